@@ -1,0 +1,96 @@
+"""The command `ultr`. Each subcommand is a module of its own, imported when it is called."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import click
+
+from ultr import __version__
+from ultr.errors import UltrError
+
+COMMANDS = {
+    "demo": "Make a log, train a naive ranker and a two-tower on it, and compare them.",
+    "prepare": "Turn raw click logs or graded lists into a log or a collection.",
+    "simulate": "Simulate a click log from graded lists.",
+    "train": "Train a click model or a two-tower ranker on a log.",
+    "evaluate": "Judge a trained model on a log or a collection.",
+}
+
+
+class _Lazy(click.Group):
+    """Lists the commands without importing them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        return importlib.import_module(f"ultr.cli.{cmd_name}").command
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        if args and not args[0].startswith("-") and args[0] not in COMMANDS:
+            raise click.UsageError(f"unknown command '{args[0]}'; known: {', '.join(COMMANDS)}")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="ultr")
+def cli() -> None:
+    """Unbiased learning to rank: from a click log to a ranker freed of position and trust bias.
+
+    Start with `ultr demo`, which needs no data.
+    """
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Runs the command line; bad use or bad input ends with one line on standard error and exit code 2."""
+    try:
+        code = cli.main(arguments, prog_name="ultr", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        sys.exit(2)
+    except click.ClickException as error:
+        context = getattr(error, "ctx", None)
+        _fail(context.command_path if context else "ultr", error.format_message())
+    except click.Abort:
+        _fail("ultr", "interrupted", code=130)
+    except UltrError as error:
+        _fail("ultr", str(error))
+    except (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError) as error:
+        _fail("ultr", f"{error.filename}: {error.strerror}")
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(who: str, message: str, code: int = 2) -> NoReturn:
+    click.echo(f"{who}: error: {' '.join(message.split())}", err=True)
+    sys.exit(code)
+
+
+def output(result: dict[str, Any], text: str, as_json: bool) -> None:
+    """Prints the result alone as JSON, or the text for people."""
+    click.echo(json.dumps(result, indent=1) if as_json else text)
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Plain columns: the first left, the others right; the first row is the head."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = [
+        "  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
+        for row in rows
+    ]
+    return "\n".join([lines[0], "  ".join("-" * w for w in widths), *lines[1:]])
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the result alone, as JSON.")
+seed_option = click.option("--seed", default=0, show_default=True, help="Decides everything that is random.")
+overwrite_option = click.option("--overwrite", is_flag=True, help="Replace what stands at --out.")

@@ -1,0 +1,237 @@
+"""The three distributions over click vectors that all click models share.
+
+Each holds logits or log-probabilities of shape [B, K] and answers four questions in log space:
+`conditional`, `marginal`, `log_prob` and `sample`. Padding is never clicked: it has log-probability
+-inf of a click in `conditional` and `marginal`, adds nothing to `log_prob`, and clicks given for it are ignored.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from ultr.logspace import exclusive_cumsum, log1mexp, log_sigmoid, logaddexp, logsumexp
+from ultr.sessions import Array
+
+
+class ClickDistribution(Protocol):
+    """What every distribution over click vectors of B lists of K documents can do."""
+
+    def conditional(self, clicks: Array) -> jax.Array:
+        """[B, K] log P(C_k = 1 | the clicks above rank k), for clicks [B, K]."""
+        ...
+
+    def marginal(self) -> jax.Array:
+        """[B, K] log P(C_k = 1)."""
+        ...
+
+    def log_prob(self, clicks: Array) -> jax.Array:
+        """[B] log P(clicks); -inf for a click vector that cannot happen."""
+        ...
+
+    def sample(self, key: Array) -> jax.Array:
+        """[B, K] int8, one click vector per list."""
+        ...
+
+
+def _last_click(clicks: Array) -> jax.Array:
+    """[B, K] int32: 0 where nothing was clicked above the rank, else 1 + index of the last click above."""
+    index = jnp.arange(1, clicks.shape[1] + 1, dtype=jnp.int32)
+    clicked = jnp.where(clicks, index[None, :], 0)
+    running = jax.lax.cummax(clicked, axis=1)
+    return jnp.pad(running[:, :-1], ((0, 0), (min(clicks.shape[1], 1), 0)))
+
+
+@flax.struct.dataclass
+class PositionClicks:
+    """Clicks that depend on the rank and, optionally, on the last click above it.
+
+    Attributes:
+      logits: [B, K] click logits; or [B, K, K+1], the last axis chosen by the last click
+        above rank k: 0 for none, 1 + j for the document at index j.
+      mask: [B, K] bool.
+    """
+
+    logits: Array
+    mask: Array
+
+    def _given(self, clicks: Array) -> jax.Array:
+        logits = jnp.asarray(self.logits)
+        if logits.ndim == 3:
+            last = _last_click((clicks != 0) & self.mask)
+            logits = jnp.take_along_axis(logits, last[:, :, None], axis=2)[:, :, 0]
+        return jnp.where(self.mask, logits, 0.0)
+
+    def conditional(self, clicks: Array) -> jax.Array:
+        return jnp.where(self.mask, log_sigmoid(self._given(clicks)), -jnp.inf)
+
+    def log_prob(self, clicks: Array) -> jax.Array:
+        logits = self._given(clicks)
+        each = log_sigmoid(jnp.where(clicks != 0, logits, -logits))
+        return jnp.sum(jnp.where(self.mask, each, 0.0), axis=1)
+
+    def marginal(self) -> jax.Array:
+        logits = jnp.asarray(self.logits)
+        if logits.ndim == 2:
+            return jnp.where(self.mask, log_sigmoid(jnp.where(self.mask, logits, 0.0)), -jnp.inf)
+        b, k, _ = logits.shape
+
+        def step(log_last: jax.Array, rank: tuple[jax.Array, jax.Array, jax.Array]):  # type: ignore[no-untyped-def]
+            index, logit, shown = rank
+            click = jnp.where(shown, logsumexp(log_last + log_sigmoid(logit)), -jnp.inf)
+            stays = log_last + jnp.where(shown[:, None], log_sigmoid(-logit), 0.0)
+            return stays.at[:, index + 1].set(click), click
+
+        start = jnp.full((b, k + 1), -jnp.inf, logits.dtype).at[:, 0].set(0.0)
+        steps = (jnp.arange(k), jnp.moveaxis(logits, 1, 0), jnp.moveaxis(jnp.asarray(self.mask), 1, 0))
+        return jax.lax.scan(step, start, steps)[1].T
+
+    def sample(self, key: Array) -> jax.Array:
+        logits = jnp.asarray(self.logits)
+        if logits.ndim == 2:
+            draw = jax.random.bernoulli(key, jax.nn.sigmoid(logits), logits.shape)
+            return (draw & self.mask).astype(jnp.int8)
+        b, k, _ = logits.shape
+        uniform = jax.random.uniform(key, (b, k), logits.dtype)
+
+        def step(last: jax.Array, rank: tuple[jax.Array, ...]):  # type: ignore[no-untyped-def]
+            index, logit, shown, u = rank
+            given = jnp.take_along_axis(logit, last[:, None], axis=1)[:, 0]
+            click = (u < jax.nn.sigmoid(given)) & shown
+            return jnp.where(click, index + 1, last), click
+
+        steps = (
+            jnp.arange(k, dtype=jnp.int32),
+            jnp.moveaxis(logits, 1, 0),
+            jnp.moveaxis(jnp.asarray(self.mask), 1, 0),
+            uniform.T,
+        )
+        return jax.lax.scan(step, jnp.zeros(b, jnp.int32), steps)[1].T.astype(jnp.int8)
+
+
+@flax.struct.dataclass
+class CascadeClicks:
+    """A user who scans from the top, clicks what attracts, and goes on or stops after each document.
+
+    The likelihood is in closed form: with l the last click, everything up to l was examined, and the
+    tail marginalises over where the user stopped (Guo 2009; Chapelle and Zhang 2009).
+
+    Attributes:
+      relevance: [B, K] logits of a click given examination.
+      go_after_click, stop_after_click: [B, K] log-probabilities, complements of each other.
+      go_after_skip, stop_after_skip: [B, K] log-probabilities, complements of each other.
+      mask: [B, K] bool.
+    """
+
+    relevance: Array
+    go_after_click: Array
+    stop_after_click: Array
+    go_after_skip: Array
+    stop_after_skip: Array
+    mask: Array
+
+    def _attraction(self) -> tuple[jax.Array, jax.Array]:
+        logits = jnp.where(self.mask, self.relevance, 0.0)
+        return log_sigmoid(logits), log_sigmoid(-logits)
+
+    def log_prob(self, clicks: Array) -> jax.Array:
+        b, k = self.mask.shape
+        if k == 0:
+            return jnp.zeros(b)
+        attract, ignore = self._attraction()
+        clicked = (clicks != 0) & self.mask
+        index = jnp.arange(k, dtype=jnp.int32)[None, :]
+        last = jnp.max(jnp.where(clicked, index, -1), axis=1, keepdims=True)
+        until, before = index <= last, index < last
+        after = (index > last) & self.mask
+        seen = jnp.where(until, jnp.where(clicked, attract, ignore), 0.0)
+        went = jnp.where(before, jnp.where(clicked, self.go_after_click, self.go_after_skip), 0.0)
+        step = jnp.where(after, ignore + self.go_after_skip, 0.0)
+        stop = exclusive_cumsum(step) + jnp.where(after, ignore + self.stop_after_skip, 0.0)
+        end = jnp.sum(step, axis=1, keepdims=True)
+        nothing_more = logsumexp(
+            jnp.concatenate([stop, end], axis=1), where=jnp.concatenate([after, jnp.ones((b, 1), bool)], axis=1)
+        )
+        at = jnp.maximum(last, 0)
+        stopped = jnp.take_along_axis(jnp.asarray(self.stop_after_click), at, axis=1)[:, 0]
+        went_on = jnp.take_along_axis(jnp.asarray(self.go_after_click), at, axis=1)[:, 0]
+        tail = jnp.where(last[:, 0] >= 0, logaddexp(stopped, went_on + nothing_more), nothing_more)
+        return jnp.sum(seen + went, axis=1) + tail
+
+    def conditional(self, clicks: Array) -> jax.Array:
+        attract, ignore = self._attraction()
+        clicked = (clicks != 0) & self.mask
+        on = jnp.where(clicked, self.go_after_click, ignore + self.go_after_skip)
+        off = jnp.where(clicked, self.stop_after_click, ignore + self.stop_after_skip)
+
+        # (on, off) are log P(examining / having stopped, clicks since the reset); a click resets both.
+        def join(first, second):  # type: ignore[no-untyped-def]
+            reset1, on1, off1 = first
+            reset2, on2, off2 = second
+            return (
+                reset1 | reset2,
+                jnp.where(reset2, on2, on1 + on2),
+                jnp.where(reset2, off2, logaddexp(off1, on1 + off2)),
+            )
+
+        _, on, off = jax.lax.associative_scan(join, (clicked, on, off), axis=1)
+        first = min(self.mask.shape[1], 1)
+        on = jnp.pad(on[:, :-1], ((0, 0), (first, 0)))
+        off = jnp.pad(off[:, :-1], ((0, 0), (first, 0)), constant_values=-jnp.inf)
+        return jnp.where(self.mask, attract + on - logaddexp(on, off), -jnp.inf)
+
+    def marginal(self) -> jax.Array:
+        attract, ignore = self._attraction()
+        go = logaddexp(attract + self.go_after_click, ignore + self.go_after_skip)
+        return jnp.where(self.mask, attract + exclusive_cumsum(jnp.where(self.mask, go, 0.0)), -jnp.inf)
+
+    def sample(self, key: Array) -> jax.Array:
+        attracted, goes = jax.random.uniform(key, (2, *self.mask.shape))
+        attract, _ = self._attraction()
+        would_click = jnp.log(attracted) < attract
+        go = jnp.log(goes) < jnp.where(would_click, self.go_after_click, self.go_after_skip)
+        stopped = jnp.cumsum(~go, axis=1) - ~go
+        return (would_click & (stopped == 0) & self.mask).astype(jnp.int8)
+
+
+@flax.struct.dataclass
+class MixtureClicks:
+    """Sessions of several kinds of users, each with a click distribution of its own.
+
+    Attributes:
+      components: M distributions over the same lists.
+      log_prior: [B, M] log-probabilities of the components.
+      mask: [B, K] bool.
+    """
+
+    components: tuple[ClickDistribution, ...]
+    log_prior: Array
+    mask: Array
+
+    def log_prob(self, clicks: Array) -> jax.Array:
+        each = jnp.stack([c.log_prob(clicks) for c in self.components], axis=1)
+        return logsumexp(self.log_prior + each, axis=1)
+
+    def conditional(self, clicks: Array) -> jax.Array:
+        click = jnp.stack([c.conditional(clicks) for c in self.components])
+        observed = jnp.where((clicks != 0)[None], click, log1mexp(click))
+        observed = jnp.where(self.mask[None], observed, 0.0)
+        # Responsibilities from the clicks above only: the whole session would leak the click predicted.
+        log_weight = self.log_prior.T[:, :, None] + exclusive_cumsum(observed)
+        total = logsumexp(log_weight, axis=0)
+        possible = total > -jnp.inf
+        joint = logsumexp(log_weight + click, axis=0)
+        return jnp.where(possible & self.mask, joint - jnp.where(possible, total, 0.0), -jnp.inf)
+
+    def marginal(self) -> jax.Array:
+        each = jnp.stack([c.marginal() for c in self.components])
+        return logsumexp(self.log_prior.T[:, :, None] + each, axis=0)
+
+    def sample(self, key: Array) -> jax.Array:
+        choice_key, *keys = jax.random.split(key, len(self.components) + 1)
+        choice = jax.random.categorical(choice_key, self.log_prior, axis=1)
+        each = jnp.stack([c.sample(k) for c, k in zip(self.components, keys, strict=True)])
+        return jnp.take_along_axis(each, choice[None, :, None], axis=0)[0]

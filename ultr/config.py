@@ -1,0 +1,140 @@
+"""From the names of the command line to a model with towers that fit a log."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import optax
+from flax import nnx
+
+from ultr import baselines, models, towers
+from ultr.errors import ConfigError
+from ultr.logs import ClickLog
+
+RELEVANCE = ("auto", "table", "hashed", "quotient-remainder", "robe", "linear", "mlp", "dcn")
+_TABLES = ("table", "hashed", "quotient-remainder", "robe")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """A model by names.
+
+    Attributes:
+      model: a name in `MODELS`, or several joined by `+` for a mixture, such as `pbm+dbn`.
+      relevance: what the document towers are: a table over document ids (`table`, or compressed: `hashed`,
+        `quotient-remainder`, `robe`), or a network over features (`linear`, `mlp`, `dcn`); `auto`: an MLP where the
+        log has features, else a table.
+      rows: shared rows of a compressed table; None: a tenth of the documents.
+      hidden: widths of the hidden layers of `mlp` and `dcn`.
+      transform: scaling of the features, `standardise` or `log1p`.
+      seed: decides the starting weights.
+    """
+
+    model: str = "pbm"
+    relevance: str = "auto"
+    rows: int | None = None
+    hidden: tuple[int, ...] = (64, 64)
+    transform: str = "standardise"
+    seed: int = 0
+
+
+class _Slots:
+    """Makes the towers of one model; each call a new one."""
+
+    def __init__(self, config: ModelConfig, log: ClickLog) -> None:
+        self.config, self.log = config, log
+        self.rngs = nnx.Rngs(config.seed)
+        names = [*log.metadata["features"], *log.metadata["impression_features"]]
+        self.size = len(names)
+        self.kind = config.relevance
+        if self.kind not in RELEVANCE:
+            raise ConfigError(f"unknown relevance tower '{self.kind}'; known: {', '.join(RELEVANCE)}")
+        if self.kind == "auto":
+            self.kind = "mlp" if self.size else "table"
+        if self.kind not in _TABLES and not self.size:
+            raise ConfigError(
+                f"the relevance tower '{self.kind}' reads features and the log has none. "
+                "Choose --relevance table, or prepare the log with features"
+            )
+        self._scaler: towers.Scaler | None = None
+
+    def document(self) -> Any:
+        """A tower over what is known of the document."""
+        config = self.config
+        if self.kind in _TABLES:
+            kind = "full" if self.kind == "table" else self.kind
+            rows = config.rows or max(self.log.documents // 10, 1)
+            return towers.DocumentTable(self.log.documents, kind=kind, rows=rows, rngs=self.rngs)
+        if self._scaler is None:
+            self._scaler = towers.Scaler(self.size, transform=config.transform).fit(self.log)
+        scaler = nnx.clone(self._scaler)
+        if self.kind == "linear":
+            return towers.Linear(self.size, scaler=scaler, rngs=self.rngs)
+        network = towers.MLP if self.kind == "mlp" else towers.DCNV2
+        return network(self.size, hidden=config.hidden, scaler=scaler, rngs=self.rngs)
+
+    def rank(self, pin_first: bool = False) -> towers.RankTable:
+        return towers.RankTable(self.log.ranks, pin_first=pin_first)
+
+    def last_click(self) -> towers.LastClickTable:
+        return towers.LastClickTable(self.log.ranks)
+
+    def rank_document(self) -> towers.RankDocumentTable:
+        return towers.RankDocumentTable(self.log.documents, ranks=self.log.ranks)
+
+
+MODELS: dict[str, Callable[[_Slots], Any]] = {
+    "gctr": lambda s: models.GCTR(towers.Constant()),
+    "rctr": lambda s: models.RCTR(s.rank()),
+    "dctr": lambda s: models.DCTR(s.document()),
+    "rdctr": lambda s: models.RDCTR(s.rank_document()),
+    "pbm": lambda s: models.PBM(relevance=s.document(), examination=s.rank()),
+    "trust": lambda s: models.TrustPBM(
+        relevance=s.document(), examination=s.rank(), trust_relevant=s.rank(), trust_irrelevant=s.rank()
+    ),
+    "additive": lambda s: models.AdditivePBM(relevance=s.document(), examination=s.rank(pin_first=True)),
+    "ubm": lambda s: models.UBM(relevance=s.document(), examination=s.last_click()),
+    "cascade": lambda s: models.CascadeModel(relevance=s.document()),
+    "dcm": lambda s: models.DCM(relevance=s.document(), continuation=s.rank()),
+    "sdbn": lambda s: models.SDBN(relevance=s.document(), satisfaction=s.document()),
+    "dbn": lambda s: models.DBN(
+        relevance=s.document(), satisfaction=s.document(), continuation=towers.Constant(1.0)
+    ),
+    "ccm": lambda s: models.CCM(
+        relevance=s.document(),
+        after_skip=towers.Constant(1.0),
+        after_irrelevant_click=towers.Constant(0.0),
+        after_relevant_click=towers.Constant(0.0),
+    ),
+    "naive": lambda s: baselines.NaivePointwise(relevance=s.document()),
+    "naive-listwise": lambda s: baselines.NaiveListwise(relevance=s.document()),
+}
+
+
+def build_model(config: ModelConfig, log: ClickLog) -> Any:
+    """The untrained model; feature statistics are measured on the given log, the training split.
+
+    Raises:
+      ConfigError: an unknown name, or features that the log does not have.
+    """
+    names = config.model.split("+")
+    for name in names:
+        if name not in MODELS:
+            raise ConfigError(f"unknown model '{name}'; known: {', '.join(MODELS)}")
+    slots = _Slots(config, log)
+    built = [MODELS[name](slots) for name in names]
+    if len(built) == 1:
+        return built[0]
+    if not all(isinstance(m, models.ClickModel) for m in built):
+        raise ConfigError(f"a mixture is made of click models; '{config.model}' has a naive ranker in it")
+    return models.Mixture(components=built)
+
+
+def default_optimizer(model: nnx.Module, learning_rate: float | None = None) -> optax.GradientTransformation:
+    """Adam; the learning rate is .003 where a network over features is trained, else .03."""
+    if learning_rate is None:
+        dense = any(isinstance(m, towers.Linear | towers.MLP | towers.DCNV2) for _, m in nnx.iter_modules(model))
+        learning_rate = 0.003 if dense else 0.03
+    return optax.adam(learning_rate)

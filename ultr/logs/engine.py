@@ -1,0 +1,171 @@
+"""The query engine behind `prepare`: Ibis expressions, run by DuckDB in a scratch folder of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import duckdb
+import ibis
+import ibis.expr.types as ir
+import pyarrow as pa
+
+from ultr.errors import ConfigError, DataError
+
+ENGINES = ("duckdb",)
+BATCH_ROWS = 122_880  # of a streamed result; DuckDB's own unit
+
+
+class Engine:
+    """A context manager around one Ibis backend; its tables and spilled data lie in `scratch` until it ends.
+
+    Everything downstream is written as Ibis expressions, so that another backend only has to say how it stages,
+    loads and streams a table.
+
+    Args:
+      name: one of `ENGINES`.
+      beside: an existing folder with room for a copy of the data; the scratch folder is made in it.
+      memory_limit: most memory of the engine, such as "4GB"; beyond it the engine works on disk. None leaves the
+        engine's default (most of the machine's).
+
+    Raises:
+      ConfigError: an engine or a memory limit that does not exist.
+    """
+
+    def __init__(self, name: str, *, beside: Path, memory_limit: str | None = None) -> None:
+        if name not in ENGINES:
+            raise ConfigError(f"expected an engine of {list(ENGINES)}, found {name!r}")
+        self.scratch = Path(tempfile.mkdtemp(prefix=".prepare-", dir=beside))
+        config = {"temp_directory": str(self.scratch / "spill")}
+        if memory_limit is not None:
+            config["memory_limit"] = memory_limit
+        try:
+            with _quiet():
+                self.backend: Any = ibis.duckdb.connect(self.scratch / "work.duckdb", **config)
+        except duckdb.Error as error:
+            shutil.rmtree(self.scratch, ignore_errors=True)
+            raise ConfigError(f"expected a memory limit such as '4GB', found {memory_limit!r}: {error}") from error
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self.backend.disconnect()
+        finally:
+            shutil.rmtree(self.scratch, ignore_errors=True)
+
+    def stage(self, name: str, expression: ir.Table) -> ir.Table:
+        """Computes a table once and keeps it under the name."""
+        with _quiet(), running():
+            return self.backend.create_table(name, expression)
+
+    def load(self, name: str, batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> ir.Table:
+        """Copies record batches into a table as they come; what their source raises comes out as it was."""
+        failures: list[BaseException] = []
+
+        def watched() -> Iterator[pa.RecordBatch]:
+            try:
+                yield from batches
+            except BaseException as error:
+                failures.append(error)
+                raise
+
+        reader = pa.RecordBatchReader.from_batches(schema, watched())
+        try:
+            with _quiet(), running():
+                self.backend.con.register("arriving", reader)
+                try:
+                    return self.backend.create_table(name, self.backend.table("arriving"))
+                finally:
+                    self.backend.con.unregister("arriving")
+        except EngineError:
+            if failures:
+                raise failures[0] from None
+            raise
+
+    def table(self, expression: ir.Table) -> pa.Table:
+        """The whole result, in memory."""
+        with _quiet(), running():
+            return self.backend.to_pyarrow(expression)
+
+    def record(self, expression: ir.Table) -> dict[str, Any]:
+        """The only row of a result; empty when there is none."""
+        rows = self.table(expression).to_pylist()
+        return rows[0] if rows else {}
+
+    def stream(self, expression: ir.Table) -> Iterator[pa.RecordBatch]:
+        """The result as record batches, computed as they are asked for; several streams may be open at a time."""
+        with _quiet(), running():
+            # Ibis' own reader wants a DuckDB call that newer versions no longer have.
+            sql = self.backend.compile(expression)
+            connection = self.backend.con.cursor()
+            reader = connection.sql(sql).to_arrow_reader(BATCH_ROWS)
+        while True:
+            with running():
+                try:
+                    batch = reader.read_next_batch()
+                except StopIteration:
+                    return
+            yield batch
+
+    def read_parquet(self, path: Path) -> ir.Table:
+        """A Parquet file with its row numbers (from 0) as column `file_row_number`."""
+        with _quiet(), running():
+            return self.backend.read_parquet(str(path), file_row_number=True)
+
+    def read_csv(self, path: Path, columns: int, delimiter: str) -> ir.Table:
+        """A headered CSV file as strings c0, c1, ...; nothing is guessed, and a ragged row is an error."""
+        with _quiet(), running():
+            return self.backend.read_csv(
+                str(path),
+                columns={f"c{i}": "VARCHAR" for i in range(columns)},
+                auto_detect=False,
+                header=True,
+                delim=delimiter,
+                quote='"',
+                escape='"',
+            )
+
+    def read_json(self, path: Path, columns: dict[str, str]) -> ir.Table:
+        """Objects of a JSON file, one per line or in one array; other fields than `columns` are not read."""
+        with _quiet(), running():
+            return self.backend.read_json(str(path), columns=columns)
+
+
+class EngineError(DataError):
+    """What the engine said when it stopped; `text` is its own first line."""
+
+    def __init__(self, error: BaseException) -> None:
+        lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        self.text = lines[0]
+        memory = isinstance(error, duckdb.OutOfMemoryException)
+        super().__init__(
+            f"the engine stopped: {self.text}",
+            fix="Give it a larger memory limit, or more room on the disk of the output." if memory else "",
+        )
+
+
+@contextlib.contextmanager
+def running() -> Iterator[None]:
+    """Turns what the engine raises while it runs into an `EngineError`."""
+    try:
+        yield
+    except (duckdb.Error, pa.ArrowException, OSError) as error:
+        raise EngineError(error) from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    # Ibis calls DuckDB by names that DuckDB is about to retire; neither is ours to change.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        yield

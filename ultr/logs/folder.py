@@ -1,0 +1,239 @@
+"""A data folder on disk: metadata.json and checksummed Parquet files, written aside and then renamed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ultr.errors import DataError
+
+SCHEMA = 1
+LOG_FORMAT = "ultr-click-log"
+COLLECTION_FORMAT = "ultr-collection"
+QUERIES_FILE = "queries.parquet"
+DOCUMENTS_FILE = "documents.parquet"
+METADATA_FILE = "metadata.json"
+
+PARQUET_OPTIONS: dict[str, Any] = {"compression": "zstd", "write_page_checksum": True}
+
+
+@contextlib.contextmanager
+def staged(path: str | os.PathLike[str], *, overwrite: bool = False) -> Iterator[Path]:
+    """Gives an empty folder beside `path` that becomes `path` when the block ends without an exception.
+
+    Args:
+      path: the folder to make; an empty folder may already stand there.
+      overwrite: whether a data folder that stands there may be replaced. Anything else is never replaced.
+
+    Raises:
+      DataError: something stands at `path` that must not be replaced.
+    """
+    target = Path(os.path.abspath(path))
+    _refuse(target, overwrite)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    aside = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
+    aside.mkdir()
+    try:
+        yield aside
+        _refuse(target, overwrite)
+        if target.exists() and any(target.iterdir()):
+            old = target.with_name(f".{target.name}.{secrets.token_hex(4)}.old")
+            target.rename(old)
+            try:
+                aside.rename(target)
+            except BaseException:
+                old.rename(target)
+                raise
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            os.replace(aside, target)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _refuse(target: Path, overwrite: bool) -> None:
+    if not os.path.lexists(target) or (target.is_dir() and not any(target.iterdir())):
+        return
+    if not overwrite:
+        raise DataError(
+            "something already stands here", fix="Choose another folder or pass overwrite.", file=target
+        )
+    try:
+        known = str(json.loads((target / METADATA_FILE).read_text())["format"]).startswith("ultr-")
+    except (OSError, ValueError, KeyError, TypeError):
+        known = False
+    if not known:
+        raise DataError(
+            "only a click log or a collection is overwritten, and this is neither",
+            fix="Choose another folder or remove this one yourself.",
+            file=target,
+        )
+
+
+def write_metadata(folder: Path, metadata: Mapping[str, Any]) -> None:
+    """Writes metadata.json; the keys keep their order."""
+    text = json.dumps(metadata, indent=1, allow_nan=False, default=lambda x: x.tolist())  # numpy numbers
+    (folder / METADATA_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def read_metadata(path: str | os.PathLike[str], formats: Sequence[str]) -> dict[str, Any]:
+    """metadata.json of a data folder.
+
+    Raises:
+      DataError: no such folder or file, not JSON, another format than `formats`, or another schema.
+    """
+    folder = Path(path)
+    file = folder / METADATA_FILE
+    make = "Make one with `ultr prepare` or `ultr simulate`."
+    if not folder.is_dir():
+        raise DataError("expected the folder of a click log or collection, found none", fix=make, file=folder)
+    if not file.is_file():
+        raise DataError("expected a metadata.json, found none: not a prepared folder", fix=make, file=folder)
+    try:
+        metadata = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"expected JSON, found {error}", fix="Prepare the data again.", file=file) from error
+    found = metadata.get("format") if isinstance(metadata, dict) else None
+    if found not in formats:
+        raise DataError(
+            f"expected one of {list(formats)}, found {found!r}", fix=make, file=file, field="format"
+        )
+    schema = metadata.get("schema")
+    if schema != SCHEMA:
+        raise DataError(
+            f"prepared with schema {schema!r}, this version reads {SCHEMA}",
+            fix="Prepare the data again with this version, or use the version that wrote it.",
+            file=file,
+            field="schema",
+        )
+    return metadata
+
+
+def require(metadata: Mapping[str, Any], file: Path, fields: Mapping[str, type]) -> None:
+    """Checks that metadata holds the fields, with their types.
+
+    Raises:
+      DataError: names the field.
+    """
+    for name, kind in fields.items():
+        value = metadata.get(name)
+        if not isinstance(value, kind) or (kind is int and (isinstance(value, bool) or value < 0)):
+            raise DataError(
+                f"expected {kind.__name__}, found {value!r}", fix="Prepare it again.", file=file, field=name
+            )
+
+
+@contextlib.contextmanager
+def reading(file: Path) -> Iterator[None]:
+    """Turns what pyarrow raises on damaged files into a DataError that names the file."""
+    try:
+        yield
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        text = " ".join(str(error).split())
+        raise DataError(
+            f"the Parquet file cannot be read: {text}", fix="Copy or prepare it again.", file=file
+        ) from error
+
+
+def footer_checksum(file: Path) -> str:
+    """CRC-32 (hex) of a Parquet file's footer, which page checksums do not cover."""
+    with open(file, "rb") as stream:
+        stream.seek(-8, os.SEEK_END)
+        size = int.from_bytes(stream.read(4), "little")
+        stream.seek(-8 - size, os.SEEK_END)
+        return f"{zlib.crc32(stream.read(size)):08x}"
+
+
+def describe(file: Path, rows: int) -> dict[str, Any]:
+    """What metadata.json records of one Parquet file: name, rows, bytes and the footer's checksum."""
+    return {"name": file.name, "rows": rows, "bytes": file.stat().st_size, "footer": footer_checksum(file)}
+
+
+def open_parquet(folder: Path, record: Mapping[str, Any]) -> pq.FileMetaData:
+    """The footer of one recorded file, after checking that the file is the one that was written.
+
+    Args:
+      record: what `describe` gave; only `name` and `rows` are needed, the rest is checked where it is there.
+
+    Raises:
+      DataError: the file is missing, truncated, damaged or not the recorded one.
+    """
+    file = folder / record["name"]
+    again = "Copy or prepare it again."
+    if not file.is_file():
+        raise DataError("the metadata lists this file, and it is missing", fix=again, file=file)
+    found = file.stat().st_size
+    if record.get("bytes", found) != found:
+        raise DataError(f"expected {record['bytes']:,} bytes, found {found:,}", fix=again, file=file)
+    with reading(file):
+        footer = pq.read_metadata(file)
+        if record.get("footer") not in (None, footer_checksum(file)):
+            raise DataError("the Parquet footer fails its checksum", fix=again, file=file)
+    if footer.num_rows != record["rows"]:
+        raise DataError(
+            f"expected {record['rows']:,} rows, found {footer.num_rows:,}", fix=again, file=file
+        )
+    return footer
+
+
+def read_row_groups(
+    file: Path, groups: Iterable[int], columns: Sequence[str], *, footer: pq.FileMetaData
+) -> pa.Table:
+    """Reads row groups with their checksums verified.
+
+    Raises:
+      DataError: a page fails its checksum, or the file cannot be read.
+    """
+    picked = list(groups)
+    with reading(file), pq.ParquetFile(file, metadata=footer, page_checksum_verification=True) as source:
+        table = source.read_row_groups(picked, columns=list(columns))
+    rows = sum(footer.row_group(i).num_rows for i in picked)
+    if len(table) != rows:  # a damaged page header, which no checksum covers, makes the reader skip the page
+        raise DataError(
+            f"expected {rows:,} rows, found {len(table):,}", fix="Copy or prepare it again.", file=file
+        )
+    return table
+
+
+def check_columns(schema: pa.Schema, expected: Mapping[str, str], file: Path) -> None:
+    """Checks that a file's schema holds the columns with the types.
+
+    Args:
+      expected: column name -> one or several type names joined by " or ", as `type_name` gives them.
+
+    Raises:
+      DataError: names the column, the expected and the found type.
+    """
+    for name, kinds in expected.items():
+        index = schema.get_field_index(name)
+        if index < 0:
+            raise DataError(
+                f"expected a column of type {kinds}, found the columns {schema.names}",
+                fix="Prepare it again.",
+                file=file,
+                field=name,
+            )
+        found = type_name(schema.field(index).type)
+        if found not in kinds.split(" or "):
+            raise DataError(f"expected {kinds}, found {found}", fix="Prepare it again.", file=file, field=name)
+
+
+def type_name(kind: pa.DataType) -> str:
+    """A short name that does not depend on nullability or field names: list<int32>, string, ..."""
+    if pa.types.is_fixed_size_list(kind):
+        return f"list<{kind.value_type}>[{kind.list_size}]"
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return f"list<{kind.value_type}>"
+    if pa.types.is_large_string(kind):
+        return "string"
+    return str(kind)

@@ -1,0 +1,411 @@
+"""`ClickLog`: open a prepared click log, look at a part of it, stream it as batches."""
+
+from __future__ import annotations
+
+import copy
+import os
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ultr.errors import ConfigError, DataError
+from ultr.logs.blocks import CONTEXT, FEATURE, Block, Layout, check, unpack
+from ultr.logs.collection import Collection
+from ultr.logs.folder import (
+    COLLECTION_FORMAT,
+    LOG_FORMAT,
+    METADATA_FILE,
+    check_columns,
+    open_parquet,
+    read_metadata,
+    read_row_groups,
+    require,
+)
+from ultr.logs.splits import OUTSIDE, assign_by_time, assign_split, check_fractions
+from ultr.logs.stream import Rows, ahead, join, rebatch, used_widths
+from ultr.logs.vocabulary import Vocabulary, known_documents
+from ultr.logs.writer import LogWriter
+from ultr.sessions import Sessions
+
+POOL_SESSIONS = 250_000  # how many sessions are shuffled among each other,
+POOL_VALUES = 1 << 26  # unless they hold more numbers than this
+
+_FIELDS: dict[str, type] = {
+    "sessions": int,
+    "queries": int,
+    "documents": int,
+    "ranks": int,
+    "lengths": dict,
+    "clicks": int,
+    "impressions": int,
+    "files": list,
+    "features": list,
+    "impression_features": list,
+    "context": dict,
+    "splits": dict,
+    "vocabulary": dict,
+    "report": dict,
+}
+
+
+@dataclass(frozen=True)
+class _Group:
+    """A row group: where it is, which rows of its file and of the log it holds."""
+
+    file: Path
+    footer: pq.FileMetaData
+    index: int
+    file_row: int
+    row: int
+    rows: int
+
+
+class ClickLog:
+    """A click log on disk, or the part of one that a split names; satisfies `ultr.sessions.Source`.
+
+    Attributes:
+      path: the folder.
+      metadata: metadata.json, of the whole log.
+      sessions: how many ranked lists this view holds.
+      ranks: the largest 1-based rank of the whole log.
+      documents: how many documents it knows; ids run from 1 to this, 0 is padding or unseen. With `vocabulary=`
+        the count of that vocabulary.
+      queries: how many queries it knows; ids run from 0.
+      vocabulary: names, grades and document features behind the ids, read when first asked for.
+    """
+
+    def __init__(self, path: Path, metadata: dict[str, Any], vocabulary: Vocabulary, groups: list[_Group]) -> None:
+        self.path, self.metadata, self.vocabulary = path, metadata, vocabulary
+        self.sessions: int = metadata["sessions"]
+        self.ranks: int = metadata["ranks"]
+        self.queries: int = metadata["queries"]
+        self.documents: int = metadata["documents"]
+        self._groups = groups
+        self._layout = _layout(path, metadata, groups)
+        self._codes: np.ndarray | None = None  # [sessions of the log] uint8; this view has those of self._code
+        self._code = 0
+        self._salt = 0
+
+    @classmethod
+    def open(
+        cls, path: str | os.PathLike[str], *, split: str | None = None, vocabulary: Any = None
+    ) -> ClickLog:
+        """Opens a click log after checking that its files are there and whole.
+
+        Args:
+          path: the folder.
+          split: the name of one of the splits that it was prepared with; None for all sessions.
+          vocabulary: the ClickLog or Collection that a model was trained on (or the identity of its vocabulary):
+            documents that it does not know are streamed as id 0.
+
+        Raises:
+          DataError: not a click log of this schema; a file is missing, truncated or damaged; columns or types
+            differ; no such split; or the log was prepared with other ids than `vocabulary`.
+        """
+        folder = Path(path)
+        metadata = read_metadata(folder, [LOG_FORMAT])
+        file = folder / METADATA_FILE
+        require(metadata, file, _FIELDS)
+        groups: list[_Group] = []
+        row = 0
+        for record in metadata["files"]:
+            footer = open_parquet(folder, record)
+            file_row = 0
+            for index in range(footer.num_row_groups):
+                rows = footer.row_group(index).num_rows
+                groups.append(_Group(folder / record["name"], footer, index, file_row, row, rows))
+                file_row += rows
+                row += rows
+        if row != metadata["sessions"] or not row:
+            raise DataError(
+                f"expected {metadata['sessions']:,} sessions (at least one) in the files, found {row:,}",
+                fix="Prepare the data again.",
+                file=file,
+                field="sessions",
+            )
+        log = cls(folder, metadata, Vocabulary.open(folder, metadata), groups)
+        if vocabulary is not None:
+            log.documents = known_documents(log.vocabulary, vocabulary, file=folder)
+        return log if split is None else log._named(split)
+
+    def __len__(self) -> int:
+        return self.sessions
+
+    def __repr__(self) -> str:
+        return f"ClickLog({str(self.path)!r}: {self.sessions:,} sessions, {self.documents:,} documents)"
+
+    def batches(self, batch_size: int, *, seed: int | None = None) -> Iterator[Sessions]:
+        """Streams every session of the view once, as numpy batches of a few fixed shapes.
+
+        Shapes are [batch_size, width]: lists are put together by length, widths being powers of two up to the
+        longest list. The last batch of a width is filled up with masked rows. Batches hold `document` and, where
+        the log has them, `features` (document features, then impression features), every context column
+        ([B, K], the session's value at each document), clicks, query, weight and labels (NaN: not judged).
+
+        Args:
+          batch_size: rows per batch.
+          seed: None streams in stored order (per width); a number shuffles: row groups are drawn in random order
+            and pools of about 250,000 sessions permuted. The same seed gives the same order.
+
+        Raises:
+          DataError: a file is damaged or a value out of range; names the file and row.
+        """
+        for width, rows in rebatch(self._pools(seed), batch_size):
+            batch = self._batch(rows, width)
+            yield batch if len(batch) == batch_size else batch.pad(rows=batch_size)
+
+    def split(
+        self,
+        fractions: Mapping[str, float],
+        *,
+        by: Literal["session", "query", "time"] = "session",
+        seed: int = 0,
+    ) -> dict[str, ClickLog]:
+        """Disjoint views that together hold every session of this one; nothing is written.
+
+        Args:
+          fractions: name -> share, adding up to 1.
+          by: "session" assigns each list on its own, "query" all lists of a query together, both by a hash;
+            "time" gives the earliest sessions to the first name.
+          seed: decides on the assignment by hash.
+
+        Raises:
+          ConfigError: unusable fractions or an unknown `by`.
+          DataError: by time, and the log has no time column.
+        """
+        check_fractions(fractions)
+        inside = self._inside()
+        salt = self._salt
+        if by == "session":
+            chosen = assign_split(inside, fractions, seed, salt=salt)
+        elif by == "query":
+            chosen = assign_split(self._read("query"), fractions, seed, salt=salt)
+        elif by == "time":
+            chosen = assign_by_time(self._read("time"), fractions)
+        else:
+            raise ConfigError(f"expected by='session', 'query' or 'time', found {by!r}")
+        codes = np.full(self.metadata["sessions"], OUTSIDE, np.uint8)
+        codes[inside] = chosen
+        counts = np.bincount(chosen, minlength=len(fractions))
+        return {
+            name: self._view(codes, code, int(counts[code]), f"{salt}/{by}/{seed}/{name}")
+            for code, name in enumerate(fractions)
+        }
+
+    def columns(self, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """The view's rows in stored order, one record batch per row group, checked like `batches`.
+
+        Args:
+          names: columns of the session files. Document ids beyond `documents` become 0, as in `batches`.
+
+        Raises:
+          DataError: no such column, a damaged file, or a value out of range.
+        """
+        for group in self._groups:
+            keep = self._keep(group)
+            if keep is not None and not keep.any():
+                continue
+            table = self._table(group, names)
+            self._block(group, table)
+            batch = table.combine_chunks().to_batches()[0]
+            if self.documents < self._layout.documents and "documents" in names:
+                batch = _without_unseen(batch, self.documents)
+            yield batch if keep is None else batch.filter(pa.array(keep))
+
+    def collection(self) -> Collection | None:
+        """The judged documents of this log's vocabulary, one list per query; None where there are no grades."""
+        return Collection.from_vocabulary(self.vocabulary, known=self.documents)
+
+    def _named(self, split: str) -> ClickLog:
+        known = self.metadata["splits"]
+        if split not in known:
+            raise DataError(
+                f"expected one of the splits {sorted(known)}, found {split!r}",
+                fix="Prepare the log with splits, or split it with ClickLog.split." if not known else "",
+                file=self.path,
+                field="split",
+            )
+        codes = np.full(self.sessions, OUTSIDE, np.uint8)
+        for group in self._groups:
+            column = self._table(group, ["split"])["split"]
+            codes[group.row : group.row + group.rows][column.to_numpy(zero_copy_only=False) == split] = 0
+        return self._view(codes, 0, int((codes == 0).sum()), f"{self._salt}/{split}")
+
+    def _view(self, codes: np.ndarray, code: int, sessions: int, lineage: str) -> ClickLog:
+        view = copy.copy(self)
+        view.sessions = sessions
+        view._codes, view._code, view._salt = codes, code, zlib.crc32(lineage.encode())
+        return view
+
+    def _inside(self) -> np.ndarray:
+        return np.arange(self.sessions) if self._codes is None else np.flatnonzero(self._codes == self._code)
+
+    def _keep(self, group: _Group) -> np.ndarray | None:
+        if self._codes is None:
+            return None
+        return self._codes[group.row : group.row + group.rows] == self._code
+
+    def _read(self, name: str) -> np.ndarray:
+        if name not in self._layout.types:
+            raise DataError(
+                f"expected a column '{name}', found {list(self._layout.types)}",
+                fix="Prepare the log with it, or split by session or query.",
+                file=self.path,
+                field=name,
+            )
+        parts = []
+        for batch in self.columns([name]):
+            parts.append(batch[name].to_numpy(zero_copy_only=False))
+        return np.concatenate(parts) if parts else np.zeros(0)
+
+    def _table(self, group: _Group, names: Sequence[str]) -> pa.Table:
+        unknown = [name for name in names if name not in self._layout.types]
+        if unknown:
+            raise DataError(
+                f"expected some of the columns {list(self._layout.types)}, found {unknown}", file=self.path
+            )
+        return read_row_groups(group.file, [group.index], names, footer=group.footer)
+
+    def _block(self, group: _Group, table: pa.Table) -> Block:
+        numeric = {name: table[name] for name in table.column_names if name not in ("session", "split")}
+        block = unpack(numeric, file=group.file, start=group.file_row)
+        check(block, self._layout, file=group.file, start=group.file_row)
+        if "ranks" in block.lists and int(block.lists["ranks"].max(initial=0)) > self.ranks:
+            row = int(np.searchsorted(block.offsets, int(block.lists["ranks"].argmax()), side="right"))
+            raise DataError(
+                f"expected ranks of at most {self.ranks}, as the metadata says, found {block.lists['ranks'].max()}",
+                file=group.file,
+                row=group.file_row + row,
+                field="ranks",
+            )
+        return block
+
+    def _pools(self, seed: int | None) -> Iterator[tuple[int, Rows]]:
+        """(width, rows) of whole pools: single row groups in stored order, or shuffled unions of several."""
+        kept = [g.rows if (keep := self._keep(g)) is None else int(keep.sum()) for g in self._groups]
+        used = [g for g, n in zip(self._groups, kept, strict=True) if n]
+        lengths = np.array([int(n) for n in self.metadata["lengths"]])
+        widths = used_widths(lengths)
+        if seed is None:
+            pools = [[g] for g in used]
+        else:
+            order = np.random.default_rng(seed).permutation(len(used))
+            sizes = [n for n in kept if n]
+            values = self._layout.values_per_session(self.metadata["impressions"] / self.metadata["sessions"])
+            limit = min(POOL_SESSIONS, POOL_VALUES / values)
+            pools, held = [], limit
+            for i in order:
+                if held >= limit:
+                    pools.append([])
+                    held = 0
+                pools[-1].append(used[i])
+                held += sizes[i]
+
+        def task(number: int, pool: list[_Group]) -> Callable[[], list[tuple[int, Rows]]]:
+            rng = None if seed is None else np.random.default_rng((seed, number))
+            return lambda: self._load(pool, widths, rng)
+
+        for loaded in ahead(task(i, pool) for i, pool in enumerate(pools)):
+            yield from loaded
+
+    def _load(
+        self, pool: list[_Group], widths: np.ndarray, rng: np.random.Generator | None
+    ) -> list[tuple[int, Rows]]:
+        found: dict[int, list[Rows]] = {}
+        for group in pool:
+            block = self._block(group, self._table(group, self._layout.streamed))
+            keep = self._keep(group)
+            bucket = np.searchsorted(widths, block.lengths)
+            if bucket.max(initial=0) == len(widths):
+                row = int(bucket.argmax()) + 1
+                raise DataError(
+                    f"expected lists of at most {widths[-1]} documents, as the metadata says",
+                    file=group.file,
+                    row=group.file_row + row,
+                    field="documents",
+                )
+            for number, width in enumerate(widths.tolist()):
+                inside = bucket == number if keep is None else (bucket == number) & keep
+                rows = None if inside.all() else np.flatnonzero(inside)
+                if rows is None or len(rows):
+                    found.setdefault(width, []).append(block.padded(rows, width))
+        out = []
+        for width, parts in found.items():
+            rows_ = join(parts)
+            if rng is not None:
+                order = rng.permutation(len(rows_["length"]))
+                rows_ = {name: x.take(order, axis=0) for name, x in rows_.items()}
+            out.append((width, rows_))
+        return out
+
+    def _batch(self, rows: Rows, width: int) -> Sessions:
+        mask = np.arange(width) < rows["length"][:, None]
+        ids = rows["documents"]
+        known = ids if self.documents == self._layout.documents else np.where(ids > self.documents, 0, ids)
+        features: dict[str, np.ndarray] = {"document": known}
+        parts = []
+        if (table := self.vocabulary.features) is not None:
+            parts.append(table[ids])
+        if self._layout.impression_features:
+            names = self._layout.impression_features
+            parts.append(np.stack([rows[FEATURE + name] for name in names], -1))
+        if parts:
+            features["features"] = parts[0] if len(parts) == 1 else np.concatenate(parts, -1)
+        for name in self._layout.context:
+            value = rows[CONTEXT + name][:, None]
+            features[name] = np.where(mask, value, np.zeros_like(value))
+        grades = self.vocabulary.labels
+        return Sessions(
+            mask=mask,
+            position=np.maximum(rows["ranks"] - 1, 0),
+            features=features,
+            clicks=rows["clicks"],
+            labels=None if grades is None else np.where(mask, grades[ids], np.float32(0)),
+            query=rows["query"],
+            weight=rows.get("weight"),
+        )
+
+
+def open_data(
+    path: str | os.PathLike[str], *, split: str | None = None, vocabulary: Any = None
+) -> ClickLog | Collection:
+    """Opens a folder as what its metadata.json says it is; arguments and errors as for the two `open`."""
+    kind = read_metadata(path, [LOG_FORMAT, COLLECTION_FORMAT])["format"]
+    return (ClickLog if kind == LOG_FORMAT else Collection).open(path, split=split, vocabulary=vocabulary)
+
+
+def _layout(path: Path, metadata: Mapping[str, Any], groups: Sequence[_Group]) -> Layout:
+    files = {group.file: group.footer.schema.to_arrow_schema() for group in groups}
+    first = next(iter(files.values()))
+    layout = Layout(
+        queries=metadata["queries"],
+        documents=metadata["documents"],
+        impression_features=tuple(metadata["impression_features"]),
+        context=metadata["context"],
+        optional=frozenset({"time", "split", "weight"} & set(first.names)),
+    )
+    layout.check_context(path / METADATA_FILE)
+    for file, schema in files.items():
+        check_columns(schema, layout.types, file)
+    return layout
+
+
+def _without_unseen(batch: pa.RecordBatch, documents: int) -> pa.RecordBatch:
+    column = batch["documents"]
+    ids = column.flatten().to_numpy()
+    ids = np.where(ids > documents, np.int32(0), ids)
+    offsets = column.offsets.to_numpy()
+    return batch.set_column(
+        batch.schema.get_field_index("documents"),
+        "documents",
+        pa.ListArray.from_arrays(pa.array(offsets - offsets[0], pa.int32()), pa.array(ids, pa.int32())),
+    )
+
+
+__all__ = ["ClickLog", "Collection", "LogWriter", "Vocabulary", "open_data"]

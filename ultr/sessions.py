@@ -1,0 +1,225 @@
+"""`Sessions`: a batch of ranked lists with what was shown, clicked and graded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ultr.errors import DataError
+
+Array = jax.Array | np.ndarray
+
+
+@flax.struct.dataclass
+class Sessions:
+    """B ranked lists of at most K documents, in the order in which they were shown.
+
+    Attributes:
+      mask: [B, K] bool; True on shown documents, a prefix of each row.
+      position: [B, K] int32, 0-based displayed position (rank minus one).
+      features: name -> [B, K, ...]; a tower says by name what it reads. Logs bring
+        `document` (int32 id from 1; 0 is padding or a document unseen in training),
+        `features` (float32 [B, K, F]) where there are any, and one entry per context column.
+      clicks: [B, K] int8 or bool, or None.
+      labels: [B, K] float32 grades (NaN: not judged), or None.
+      query: [B] int32 query id, or None.
+      weight: [B] float32, how many identical lists this row stands for (None: 1).
+    """
+
+    mask: Array
+    position: Array
+    features: Mapping[str, Array] = flax.struct.field(default_factory=dict)
+    clicks: Array | None = None
+    labels: Array | None = None
+    query: Array | None = None
+    weight: Array | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(B, K)."""
+        return self.mask.shape  # type: ignore[return-value]
+
+    def __len__(self) -> int:
+        return self.mask.shape[0]
+
+    def __getitem__(self, rows: Any) -> Sessions:
+        """The given rows (a slice, an index array or a boolean mask); the batch axis stays."""
+        if isinstance(rows, int):
+            rows = slice(rows, rows + 1) if rows != -1 else slice(-1, None)
+        return jax.tree.map(lambda x: x[rows], self)
+
+    @classmethod
+    def from_lists(
+        cls,
+        *,
+        features: Mapping[str, Sequence[Any]] | None = None,
+        clicks: Sequence[Sequence[int]] | None = None,
+        labels: Sequence[Sequence[float]] | None = None,
+        positions: Sequence[Sequence[int]] | None = None,
+        query: Sequence[int] | None = None,
+        weight: Sequence[float] | None = None,
+    ) -> Sessions:
+        """Pads ragged Python lists, one per session, into a batch.
+
+        Args:
+          features: name -> one list (or [k, ...] array) per session.
+          clicks, labels, positions: one list per session; positions default to 0, 1, 2, ...
+          query, weight: one number per session.
+
+        Raises:
+          DataError: lists of one session differ in length, or nothing was given.
+        """
+        ragged: dict[str, Sequence[Any]] = dict(features or {})
+        given = {"clicks": clicks, "labels": labels, "positions": positions}
+        named = ragged | {k: v for k, v in given.items() if v is not None}
+        if not named:
+            raise DataError("a batch needs at least one of features, clicks, labels, positions")
+        lengths = {name: [len(row) for row in rows] for name, rows in named.items()}
+        first = next(iter(lengths))
+        for name, found in lengths.items():
+            if len(found) != len(lengths[first]):
+                raise DataError(
+                    f"expected {len(lengths[first])} sessions as in '{first}', found {len(found)}", field=name
+                )
+            for row, (n, m) in enumerate(zip(found, lengths[first], strict=True)):
+                if n != m:
+                    raise DataError(
+                        f"expected {m} values as in '{first}', found {n}", row=row + 1, field=name
+                    )
+        size = np.asarray(lengths[first], np.int32)
+        width = int(size.max(initial=1))
+
+        def pad(rows: Sequence[Any], dtype: Any = None) -> np.ndarray:
+            arrays = [np.asarray(row) for row in rows]
+            tail = next((a.shape[1:] for a in arrays if a.size), ())
+            kind = dtype or next((a.dtype for a in arrays if a.size), np.dtype(np.float32))
+            if kind in (np.float64, np.int64):
+                kind = np.dtype(np.float32 if kind == np.float64 else np.int32)
+            out = np.zeros((len(arrays), width, *tail), kind)
+            for i, a in enumerate(arrays):
+                if a.size:
+                    out[i, : len(a)] = a
+            return out
+
+        steps = np.arange(width, dtype=np.int32)
+        default = np.broadcast_to(steps, (len(size), width)).copy()
+        return cls(
+            mask=steps < size[:, None],
+            position=default if positions is None else pad(positions, np.int32),
+            features={name: pad(rows) for name, rows in ragged.items()},
+            clicks=None if clicks is None else pad(clicks, np.int8),
+            labels=None if labels is None else pad(labels, np.float32),
+            query=None if query is None else np.asarray(query, np.int32),
+            weight=None if weight is None else np.asarray(weight, np.float32),
+        )
+
+    def pad(self, *, rows: int | None = None, width: int | None = None) -> Sessions:
+        """Adds masked rows up to `rows` and masked ranks up to `width`; never removes any."""
+        b, k = self.shape
+        more_rows, more_width = max((rows or b) - b, 0), max((width or k) - k, 0)
+
+        def grow(x: Array, per_rank: bool) -> Array:
+            widths = [(0, more_rows)] + ([(0, more_width)] if per_rank else [])
+            widths += [(0, 0)] * (x.ndim - len(widths))
+            return (np if isinstance(x, np.ndarray) else jnp).pad(x, widths)
+
+        per_session = {"query", "weight"}
+        fields: dict[str, Any] = {"features": {n: grow(x, True) for n, x in self.features.items()}}
+        for name in ("mask", "position", "clicks", "labels", "query", "weight"):
+            value = getattr(self, name)
+            fields[name] = None if value is None else grow(value, name not in per_session)
+        return Sessions(**fields)
+
+    def unbiased(self) -> Sessions:
+        """The same lists without clicks and positions: what a ranker may see."""
+        return self.replace(clicks=None, position=np.zeros(self.shape, np.int32))  # type: ignore[attr-defined]
+
+    def validate(self, *, source: str = "sessions") -> Sessions:
+        """Checks shapes and values on the host; returns self.
+
+        Raises:
+          DataError: names the field, the 1-based session and what was expected.
+        """
+        mask = np.asarray(self.mask)
+        if mask.ndim != 2 or mask.dtype != bool:
+            raise DataError(f"expected bool [B, K], found {mask.dtype} {mask.shape}", file=source, field="mask")
+        gaps = (~mask[:, :-1] & mask[:, 1:]).any(1)
+        self._reject(gaps, "mask", source, "expected the shown documents first and padding after them")
+        per_rank: dict[str, Any] = {"position": self.position, "clicks": self.clicks, "labels": self.labels}
+        per_rank |= {f"features[{name}]": x for name, x in self.features.items()}
+        for name, value in per_rank.items():
+            if value is None:
+                continue
+            array = np.asarray(value)
+            if array.shape[:2] != mask.shape:
+                raise DataError(f"expected [B, K] = {mask.shape}, found {array.shape}", file=source, field=name)
+            if name == "clicks":
+                bad = (array != 0) & (array != 1)
+                self._reject((bad & mask).any(1), name, source, "expected clicks of 0 or 1")
+            elif name == "position":
+                self._reject(((array < 0) & mask).any(1), name, source, "expected positions of at least 0")
+            elif np.issubdtype(array.dtype, np.floating):
+                bad = np.isinf(array) if name == "labels" else ~np.isfinite(array)
+                bad = bad.reshape(*mask.shape, -1).any(-1)
+                self._reject((bad & mask).any(1), name, source, "expected finite numbers")
+        for name in ("query", "weight"):
+            value = getattr(self, name)
+            if value is not None and np.asarray(value).shape != mask.shape[:1]:
+                raise DataError(
+                    f"expected [B] = {mask.shape[:1]}, found {np.asarray(value).shape}", file=source, field=name
+                )
+        if self.weight is not None:
+            weight = np.asarray(self.weight)
+            bad = ~(np.isfinite(weight) & (weight >= 0))
+            self._reject(bad, "weight", source, "expected finite weights of at least 0")
+        return self
+
+    @staticmethod
+    def _reject(bad: np.ndarray, field: str, source: str, expected: str) -> None:
+        if bad.any():
+            rows = np.flatnonzero(bad)
+            raise DataError(
+                f"{expected}; {len(rows)} sessions differ", file=source, row=int(rows[0]) + 1, field=field
+            )
+
+
+def concatenate(batches: Sequence[Sessions]) -> Sessions:
+    """Puts batches one after another, padded to the widest; all must hold the same fields."""
+    if not batches:
+        raise DataError("expected at least one batch to concatenate, found none")
+    width = max(b.shape[1] for b in batches)
+    padded = [b.pad(width=width) for b in batches]
+    structures = {jax.tree.structure(b) for b in padded}
+    if len(structures) > 1:
+        raise DataError(f"expected batches with the same fields, found {len(structures)} different sets")
+    return jax.tree.map(lambda *xs: np.concatenate([np.asarray(x) for x in xs]), *padded)
+
+
+class Source(Protocol):
+    """Anything that streams batches: a ClickLog, a Collection, or `InMemory`."""
+
+    def batches(self, batch_size: int, *, seed: int | None = None) -> Iterator[Sessions]:
+        """Yields host batches of fixed shapes; with a seed in an order that the seed decides."""
+        ...
+
+
+class InMemory:
+    """A source over one batch that is already in memory."""
+
+    def __init__(self, sessions: Sessions) -> None:
+        self.sessions = jax.tree.map(np.asarray, sessions).validate()
+
+    def __len__(self) -> int:
+        return len(self.sessions)
+
+    def batches(self, batch_size: int, *, seed: int | None = None) -> Iterator[Sessions]:
+        """Yields batches of exactly `batch_size` rows, the last one padded with masked rows."""
+        n = len(self.sessions)
+        order = np.arange(n) if seed is None else np.random.default_rng(seed).permutation(n)
+        for start in range(0, n, batch_size):
+            yield self.sessions[order[start : start + batch_size]].pad(rows=batch_size)

@@ -1,0 +1,31 @@
+"""Towers: `Sessions -> logits [B, K]`. Constant, tables over ranks and documents, networks over features."""
+
+from ultr.towers.networks import DCNV2, MLP, Linear, Scaler, Sum
+from ultr.towers.tables import (
+    Constant,
+    DocumentTable,
+    GradeTable,
+    LastClickTable,
+    RankDocumentTable,
+    RankTable,
+    check,
+    logits,
+    reads,
+)
+
+__all__ = [
+    "DCNV2",
+    "MLP",
+    "Constant",
+    "DocumentTable",
+    "GradeTable",
+    "LastClickTable",
+    "Linear",
+    "RankDocumentTable",
+    "RankTable",
+    "Scaler",
+    "Sum",
+    "check",
+    "logits",
+    "reads",
+]

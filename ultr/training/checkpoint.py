@@ -1,0 +1,239 @@
+"""Saved models: a JSON description, an Orbax checkpoint of the arrays, and a checksum of every file.
+
+A model built from the toolkit's own classes is rebuilt from its description; one with a user's towers is
+loaded into a template of the same structure. Nothing is unpickled or executed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from ultr import baselines, models, towers
+from ultr.errors import CheckpointError, ConfigError
+
+SCHEMA = 1
+_CLASS, _SHARED = "class", "shared"
+_VARIABLES: dict[str, Any] = {"Param": nnx.Param, "Variable": nnx.Variable, "array": jnp.asarray}
+
+
+def _classes() -> dict[str, type]:
+    found = {}
+    for module in (models, baselines, towers):
+        for name, value in vars(module).items():
+            if not name.startswith("_") and inspect.isclass(value) and issubclass(value, nnx.Module):
+                if not inspect.isabstract(value) and value.__module__.startswith("ultr."):
+                    found[name] = value
+    return found
+
+
+def describe(value: Any) -> Any:
+    """JSON description of a model or tower, from which `build` makes the same again with fresh parameters.
+
+    A module that stands in two places is described once and referred to after that.
+
+    Raises:
+      ConfigError: a part is not one of the toolkit's own classes (a user's function or module).
+    """
+    return _describe(value, {})
+
+
+def _describe(value: Any, seen: dict[int, int]) -> Any:
+    if isinstance(value, nnx.Variable):
+        return {_CLASS: type(value).__name__, "value": np.asarray(value[...]).tolist()}
+    if isinstance(value, jax.Array | np.ndarray):
+        return {_CLASS: "array", "value": np.asarray(value).tolist()}
+    if isinstance(value, nnx.Module) and not isinstance(value, nnx.List):
+        if id(value) in seen:
+            return {_CLASS: _SHARED, "module": seen[id(value)]}
+        kind = type(value).__name__
+        if _classes().get(kind) is not type(value):
+            raise ConfigError(f"{kind} is not a class of the toolkit: it cannot be described in a file")
+        names = [n for n in inspect.signature(type(value).__init__).parameters if n not in ("self", "rngs")]
+        description = {_CLASS: kind} | {name: _describe(getattr(value, name), seen) for name in names}
+        seen[id(value)] = len(seen)
+        return description
+    if isinstance(value, list | tuple | nnx.List):
+        return [_describe(v, seen) for v in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise ConfigError(f"a {type(value).__name__} ({value!r}) cannot be described in a file")
+
+
+def build(description: Any) -> Any:
+    """The model or tower that a description stands for, with fresh parameters (seed 0).
+
+    Raises:
+      ConfigError: an unknown class or argument.
+    """
+    return _build(description, [])
+
+
+def _build(description: Any, made: list[Any]) -> Any:
+    if isinstance(description, list):
+        return [_build(d, made) for d in description]
+    if not isinstance(description, dict):
+        return description
+    kind = description.get(_CLASS)
+    if kind == _SHARED:
+        return made[description["module"]]
+    if kind in _VARIABLES:
+        return _VARIABLES[kind](jnp.asarray(description["value"], jnp.float32))
+    known = _classes()
+    if kind not in known:
+        raise ConfigError(f"unknown model or tower '{kind}'; known: {', '.join(sorted(known))}")
+    arguments = {name: _build(v, made) for name, v in description.items() if name != _CLASS}
+    parameters = inspect.signature(known[kind].__init__).parameters
+    unknown = sorted(set(arguments) - set(parameters))
+    if unknown:
+        raise ConfigError(f"{kind} has no argument '{unknown[0]}'; known: {', '.join(list(parameters)[1:])}")
+    if "rngs" in parameters:
+        arguments["rngs"] = nnx.Rngs(0)
+    try:
+        made.append(known[kind](**arguments))
+    except TypeError as error:
+        raise ConfigError(f"{kind}: {error}") from error
+    return made[-1]
+
+
+def named_arrays(tree: Any) -> dict[str, Any]:
+    """Path -> leaf of any pytree, with names that are stable over processes."""
+    flat = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in flat}
+
+
+def _checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def save_arrays(directory: Path, tree: Any, meta: dict[str, Any]) -> None:
+    """Writes a pytree's arrays and a JSON of meta data with checksums; aside first, then by renaming.
+
+    The previous content of `directory`, if any, stays until the new one is complete.
+    """
+    import orbax.checkpoint as ocp
+
+    directory = Path(directory)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    aside = directory.with_name(f".{directory.name}.partial")
+    old = directory.with_name(f".{directory.name}.old")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save((aside / "arrays").resolve(), {k: np.asarray(v) for k, v in named_arrays(tree).items()})
+        files = {
+            str(p.relative_to(aside)): _checksum(p) for p in sorted((aside / "arrays").rglob("*")) if p.is_file()
+        }
+        (aside / "meta.json").write_text(json.dumps(meta | {"schema": SCHEMA, "files": files}, indent=1) + "\n")
+        shutil.rmtree(old, ignore_errors=True)
+        if directory.exists():
+            directory.rename(old)
+        aside.rename(directory)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def read_meta(directory: Path) -> dict[str, Any]:
+    """The JSON beside the arrays, after checking schema and every file's checksum.
+
+    Raises:
+      CheckpointError: names the file that is missing, damaged or of another schema.
+    """
+    file = Path(directory) / "meta.json"
+    if not file.is_file():
+        raise CheckpointError(f"{directory}: expected a saved model (meta.json), found none. Give the folder of a run")
+    try:
+        meta: dict[str, Any] = json.loads(file.read_text())
+    except ValueError as error:
+        raise CheckpointError(f"{file}: expected JSON, found {error}. Train or copy the model again") from error
+    if meta.get("schema") != SCHEMA:
+        raise CheckpointError(
+            f"{file}: saved with schema {meta.get('schema')}, this version reads {SCHEMA}. "
+            "Load it with the version that saved it, or train again"
+        )
+    for name, expected in meta["files"].items():
+        path = Path(directory) / name
+        if not path.is_file():
+            raise CheckpointError(f"{path}: missing from the saved model. Copy it again, with all its files")
+        if _checksum(path) != expected:
+            raise CheckpointError(f"{path}: checksum differs from meta.json: the file is damaged. Copy it again")
+    return meta
+
+
+def restore_arrays(directory: Path, like: Any) -> Any:
+    """The saved arrays in the structure of `like`; call `read_meta` first, which checks the files.
+
+    Raises:
+      CheckpointError: names and shapes differ from `like`.
+    """
+    import orbax.checkpoint as ocp
+
+    target = {k: np.asarray(v) for k, v in named_arrays(like).items()}
+    path = (Path(directory) / "arrays").resolve()
+    with ocp.StandardCheckpointer() as checkpointer:
+        item = checkpointer.metadata(path).item_metadata
+        saved = {str(k): tuple(v.shape) for k, v in dict(item.tree if hasattr(item, "tree") else item).items()}
+        expected = {k: v.shape for k, v in target.items()}
+        if saved != expected:
+            name = sorted(k for k in saved.keys() | expected.keys() if saved.get(k) != expected.get(k))[0]
+            raise CheckpointError(
+                f"{directory}: array '{name}' is {saved.get(name, 'absent')} in the file and "
+                f"{expected.get(name, 'absent')} in the model. Build the model as it was when saved"
+            )
+        arrays = checkpointer.restore(path, target)
+    structure = jax.tree.structure(like)
+    return jax.tree.unflatten(structure, [jnp.asarray(arrays[name]) for name in target])
+
+
+def save(model: nnx.Module, directory: str | Path, *, extra: dict[str, Any] | None = None) -> Path:
+    """Saves a model so that `load` brings it back ready to score.
+
+    Args:
+      model: a click model or baseline.
+      directory: folder to write; an older model there is replaced only when the new one is complete.
+      extra: further JSON-able facts to keep (the CLI keeps the vocabulary's fingerprint here).
+    """
+    try:
+        description = describe(model)
+    except ConfigError as error:
+        description = {"custom": str(error)}
+    directory = Path(directory)
+    save_arrays(directory, nnx.state(model), {"format": "ultr-model", "model": description, "extra": extra or {}})
+    return directory
+
+
+def load(directory: str | Path, *, like: nnx.Module | None = None) -> Any:
+    """A saved model with its parameters and feature statistics.
+
+    Args:
+      directory: folder that `save` wrote.
+      like: a model of the same structure; needed only when it has towers of your own classes.
+
+    Raises:
+      CheckpointError: missing or damaged files, another schema, or arrays that do not fit.
+    """
+    directory = Path(directory)
+    meta = read_meta(directory)
+    if meta.get("format") != "ultr-model":
+        raise CheckpointError(f"{directory}: expected a saved model, found format {meta.get('format')!r}")
+    if like is None:
+        if "custom" in meta["model"]:
+            raise CheckpointError(f"{directory}: {meta['model']['custom']}. Pass like=, a model of the same structure")
+        try:
+            like = build(meta["model"])
+        except ConfigError as error:
+            raise CheckpointError(f"{directory / 'meta.json'}: {error}") from error
+    graphdef, state = nnx.split(like)
+    return nnx.merge(graphdef, restore_arrays(directory, state))

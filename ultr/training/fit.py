@@ -1,0 +1,262 @@
+"""`fit`: the training loop for everything with `loss(sessions) -> [B]`."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from tqdm import tqdm
+
+from ultr.errors import ConfigError, DataError, UltrError
+from ultr.sessions import Sessions, Source
+from ultr.towers import check
+from ultr.training.checkpoint import describe, read_meta, restore_arrays, save, save_arrays
+
+
+class Trainable(Protocol):
+    """A click model or a baseline."""
+
+    def loss(self, sessions: Sessions) -> jax.Array: ...
+
+    def score(self, sessions: Sessions) -> jax.Array: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Fitted:
+    """What `fit` returns.
+
+    Attributes:
+      model: the model with the parameters of the best epoch.
+      history: one dict per epoch: epoch (from 1), loss, valid_loss (None without validation), sessions,
+        impossible (sessions that the model cannot produce, left out of the loss), seconds.
+      best: the epoch whose parameters `model` holds; 0 means the start, before any epoch.
+    """
+
+    model: Any
+    history: list[dict[str, Any]]
+    best: int
+
+
+def fit(
+    model: Any,
+    train: Source,
+    valid: Source | None = None,
+    *,
+    optimizer: optax.GradientTransformation | None = None,
+    epochs: int = 20,
+    batch_size: int = 512,
+    seed: int,
+    patience: int | None = 3,
+    l2: float = 0.0,
+    directory: str | Path | None = None,
+    resume: bool = False,
+    mesh: Mesh | None = None,
+    progress: bool | None = None,
+) -> Fitted:
+    """Minimises the mean loss per session by minibatches and keeps the best epoch.
+
+    Args:
+      model: has `loss(sessions) -> [B]`; it is left as it is, the result holds a trained copy.
+      train: streams batches; a `ClickLog`, a `Collection` or `InMemory`.
+      valid: judges the epochs by the same loss; None: the last epoch counts as the best.
+      optimizer: an optax transformation; None: Adam with learning rate .01.
+      epochs: passes over `train`, at most.
+      batch_size: sessions per step, fixed: shorter batches are padded with masked rows.
+      seed: decides the order of the sessions; with the same seed and data the result is the same.
+      patience: stop after so many epochs without a better validation loss; None: never.
+      l2: strength of a Gaussian prior around 0 on every parameter, in the unit of one session's
+        log-likelihood: adds l2/2 sum(parameter^2) to the total loss.
+      directory: keeps `directory/model`, and `directory/state` after each epoch, from which `resume` goes on.
+      resume: continue from `directory/state` where it exists.
+      mesh: devices to split each batch over; one axis (make it with `AxisType.Auto`).
+      progress: progress bar on standard error; None: when that is a terminal.
+
+    Returns:
+      `Fitted`. Sessions with weight w count as w sessions; sessions that the model cannot produce are left out
+      and counted.
+
+    Raises:
+      DataError: an id or rank beyond a table, or a source without sessions.
+      UltrError: the loss is not finite.
+    """
+    if epochs < 0 or batch_size < 1:
+        raise ConfigError(f"expected epochs >= 0 and batch_size >= 1, found {epochs} and {batch_size}")
+    if resume and directory is None:
+        raise ConfigError("resume needs directory=, the folder of the interrupted run")
+    directory = None if directory is None else Path(directory)
+    optimizer = optimizer or optax.adam(1e-2)
+    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+    params, rest = jax.tree.map(jnp.copy, (params, rest))
+    place, put = _placement(mesh, batch_size)
+    state = place((params, rest, optimizer.init(params)))
+    best_state = jax.tree.map(jnp.copy, state[:2])
+    run: dict[str, Any] = {"history": [], "best": 0, "best_loss": None}
+    setting = {"seed": seed, "batch_size": batch_size, "l2": l2, "model": _description(model)}
+    if resume and directory is not None and (directory / "state" / "meta.json").exists():
+        run, (state, best_state) = _resume(directory / "state", setting, (state, best_state))
+        state, best_state = place(state), place(best_state)
+
+    step = jax.jit(partial(_step, graphdef, optimizer), donate_argnums=(0, 1))
+    judge = jax.jit(partial(_judge, graphdef), donate_argnums=(2,))
+    seen = partial(_checked, model, put)
+    total_sessions = _length(train)
+
+    for epoch in range(len(run["history"]) + 1, epochs + 1):
+        if _exhausted(run, patience):
+            break
+        began = time.perf_counter()
+        prior = jnp.asarray(l2 / total_sessions if l2 else 0.0, jnp.float32)
+        sums = place(jnp.zeros(3))
+        order = int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
+        bar = _bar(progress, f"epoch {epoch}/{epochs}", total_sessions)
+        with bar:
+            for batch, rows in seen(train.batches(batch_size, seed=order), "training data"):
+                state, sums = step(state, sums, batch, prior)
+                _advance(bar, rows, sums)
+        loss, sessions, impossible = _mean(sums, "training data", epoch)
+        valid_loss = None
+        if valid is not None:
+            sums = place(jnp.zeros(3))
+            for batch, _ in seen(valid.batches(batch_size), "validation data"):
+                sums = judge(state[0], state[1], sums, batch)
+            valid_loss, _, _ = _mean(sums, "validation data", epoch)
+        judged = loss if valid_loss is None else valid_loss
+        if valid_loss is None or run["best_loss"] is None or judged < run["best_loss"]:
+            run["best"], run["best_loss"] = epoch, judged
+            best_state = jax.tree.map(jnp.copy, state[:2])
+        run["history"].append(
+            {
+                "epoch": epoch,
+                "loss": loss,
+                "valid_loss": valid_loss,
+                "sessions": sessions,
+                "impossible": impossible,
+                "seconds": round(time.perf_counter() - began, 3),
+            }
+        )
+        if directory is not None:
+            save_arrays(directory / "state", (state, best_state), {"format": "ultr-state", "run": run} | setting)
+
+    fitted = nnx.merge(graphdef, *jax.tree.map(jnp.copy, best_state))
+    if directory is not None:
+        save(fitted, directory / "model")
+    return Fitted(fitted, run["history"], run["best"])
+
+
+def _losses(model: Any, batch: Sessions) -> tuple[jax.Array, jax.Array]:
+    """Weighted loss sum, and [loss sum, weight counted, weight of impossible sessions]."""
+    loss = model.loss(batch)
+    possible = model.possible(batch) if hasattr(model, "possible") else jnp.ones(loss.shape, bool)
+    weight = jnp.any(jnp.asarray(batch.mask), axis=1).astype(jnp.float32)
+    if batch.weight is not None:
+        weight = weight * batch.weight
+    used = jnp.where(possible, weight, 0.0)
+    total = jnp.sum(jnp.where(used > 0, loss, 0.0) * used)
+    return total, jnp.stack([total, jnp.sum(used), jnp.sum(weight - used)])
+
+
+def _step(graphdef: Any, optimizer: Any, state: Any, sums: Any, batch: Sessions, prior: Any) -> Any:
+    params, rest, optimizer_state = state
+
+    def objective(params: Any) -> Any:
+        model = nnx.merge(graphdef, params, rest)
+        total, sums = _losses(model, batch)
+        return total / jnp.maximum(sums[1], 1.0), (sums, nnx.split(model, nnx.Param, ...)[2])
+
+    gradients, (new, rest) = jax.grad(objective, has_aux=True)(params)
+    gradients = jax.tree.map(lambda g, p: g + prior * p, gradients, params)
+    updates, optimizer_state = optimizer.update(gradients, optimizer_state, params)
+    return (optax.apply_updates(params, updates), rest, optimizer_state), sums + new
+
+
+def _judge(graphdef: Any, params: Any, rest: Any, sums: Any, batch: Sessions) -> Any:
+    return sums + _losses(nnx.merge(graphdef, params, rest), batch)[1]
+
+
+def _placement(mesh: Mesh | None, batch_size: int) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
+    """How to place the state (on every device) and a batch (split over its rows)."""
+    if mesh is None:
+        return (lambda tree: tree), (lambda batch: batch)
+    if batch_size % mesh.size:
+        raise ConfigError(f"batch_size {batch_size} must be a multiple of the mesh's {mesh.size} devices")
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    rows = NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
+    return (lambda tree: jax.device_put(tree, everywhere)), (lambda batch: jax.device_put(batch, rows))
+
+
+def _checked(model: Any, put: Callable[[Any], Any], batches: Iterator[Sessions], source: str) -> Any:
+    for batch in batches:
+        check(model, batch, source=source)
+        yield put(batch), int(batch.mask.any(1).sum())
+
+
+def _length(train: Source) -> int:
+    try:
+        sessions = len(train)  # type: ignore[arg-type]
+    except TypeError:
+        sessions = sum(int(b.mask.any(1).sum()) for b in train.batches(8192))
+    if not sessions:
+        raise DataError("expected training data with at least one session, found none")
+    return sessions
+
+
+def _mean(sums: Any, source: str, epoch: int) -> tuple[float, float, float]:
+    total, used, impossible = (float(x) for x in sums)
+    if not used:
+        raise DataError(
+            f"{source}: none of the {impossible:.0f} sessions is possible under the model",
+            fix="Choose a model that allows several clicks, such as DCM or DBN",
+        )
+    if not math.isfinite(total):
+        raise UltrError(
+            f"{source}: the loss is {total} in epoch {epoch}. Lower the learning rate, scale the features "
+            "(towers.Scaler), or check them for extreme values"
+        )
+    return total / used, used, impossible
+
+
+def _exhausted(run: dict[str, Any], patience: int | None) -> bool:
+    return patience is not None and bool(run["history"]) and len(run["history"]) - run["best"] >= max(patience, 1)
+
+
+def _description(model: Any) -> Any:
+    try:
+        return describe(model)
+    except ConfigError:
+        return type(model).__name__
+
+
+def _resume(directory: Path, setting: dict[str, Any], like: Any) -> tuple[dict[str, Any], Any]:
+    meta = read_meta(directory)
+    for name, value in setting.items():
+        if meta.get(name) != value:
+            raise ConfigError(
+                f"{directory}: the interrupted run had another {name} ({meta.get(name)!r}, now {value!r}). "
+                "Resume with the same settings, or start in another folder"
+            )
+    return meta["run"], restore_arrays(directory, like)
+
+
+def _bar(progress: bool | None, title: str, total: int) -> Any:
+    show = sys.stderr.isatty() if progress is None else progress
+    return tqdm(total=total, desc=title, unit=" sessions", unit_scale=True, leave=False, disable=not show)
+
+
+def _advance(bar: Any, rows: int, sums: Any) -> None:
+    if bar.disable:
+        return
+    if bar.update(rows):  # only when the bar is redrawn: reading the loss waits for the device
+        total, used, _ = np.asarray(sums)
+        bar.set_postfix(loss=f"{total / max(used, 1):.4f}", refresh=False)
