@@ -10,6 +10,7 @@ import jax
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_num_cpu_devices", 2)
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -27,11 +27,11 @@ Ranks = Any  # a sequence or array whose first axis is the rank
 Story = Callable[..., Sequence[bool]]  # story(flip, **parameters) -> was rank k clicked?
 
 
-# --- The stories ---------------------------------------------------------------------------------------------
+# --- The stories ------------------------------------------------------------------------------------------
 
 
 def independent(flip: Flip, click: Ranks) -> list[bool]:
-    """GCTR, RCTR, DCTR, RDCTR (Craswell et al. 2008; Chuklin et al. 2015): every click is a coin of its own."""
+    """GCTR, RCTR, DCTR, RDCTR (Chuklin 2015): every click is a coin of its own."""
     return [flip(c) for c in click]
 
 
@@ -114,10 +114,10 @@ def ccm(
     after_irrelevant_click: Ranks,
     after_relevant_click: Ranks,
 ) -> list[bool]:
-    """Click chain model (Guo 2009): tau_1 after a skip, after a click tau_3 if the document proves relevant, else tau_2.
+    """Click chain model (Guo 2009): go on with tau_1 after a skip, tau_3 after a relevant click, else tau_2.
 
-    The second look at a clicked document is a coin of its own with the chance of the first one:
-    a click is followed by (1 - g) tau_2 + g tau_3.
+    Whether a clicked document is relevant is a coin of its own, with the chance g that drew the click:
+    the user goes on after a click with the chance (1 - g) tau_2 + g tau_3.
     """
     clicks, examined = [], True
     taus = zip(after_skip, after_irrelevant_click, after_relevant_click, strict=True)
@@ -131,15 +131,17 @@ def ccm(
     return clicks
 
 
-def mixture(flip: Flip, choice: Sequence[Any], components: Sequence[Callable[[Flip], Sequence[bool]]]) -> Sequence[bool]:
-    """One of M stories tells the whole session: story m by coin `choice[m]`, given that none before it was taken."""
+def mixture(
+    flip: Flip, choice: Sequence[Any], components: Sequence[Callable[[Flip], Sequence[bool]]]
+) -> Sequence[bool]:
+    """One of M stories tells the whole session: story m by the coin `choice[m]`, if none before it was taken."""
     for coin, component in zip(choice, components[:-1], strict=True):
         if flip(coin):
             return component(flip)
     return components[-1](flip)
 
 
-# --- The enumeration -----------------------------------------------------------------------------------------
+# --- The enumeration --------------------------------------------------------------------------------------
 
 
 def paths(story: Story, **parameters: Any) -> Iterator[tuple[Sequence[bool], list[tuple[Any, bool]]]]:
@@ -198,7 +200,7 @@ def _stack(totals: dict[int, Any], size: int, *, missing: float) -> np.ndarray:
     return np.stack(np.broadcast_arrays(*(totals.get(i, missing) for i in range(size))))
 
 
-# --- What follows from a table ---------------------------------------------------------------------------------
+# --- What follows from a table ----------------------------------------------------------------------------
 
 
 def log_marginal(log_table: np.ndarray) -> np.ndarray:
@@ -215,5 +217,5 @@ def log_conditional(log_table: np.ndarray) -> np.ndarray:
         prefix = (clicks[:, :k] == clicks[row, :k]).all(1)
         before = np.logaddexp.reduce(log_table[prefix], axis=0)
         clicked = np.logaddexp.reduce(log_table[prefix & (clicks[:, k] == 1)], axis=0)
-        out[row, k] = np.where(np.isneginf(before), np.nan, clicked - np.where(np.isneginf(before), 0, before))
+        out[row, k] = clicked - np.where(np.isneginf(before), np.nan, before)
     return out

@@ -1,4 +1,4 @@
-"""Metrics against hand formulas and an independent NumPy implementation; uncertainty against the bootstrap."""
+"""Metrics against hand formulas and a separate NumPy implementation; uncertainty against the bootstrap."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import json
 import math
 from typing import Any
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pyarrow as pa
 import pytest
 import scipy.stats
 from flax import nnx
@@ -18,9 +18,10 @@ from flax import nnx
 from ultr import models
 from ultr.errors import ConfigError, DataError
 from ultr.evaluation import Estimate, evaluate, paired_difference, per_query
-from ultr.sessions import InMemory, Sessions, concatenate
+from ultr.sessions import InMemory, Sessions
 
 KEY = jax.random.key(7)
+AT_3 = ["dcg@3", "ndcg@3", "mrr@3", "map@3", "err@3"]
 
 
 class ByFeature:
@@ -30,24 +31,22 @@ class ByFeature:
         return np.asarray(sessions.features["x"])
 
 
-@flax.struct.dataclass
 class Coins:
-    """Independent clicks with log-probabilities [B, K]; the clicks in `impossible` cannot happen."""
+    """Independent clicks with log-probabilities [B, K]; with `one_click`, two clicks cannot happen."""
 
-    log_click: Any
-    mask: Any
-    impossible: Any = False
+    def __init__(self, log_click, mask, one_click: bool = False) -> None:
+        self.log_click, self.mask, self.one_click = log_click, mask, one_click
 
     def marginal(self):
-        return jnp.where(self.mask, self.log_click, -jnp.inf)
+        return np.where(self.mask, self.log_click, -np.inf)
 
     def conditional(self, clicks):
         return self.marginal()
 
     def log_prob(self, clicks):
-        each = jnp.where(clicks != 0, self.log_click, jnp.log(-jnp.expm1(jnp.where(self.mask, self.log_click, -1.0))))
-        total = jnp.sum(jnp.where(self.mask, each, 0.0), axis=1)
-        return jnp.where(self.impossible & (jnp.sum(jnp.where(self.mask, clicks, 0), axis=1) > 1), -jnp.inf, total)
+        each = np.where(clicks != 0, self.log_click, np.log(-np.expm1(self.log_click)))
+        possible = (clicks * self.mask).sum(1) <= (1 if self.one_click else np.inf)
+        return np.where(possible, (each * self.mask).sum(1), -np.inf)
 
 
 class Coin:
@@ -55,8 +54,16 @@ class Coin:
         self.probability, self.one_click = probability, one_click
 
     def __call__(self, sessions: Sessions) -> Coins:
-        log_click = jnp.full(sessions.shape, math.log(self.probability))
-        return Coins(log_click, jnp.asarray(sessions.mask), self.one_click)
+        return Coins(np.full(sessions.shape, np.log(self.probability)), sessions.mask, self.one_click)
+
+
+class Tabled:
+    """Independent clicks with rates by position."""
+
+    rates = np.array([0.5, 0.3, 0.25, 0.2, 0.4])
+
+    def __call__(self, sessions: Sessions) -> Coins:
+        return Coins(np.log(self.rates[np.minimum(sessions.position, 4)]), sessions.mask)
 
 
 class RankTable(nnx.Module):
@@ -81,11 +88,11 @@ class DocumentTable(nnx.Module):
 def ranked(labels, scores=None, **fields) -> Sessions:
     """Lists whose best-scored document stands first, unless scores say otherwise."""
     scores = [list(range(len(row), 0, -1)) for row in labels] if scores is None else scores
-    return Sessions.from_lists(labels=labels, features={"x": scores}, **fields)
+    return Sessions.from_lists(labels=labels, features={"x": scores}, **fields).pad(rows=8, width=8)
 
 
 def values(data, metrics, model=None, **options) -> dict[str, float]:
-    found = evaluate(model or ByFeature(), data, metrics=metrics, key=KEY, **options)
+    found = evaluate(model or ByFeature(), data, metrics=metrics, **{"key": KEY} | options)
     return {name: e.value for name, e in found.items()}
 
 
@@ -98,7 +105,9 @@ def gain(y):
 
 def test_ranking_metrics_of_one_list_are_the_formulas():
     # Grades from the top: 0, 3, 1, 0, 2; two relevant documents below rank 2.
-    found = values(ranked([[0, 3, 1, 0, 2]]), ["dcg@3", "ndcg@3", "dcg", "ndcg", "mrr@1", "mrr@3", "map@3", "map"])
+    found = values(
+        ranked([[0, 3, 1, 0, 2]]), ["dcg@3", "ndcg@3", "dcg", "ndcg", "mrr@1", "mrr@3", "map@3", "map"]
+    )
     dcg3 = gain(3) / math.log2(3) + gain(1) / math.log2(4)
     ideal3 = gain(3) / math.log2(2) + gain(2) / math.log2(3) + gain(1) / math.log2(4)
     assert found == pytest.approx(
@@ -134,40 +143,39 @@ def test_err_takes_the_scale_of_the_data_or_the_one_given():
 
 def test_grades_below_zero_count_as_zero():
     below, zero = ranked([[-2, 1, 0, 3]]), ranked([[0, 1, 0, 3]])
-    names = ["dcg@3", "ndcg@3", "mrr@3", "map@3", "err@3"]
-    assert values(below, names) == values(zero, names)
+    assert values(below, AT_3) == values(zero, AT_3)
 
 
 def test_unjudged_documents_are_left_out_of_the_list():
     nan = math.nan
-    names = ["dcg@2", "ndcg@2", "mrr@2", "map@2", "err@2"]
-    judged = values(ranked([[0, 2, 1]]), names)
-    assert values(ranked([[nan, 0, nan, 2, 1, nan]]), names) == pytest.approx(judged)
-    assert judged["mrr@2"] == 1 / 2
-    only_nan = evaluate(ByFeature(), ranked([[nan, nan], [1, 0]]), metrics=names, key=KEY, empty_queries="zero")
-    assert {(e.count, e.excluded) for e in only_nan.values()} == {(1, 1)}
+    judged = values(ranked([[0, 2, 1]]), AT_3)
+    assert values(ranked([[nan, 0, nan, 2, 1, nan]]), AT_3) == pytest.approx(judged)
+    assert judged["mrr@3"] == 1 / 2
+    lists = ranked([[nan, nan], [1, 0]])
+    found = evaluate(ByFeature(), lists, metrics=AT_3, key=KEY, empty_queries="zero")
+    assert {(e.count, e.excluded) for e in found.values()} == {(1, 1)}
 
 
 @pytest.mark.parametrize(
     ("policy", "expected", "count", "excluded"),
     [
-        ("skip", {"ndcg@3": 1, "mrr@3": 1, "map@3": 1, "dcg@3": gain(2)}, 1, 2),
-        ("zero", {"ndcg@3": 1 / 3, "mrr@3": 1 / 3, "map@3": 1 / 3, "dcg@3": gain(2) / 3}, 3, 0),
-        ("one", {"ndcg@3": 1, "mrr@3": 1, "map@3": 1, "dcg@3": gain(2) / 3}, 3, 0),
+        ("skip", [gain(2), 1, 1, 1, gain(2) / 2**2], 1, 2),
+        ("zero", [gain(2) / 3, 1 / 3, 1 / 3, 1 / 3, gain(2) / 2**2 / 3], 3, 0),
+        ("one", [gain(2) / 3, 1, 1, 1, (gain(2) / 2**2 + 1 + 1) / 3], 3, 0),
     ],
 )
 def test_queries_without_a_relevant_document_follow_the_policy(policy, expected, count, excluded):
     lists = ranked([[2, 0, 0], [0, 0], [0, 0, 0]])
-    found = evaluate(ByFeature(), lists, metrics=list(expected), key=KEY, empty_queries=policy)
-    assert {name: e.value for name, e in found.items()} == pytest.approx(expected)
+    found = evaluate(ByFeature(), lists, metrics=AT_3, key=KEY, empty_queries=policy)
+    assert [found[name].value for name in AT_3] == pytest.approx(expected)
     assert {(e.count, e.excluded) for e in found.values()} == {(count, excluded)}
 
 
 def test_a_grade_of_one_half_has_gain_but_is_not_relevant_for_binary_metrics():
-    found = evaluate(ByFeature(), ranked([[0.5, 0]]), metrics=["ndcg@1", "mrr@1"], key=KEY)
-    assert found["ndcg@1"].value == 1
-    assert math.isnan(found["mrr@1"].value)
-    assert (found["mrr@1"].count, found["mrr@1"].excluded) == (0, 1)
+    found = evaluate(ByFeature(), ranked([[0.5, 0]]), metrics=AT_3, key=KEY)
+    assert found["ndcg@3"].value == 1
+    assert math.isnan(found["mrr@3"].value)
+    assert (found["mrr@3"].count, found["mrr@3"].excluded) == (0, 1)
 
 
 # Ranking: an independent implementation.
@@ -212,10 +220,27 @@ def test_ranking_metrics_equal_an_independent_implementation(random_lists):
         metric, k = name.split("@")
         for query, value in zip(table["query"], table[name], strict=True):
             mask = random_lists.mask[rows[query]]
-            grades, scores = random_lists.labels[rows[query]][mask], random_lists.features["x"][rows[query]][mask]
+            grades, scores = (
+                random_lists.labels[rows[query]][mask],
+                random_lists.features["x"][rows[query]][mask],
+            )
             empty = not (grades >= 1).any()
             expected = math.nan if empty else numpy_metric(metric, int(k), grades[np.argsort(-scores)], 3)
             assert value == pytest.approx(expected, rel=1e-5, nan_ok=True), (name, query)
+
+
+def test_long_lists_are_compared_in_parts():
+    rng = np.random.default_rng(4)
+    labels, scores = (
+        rng.integers(0, 2, (130, 512)).astype(np.float32),
+        rng.permuted(np.tile(np.arange(512.0, dtype=np.float32), (130, 1)), axis=1),
+    )
+    assert labels.size * 512 > 2**25
+    lists = Sessions.from_lists(labels=labels, features={"x": scores})
+    found = per_query(ByFeature(), lists, metrics=["map@20"], key=KEY)["map@20"]
+    order = np.argsort(-scores, axis=1)
+    expected = [numpy_metric("map", 20, y, 1) for y in np.take_along_axis(labels, order, axis=1)]
+    assert found == pytest.approx(expected, rel=1e-5)
 
 
 def test_mean_and_standard_error_are_over_queries(random_lists):
@@ -255,7 +280,7 @@ def test_ties_do_not_depend_on_batches_padding_or_neighbours(ids):
     labels = [rng.integers(0, 3, n).astype(float) for n in lengths]
     query = rng.permutation(30).tolist() if ids else None
     lists = ranked(labels, scores=[[0.0] * n for n in lengths], query=query)
-    metrics = ["ndcg@3", "map@5"]
+    metrics = ["dcg@3"]
     whole = per_query(ByFeature(), InMemory(lists), metrics=metrics, key=KEY, batch_size=64)
     small = per_query(ByFeature(), InMemory(lists), metrics=metrics, key=KEY, batch_size=7)
     wide = per_query(ByFeature(), lists.pad(rows=37, width=16), metrics=metrics, key=KEY)
@@ -264,41 +289,483 @@ def test_ties_do_not_depend_on_batches_padding_or_neighbours(ids):
             np.testing.assert_allclose(column, other[name], rtol=1e-6, err_msg=name)
     if ids:
         backwards = per_query(ByFeature(), lists[::-1], metrics=metrics, key=KEY)
-        np.testing.assert_allclose(whole["ndcg@3"], backwards["ndcg@3"], rtol=1e-6)
+        np.testing.assert_allclose(whole["dcg@3"], backwards["dcg@3"], rtol=1e-6)
 
 
 def test_a_legacy_key_works_too():
-    lists = ranked([[0, 1]] * 50, scores=[[0, 0]] * 50)
-    found = evaluate(ByFeature(), lists, metrics=["mrr@1"], key=jax.random.PRNGKey(0))["mrr@1"]
-    assert 0 < found.value < 1
+    lists = ranked([[0, 1]] * 8, scores=[[0, 0]] * 8)
+    one, other = (values(lists, AT_3, key=key) for key in (jax.random.PRNGKey(3), jax.random.key(3)))
+    assert one == other
 
 
 def test_several_lists_of_one_query_count_once():
     lists = ranked([[1, 0], [0, 1], [1, 0]], query=[5, 5, 9])
-    table = per_query(ByFeature(), lists, metrics=["mrr@2"], key=KEY)
+    table = per_query(ByFeature(), lists, metrics=AT_3, key=KEY)
     assert table["query"].tolist() == [5, 9]
-    assert table["mrr@2"].tolist() == [(1 + 1 / 2) / 2, 1]
-    assert evaluate(ByFeature(), lists, metrics=["mrr@2"], key=KEY)["mrr@2"].count == 2
+    assert table["mrr@3"].tolist() == [(1 + 1 / 2) / 2, 1]
+    assert evaluate(ByFeature(), lists, metrics=AT_3, key=KEY)["mrr@3"].count == 2
+
+
+class Fixed:
+    def __init__(self, scores) -> None:
+        self.scores = np.asarray(scores)
+
+    def score(self, sessions: Sessions):
+        return self.scores
 
 
 def test_scores_of_minus_infinity_rank_last_and_nan_is_an_error():
-    assert values(ranked([[0, 1]]), ["mrr@2"], model=Inf())["mrr@2"] == 1
+    one = Sessions.from_lists(labels=[[0, 1]], query=[4])
+    assert values(one, ["mrr@2"], model=Fixed([[-np.inf, 0.0]])) == {"mrr@2": 1}
     with pytest.raises(DataError, match="as NaN, first in query 4"):
-        evaluate(NaN(), ranked([[0, 1]], query=[4]), metrics=["mrr@2"], key=KEY)
+        values(one, ["mrr@2"], model=Fixed([[0.0, np.nan]]))
     with pytest.raises(ConfigError, match=r"expected \[B, K\] = \(1, 2\), found \(1,\)"):
-        evaluate(Flat(), ranked([[0, 1]]), metrics=["mrr@2"], key=KEY)
+        values(one, ["mrr@2"], model=Fixed([0.0]))
+    padded = one.pad(width=3)
+    assert values(padded, ["mrr@2"], model=Fixed([[0.0, 1.0, np.nan]])) == {"mrr@2": 1}
 
 
-class Inf:
-    def score(self, sessions):
-        return np.array([[-np.inf, 0.0]])
+class Log(InMemory):
+    """A click log's shape: sessions, and the judged candidates of more queries than this part of it shows."""
+
+    def __init__(self, sessions: Sessions, judged: InMemory | None) -> None:
+        super().__init__(sessions)
+        self._judged = judged
+
+    def collection(self) -> InMemory | None:
+        return self._judged
+
+    def columns(self, names):
+        for query in self.sessions.query:
+            yield pa.RecordBatch.from_pydict({"query": [query]})
 
 
-class NaN:
-    def score(self, sessions):
-        return np.full(sessions.shape, np.nan)
+def test_a_log_is_ranked_once_per_shown_query_over_its_judged_candidates():
+    shown = ranked([[0.0], [0.0], [0.0]], query=[1, 1, 3]).replace(clicks=np.zeros((8, 8), np.int8))[:3]
+    judged = ranked([[1, 0], [0, 1], [1, 0], [0, 0, 1]], query=[0, 1, 2, 3])
+    log = Log(shown, InMemory(judged))
+    table = per_query(ByFeature(), log, metrics=AT_3, key=KEY, batch_size=8)
+    assert table["query"].tolist() == [1, 3]
+    assert table["mrr@3"] == pytest.approx([1 / 2, 1 / 3])
+    assert evaluate(ByFeature(), log, metrics=AT_3, key=KEY, batch_size=8)["mrr@3"].count == 2
 
 
-class Flat:
-    def score(self, sessions):
-        return np.zeros(len(sessions))
+def test_ranking_and_click_metrics_share_one_table_of_queries():
+    class Both(ByFeature, Coin):
+        pass
+
+    shown = ranked([[0.0], [0.0], [0.0]], query=[1, 7, 3]).replace(clicks=np.zeros((8, 8), np.int8))[:3]
+    log = Log(shown, InMemory(ranked([[1, 0], [0, 1]], query=[1, 3])))
+    table = per_query(Both(0.5), log, metrics=["mrr@3", "log_likelihood"], key=KEY, batch_size=8)
+    assert table["query"].tolist() == [1, 3, 7]
+    assert table["mrr@3"].tolist() == pytest.approx([1, 1 / 2, math.nan], nan_ok=True)
+    assert table["log_likelihood"] == pytest.approx(math.log(0.5))
+
+
+# Clicks.
+
+PERPLEXITIES = ["perplexity", "conditional_perplexity"]
+CLICKS = ["log_likelihood", "log_likelihood_per_document", *PERPLEXITIES]
+EVERY_RANK = [*CLICKS, *(f"{name}/rank" for name in PERPLEXITIES)]
+
+
+def entropy(p):
+    """Of a coin, in bits."""
+    return -(p * np.log2(p) + (1 - p) * np.log2(1 - p))
+
+
+def test_a_coin_that_fits_has_perplexity_two_to_the_entropy():
+    clicks = [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]  # a quarter at each rank
+    found = evaluate(Coin(1 / 4), Sessions.from_lists(clicks=clicks), metrics=EVERY_RANK, key=KEY)
+    nats = -entropy(1 / 4) * math.log(2)
+    expected = {"log_likelihood": 4 * nats, "log_likelihood_per_document": nats}
+    for name in PERPLEXITIES:
+        expected |= dict.fromkeys([name, *(f"{name}/rank-{k}" for k in (1, 2, 3, 4))], 2 ** entropy(1 / 4))
+    assert {name: e.value for name, e in found.items()} == pytest.approx(expected, rel=1e-6)
+    assert found["log_likelihood"].standard_error == pytest.approx(0, abs=1e-6)  # one click in every list
+    assert found["perplexity/rank-2"].standard_error > 0.1
+
+
+def test_a_coin_that_does_not_fit():
+    lists = Sessions.from_lists(clicks=[[1, 1], [1, 0], [0, 0]])
+    found = values(lists, ["perplexity", "perplexity/rank-2", "log_likelihood"], model=Coin(0.8))
+    first, second = (
+        2 ** -((2 * np.log2(0.8) + np.log2(0.2)) / 3),
+        2 ** -((np.log2(0.8) + 2 * np.log2(0.2)) / 3),
+    )
+    assert found == pytest.approx(
+        {
+            "perplexity": (first + second) / 2,
+            "perplexity/rank-2": second,
+            "log_likelihood": (3 * math.log(0.8) + 3 * math.log(0.2)) / 3,
+        }
+    )
+
+
+def ragged(n: int = 300, *, seed: int = 0, queries: int = 40) -> Sessions:
+    """Lists of 1 to 5 documents whose click rate depends on the query."""
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(1, 6, n)
+    query = rng.integers(0, queries, n)
+    rate = rng.beta(2, 4, queries)[query]
+    clicks = [(rng.random(k) < p).astype(int) for k, p in zip(lengths, rate, strict=True)]
+    return Sessions.from_lists(clicks=clicks, query=query)
+
+
+def test_ranks_count_the_sessions_that_show_them():
+    lists = ragged()
+    found = evaluate(
+        Coin(0.3), lists.pad(rows=310, width=9), metrics=["perplexity", "perplexity/rank"], key=KEY
+    )
+    shown = lists.mask.sum(0)
+    assert list(found) == ["perplexity", *(f"perplexity/rank-{k}" for k in range(1, 6))]
+    for k in range(5):
+        clicks = lists.clicks[lists.mask[:, k], k]
+        log2 = np.where(clicks == 1, np.log2(0.3), np.log2(0.7))
+        at = found[f"perplexity/rank-{k + 1}"]
+        assert at.count == shown[k]
+        assert at.value == pytest.approx(2 ** -log2.mean(), rel=1e-6)
+        # The delta method for one exponential of a mean: d 2^-m = -ln 2 2^-m dm.
+        assert at.standard_error == pytest.approx(math.log(2) * at.value * scipy.stats.sem(log2), rel=1e-5)
+    assert found["perplexity"].count == 300
+    assert found["perplexity"].value == pytest.approx(
+        np.mean([found[f"perplexity/rank-{k}"].value for k in range(1, 6)])
+    )
+
+
+def test_ranks_are_those_displayed_whatever_the_batch_showed_before():
+    one = Sessions.from_lists(clicks=[[1, 0], [0, 0]], positions=[[60, 70], [0, 60]])
+    found = evaluate(Coin(0.3), InMemory(one), metrics=["perplexity/rank"], key=KEY, batch_size=1)
+    assert {name: e.count for name, e in found.items()} == {
+        "perplexity/rank-1": 1,
+        "perplexity/rank-61": 2,
+        "perplexity/rank-71": 1,
+    }
+    assert found["perplexity/rank-61"].value == pytest.approx(2 ** -((np.log2(0.3) + np.log2(0.7)) / 2))
+    with pytest.raises(DataError, match=r"no session shows rank 3.*go from 1 to 71"):
+        evaluate(Coin(0.3), one, metrics=["perplexity/rank-3"], key=KEY)
+
+
+@pytest.mark.parametrize("cluster", ["session", "query"])
+def test_batches_and_padding_change_nothing(cluster):
+    lists, model = ragged(), Tabled()
+    whole = evaluate(model, lists, metrics=EVERY_RANK, key=KEY, cluster=cluster)
+    for data in (InMemory(lists), InMemory(lists.pad(rows=307, width=8))):
+        for size in (64, 150):
+            parts = evaluate(model, data, metrics=EVERY_RANK, key=KEY, cluster=cluster, batch_size=size)
+            assert same(parts, whole)
+
+
+def same(a: dict[str, Estimate], b: dict[str, Estimate]) -> bool:
+    def numbers(e: Estimate) -> tuple:
+        return e.value, e.standard_error, *e.interval, e.count, e.excluded
+
+    return list(a) == list(b) and all(
+        numbers(a[name]) == pytest.approx(numbers(b[name]), rel=1e-6, abs=1e-7, nan_ok=True) for name in a
+    )
+
+
+@pytest.mark.parametrize("cluster", ["session", "query"])
+def test_a_weight_is_so_many_identical_sessions(cluster):
+    lists = ragged(120)
+    weight = np.random.default_rng(1).integers(0, 5, 120)
+    weighted = lists.replace(weight=weight.astype(np.float32))
+    repeated = lists[np.repeat(np.arange(120), weight)]
+    one, other = (
+        evaluate(Tabled(), data, metrics=EVERY_RANK, key=KEY, cluster=cluster)
+        for data in (weighted, repeated)
+    )
+    assert one["log_likelihood"].count == weight.sum()
+    assert same(one, other)
+
+
+def numpy_clicks(terms: np.ndarray, mask: np.ndarray, times: np.ndarray) -> list[float]:
+    """The click metrics [of CLICKS, without the conditional] where session i counts times[i] times."""
+    total = (terms * mask).sum(1) @ times
+    at_rank = (terms * mask * times[:, None]).sum(0) / (mask * times[:, None]).sum(0)
+    return [total / times.sum(), total / (mask.sum(1) @ times), np.exp(-at_rank).mean()]
+
+
+@pytest.mark.parametrize("cluster", ["session", "query"])
+def test_standard_errors_agree_with_the_bootstrap(cluster):
+    lists, rng = ragged(1500, seed=2, queries=60), np.random.default_rng(5)
+    found = evaluate(Tabled(), lists, metrics=CLICKS[:3], key=KEY, cluster=cluster)
+    rates = Tabled.rates[lists.position]
+    terms = np.where(lists.clicks == 1, np.log(rates), np.log1p(-rates))
+    unit = np.arange(1500) if cluster == "session" else lists.query
+    draws = [
+        numpy_clicks(terms, lists.mask, rng.multinomial(n, np.full(n, 1 / n))[unit])
+        for n in [unit.max() + 1]
+        for _ in range(1500)
+    ]
+    plain = numpy_clicks(terms, lists.mask, np.ones(1500))
+    for name, value, spread in zip(CLICKS, plain, np.std(draws, axis=0), strict=False):
+        assert found[name].value == pytest.approx(value, rel=1e-6)
+        assert found[name].standard_error == pytest.approx(spread, rel=0.1), name
+
+
+def test_sessions_of_one_query_are_not_independent():
+    lists = ragged(1500, seed=2, queries=60)
+    by = {
+        cluster: evaluate(Tabled(), lists, metrics=["perplexity"], key=KEY, cluster=cluster)["perplexity"]
+        for cluster in ("session", "query")
+    }
+    assert by["query"].value == pytest.approx(by["session"].value)
+    assert by["query"].standard_error > 1.3 * by["session"].standard_error
+    assert by["query"].count == by["session"].count == 1500
+
+
+def test_each_session_its_own_query_is_the_same_as_no_clusters():
+    lists = ragged(1500).replace(query=np.random.default_rng(0).permutation(1500).astype(np.int32))
+    assert same(
+        *(evaluate(Tabled(), lists, metrics=EVERY_RANK, key=KEY, cluster=c) for c in ("session", "query"))
+    )
+
+
+def test_impossible_sessions_are_left_out_and_counted():
+    clicks = [[1, 0], [1, 1], [0, 0], [1, 1]]
+    lists = Sessions.from_lists(clicks=clicks, weight=[1, 2, 1, 1], query=[0, 0, 1, 2])
+    possible = lists[np.array([0, 2])]
+    model = Coin(0.3, one_click=True)
+    found = evaluate(model, lists, metrics=CLICKS, key=KEY)
+    for name, expected in evaluate(model, possible, metrics=CLICKS, key=KEY).items():
+        assert found[name].value == pytest.approx(expected.value)
+        assert (found[name].count, found[name].excluded) == (2, 3)
+    nothing = evaluate(model, lists[1:2], metrics=CLICKS, key=KEY)
+    assert all(math.isnan(e.value) and (e.count, e.excluded) == (0, 2) for e in nothing.values())
+    table = per_query(model, lists, metrics=CLICKS, key=KEY)
+    assert table["query"].tolist() == [0, 1, 2]  # the same for every model
+    assert np.isnan(table["perplexity"]).tolist() == [False, False, True]
+
+
+def test_one_session_has_a_value_and_no_standard_error():
+    found = evaluate(Coin(0.5), Sessions.from_lists(clicks=[[1]]), key=KEY)
+    assert found["log_likelihood"].value == pytest.approx(math.log(0.5))
+    assert found["perplexity"].value == pytest.approx(2)
+    for e in found.values():
+        assert math.isnan(e.standard_error)
+        assert e.to_json()["interval"] == [None, None]
+
+
+def test_nan_is_an_error():
+    lists = Sessions.from_lists(clicks=[[1], [0]])
+    with (
+        np.errstate(invalid="ignore"),
+        pytest.raises(DataError, match="2 of 2 sessions of a batch a log-prob"),
+    ):
+        evaluate(Coin(math.nan), lists, metrics=["log_likelihood"], key=KEY)
+
+
+def test_perplexity_per_query_is_that_of_its_sessions():
+    lists = ragged(60, queries=4)
+    table = per_query(Tabled(), lists, metrics=CLICKS, key=KEY)
+    for row, query in enumerate(table["query"]):
+        own = evaluate(Tabled(), lists[lists.query == query].pad(rows=60), metrics=CLICKS, key=KEY)
+        assert {n: table[n][row] for n in CLICKS} == pytest.approx({n: own[n].value for n in CLICKS})
+
+
+# The models of the toolkit.
+
+
+def test_the_true_model_reaches_the_entropy_of_the_process():
+    examination, relevance = np.array([2.0, 0.5, -0.5, -1.0]), np.array([0.0, 1.0, -1.0, 0.5, 2.0])
+    model = models.PBM(relevance=DocumentTable(relevance), examination=RankTable(examination))
+    n = 20_000
+    lists = Sessions(
+        mask=np.ones((n, 4), bool),
+        position=np.tile(np.arange(4, dtype=np.int32), (n, 1)),
+        features={"document": np.tile(np.array([1, 2, 3, 4], np.int32), (n, 1))},
+    )
+    evaluated = nnx.merge(*nnx.split(model))
+    evaluated.eval()
+    lists = lists.replace(clicks=np.asarray(evaluated(lists).sample(jax.random.key(1))))
+    found = evaluate(model, lists, key=KEY)
+
+    def sigmoid(x):
+        return 1 / (1 + np.exp(-x))
+
+    bits = entropy(sigmoid(examination) * sigmoid(relevance[1:]))
+    expected = {"log_likelihood": -bits.sum() * math.log(2), "perplexity": np.mean(2**bits)}
+    expected |= {f"conditional_perplexity/rank-{k + 1}": 2 ** bits[k] for k in range(4)}
+    for name, value in expected.items():
+        assert found[name].standard_error < 0.02
+        assert abs(found[name].value - value) < 4 * found[name].standard_error, name
+    assert found["perplexity"].value == pytest.approx(found["conditional_perplexity"].value)
+
+
+def test_dropout_is_off_during_evaluation_and_the_model_stays_in_training():
+    model = models.RCTR(RankTable([0.3, -0.5, -1.0, -1.0, -1.0]))
+    one, other = (evaluate(model, ragged(), metrics=CLICKS, key=KEY) for _ in range(2))
+    assert same(one, other)
+    rates = 1 / (1 + np.exp(-np.array([0.3, -0.5])))
+    at_2 = ragged().clicks[ragged().mask[:, 1], 1].mean()
+    assert evaluate(model, ragged(), metrics=["perplexity/rank-2"], key=KEY)["perplexity/rank-2"].value == (
+        pytest.approx(2 ** -(at_2 * np.log2(rates[1]) + (1 - at_2) * np.log2(1 - rates[1])), rel=1e-5)
+    )
+    assert not model.tower.dropout.deterministic
+
+
+def test_a_cascade_predicts_better_from_the_clicks_above():
+    def documents(lists: Sessions) -> Sessions:
+        return lists.replace(features={"document": np.where(lists.mask, lists.position + 1, 0)})
+
+    clicks = [[1, 0, 0]] * 30 + [[0, 1, 0]] * 20 + [[0, 0, 1]] * 20 + [[0, 0, 0]] * 20 + [[1, 1, 0]] * 5
+    lists = documents(Sessions.from_lists(clicks=clicks))
+    # The maximum of the likelihood by counting: clicks over examinations up to the first click.
+    attraction = np.array([30 / 90, 20 / 60, 20 / 40])
+    model = models.CascadeModel(
+        relevance=DocumentTable(np.log(np.append(0.5, attraction / (1 - attraction))))
+    )
+    found = evaluate(model, lists, key=KEY)
+    assert {e.excluded for e in found.values()} == {5}
+    bits = 90 * entropy(1 / 3), 60 * entropy(1 / 3), 40 * entropy(1 / 2)
+    assert found["log_likelihood"].value == pytest.approx(-sum(bits) * math.log(2) / 90, rel=1e-5)
+    expected = np.mean([2 ** (b / 90) for b in bits])
+    assert found["conditional_perplexity"].value == pytest.approx(expected, rel=1e-5)
+    marginal = np.mean([2 ** entropy(p) for p in (30 / 90, 20 / 90, 20 / 90)])
+    assert found["perplexity"].value == pytest.approx(marginal, rel=1e-5)
+    assert expected < marginal
+
+
+def test_a_probability_that_rounds_to_one_spoils_its_session_only():
+    # In float32 log sigmoid(200) is 0: what is left for "no click" is lost in a table of log P(click).
+    model = models.RCTR(RankTable([200.0, 0.0]))
+    found = evaluate(model, Sessions.from_lists(clicks=[[0, 1], [1, 1], [1, 0]]), metrics=CLICKS, key=KEY)
+    assert found["log_likelihood"].value == pytest.approx((-200 + 3 * math.log(0.5)) / 3)
+    assert (found["log_likelihood"].count, found["log_likelihood"].excluded) == (3, 0)
+    assert found["perplexity"].value == pytest.approx((1 + 2) / 2)
+    assert (found["perplexity"].count, found["perplexity"].excluded) == (2, 1)
+
+
+# What is asked and what can be given.
+
+
+def test_defaults_are_what_model_and_data_allow():
+    clicks, labels = {"clicks": [[1, 0]]}, {"labels": [[1.0, 0.0]]}
+    x = {"features": {"x": [[1.0, 0.0]]}}
+    ranking = {f"{m}@{k}" for m in ("ndcg", "dcg", "mrr", "map", "err") for k in (1, 3, 5, 10)}
+    click = {*CLICKS, *(f"{name}/rank-{k}" for name in PERPLEXITIES for k in (1, 2))}
+
+    class Both(ByFeature, Coin):
+        pass
+
+    both = Sessions.from_lists(**clicks, **labels, **x)
+    assert set(evaluate(Both(0.5), both, key=KEY)) == ranking | click
+    assert set(evaluate(ByFeature(), both, key=KEY)) == ranking
+    assert set(evaluate(Coin(0.5), both, key=KEY)) == click
+    assert set(evaluate(Both(0.5), Sessions.from_lists(**labels, **x), key=KEY)) == ranking
+    with pytest.raises(
+        DataError, match=r"nothing to evaluate: Coin has no method score.*the data has no clicks"
+    ):
+        evaluate(Coin(0.5), Sessions.from_lists(**labels), key=KEY)
+
+
+class Linear(nnx.Module):
+    """A ranker whose call takes an array, not sessions."""
+
+    def __init__(self) -> None:
+        self.weight = nnx.Param(jnp.ones(1))
+
+    def __call__(self, x):
+        return jnp.tanh(x) * self.weight[...][None]
+
+    def score(self, sessions: Sessions):
+        return self(sessions.features["x"])
+
+
+def test_a_module_that_is_called_with_something_else_is_a_ranker():
+    both = ranked([[1, 0]]).replace(clicks=np.zeros((8, 8), np.int8))
+    assert {name.split("@")[0] for name in evaluate(Linear(), both, key=KEY)} == {
+        "ndcg",
+        "dcg",
+        "mrr",
+        "map",
+        "err",
+    }
+    with pytest.raises(
+        DataError, match="'perplexity' cannot be computed: Linear cannot be called as a click model"
+    ):
+        evaluate(Linear(), both, metrics=["perplexity"], key=KEY)
+
+
+@pytest.mark.parametrize(
+    ("model", "fields", "metric", "reason"),
+    [
+        (ByFeature(), {"clicks": [[1]]}, "ndcg@3", "the data has no labels"),
+        (Coin(0.5), {"labels": [[1.0]]}, "ndcg@3", "Coin has no method score"),
+        (Coin(0.5), {"labels": [[1.0]]}, "perplexity", "the data has no clicks"),
+        (ByFeature(), {"clicks": [[1]]}, "log_likelihood", "ByFeature is not a click model"),
+    ],
+)
+def test_a_metric_that_cannot_be_given_says_why(model, fields, metric, reason):
+    with pytest.raises(DataError, match=f"metric '{metric}' cannot be computed: {reason}"):
+        evaluate(model, Sessions.from_lists(**fields), metrics=[metric], key=KEY)
+
+
+@pytest.mark.parametrize("name", ["ndgc@10", "ndcg@0", "ndcg@-1", "perplexity@3", "perplexity/rank-0", ""])
+def test_unknown_metrics_are_named_with_the_known(name):
+    with pytest.raises(ConfigError, match=r"unknown metric '.*'; known: ndcg@k, .*perplexity/rank-k"):
+        evaluate(Coin(0.5), Sessions.from_lists(clicks=[[1]]), metrics=[name], key=KEY)
+
+
+def test_unknown_options_and_empty_data_are_errors():
+    one = Sessions.from_lists(clicks=[[1]])
+    with pytest.raises(ConfigError, match="unknown empty_queries 'drop'; known: skip, zero, one"):
+        evaluate(Coin(0.5), one, key=KEY, empty_queries="drop")
+    with pytest.raises(ConfigError, match="unknown cluster 'user'; known: session, query"):
+        evaluate(Coin(0.5), one, key=KEY, cluster="user")
+    with pytest.raises(ConfigError, match="batch_size of at least 1, found 0"):
+        evaluate(Coin(0.5), one, key=KEY, batch_size=0)
+    with pytest.raises(DataError, match="at least one session or query"):
+        evaluate(Coin(0.5), one[:0], key=KEY)
+    with pytest.raises(DataError, match="field 'query': expected query ids"):
+        evaluate(Coin(0.5), one, key=KEY, cluster="query")
+
+
+# Estimates.
+
+
+def test_a_paired_difference_is_the_paired_t_test():
+    rng = np.random.default_rng(0)
+    a = rng.normal(size=12)
+    b = a + rng.normal(0.3, 0.4, 12)
+    found, test = paired_difference(a, b), scipy.stats.ttest_rel(a, b)
+    interval = test.confidence_interval()
+    assert found.value == pytest.approx((a - b).mean())
+    assert found.value / found.standard_error == pytest.approx(test.statistic)
+    assert found.interval == pytest.approx((interval.low, interval.high))
+    a[3] = b[5] = math.nan
+    assert (paired_difference(a, b).count, paired_difference(a, b).excluded) == (10, 2)
+    with pytest.raises(DataError, match=r"found \(12,\) and \(11,\)"):
+        paired_difference(a, b[1:])
+
+
+def test_the_interval_of_a_perplexity_is_symmetric_on_the_log_scale():
+    found = evaluate(Coin(0.01), ragged(9), metrics=["perplexity"], key=KEY)["perplexity"]
+    low, high = found.interval
+    assert 0 < low < found.value < high
+    assert low * high == pytest.approx(found.value**2)
+    assert math.log(high / low) / 2 == pytest.approx(
+        scipy.stats.t.ppf(0.975, 8) * found.standard_error / found.value
+    )
+
+
+def test_intervals_of_the_mean_cover_the_truth_as_often_as_they_say():
+    rng = np.random.default_rng(0)
+    trials = [Estimate.mean(rng.normal(2.0, 1.0, 5)).interval for _ in range(2000)]
+    covered = np.mean([low < 2.0 < high for low, high in trials])
+    assert abs(covered - 0.95) < 4 * math.sqrt(0.95 * 0.05 / 2000)
+
+
+def test_estimates_print_and_become_json():
+    e = Estimate.of(0.43119, 0.01234, count=200, excluded=3)
+    assert str(e) == "0.4312 ± 0.0123"
+    reach = scipy.stats.t.ppf(0.975, 199) * 0.01234
+    assert json.loads(json.dumps(e.to_json(), allow_nan=False)) == {
+        "value": 0.43119,
+        "standard_error": 0.01234,
+        "interval": pytest.approx([0.43119 - reach, 0.43119 + reach]),
+        "count": 200,
+        "excluded": 3,
+    }
+    assert json.dumps(Estimate.mean(np.zeros(0)).to_json(), allow_nan=False).startswith('{"value": null')

@@ -14,7 +14,7 @@ from ultr.errors import ConfigError
 from ultr.logs import ClickLog
 
 RELEVANCE = ("auto", "table", "hashed", "quotient-remainder", "robe", "linear", "mlp", "dcn")
-_TABLES = ("table", "hashed", "quotient-remainder", "robe")
+TABLES = ("table", "hashed", "quotient-remainder", "robe")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,30 +40,42 @@ class ModelConfig:
     seed: int = 0
 
 
+def _features(log: ClickLog) -> int:
+    return len(log.metadata["features"]) + len(log.metadata["impression_features"])
+
+
+def relevance_kind(name: str, log: ClickLog) -> str:
+    """The relevance tower that a name means for a log: `auto` is decided by whether the log has features.
+
+    Raises:
+      ConfigError: an unknown name, or a network where there are no features.
+    """
+    if name not in RELEVANCE:
+        raise ConfigError(f"unknown relevance tower '{name}'; known: {', '.join(RELEVANCE)}")
+    if name == "auto":
+        return "mlp" if _features(log) else "table"
+    if name not in TABLES and not _features(log):
+        raise ConfigError(
+            f"the relevance tower '{name}' reads features and the log has none. "
+            "Choose --relevance table, or prepare the log with features"
+        )
+    return name
+
+
 class _Slots:
     """Makes the towers of one model; each call a new one."""
 
     def __init__(self, config: ModelConfig, log: ClickLog) -> None:
         self.config, self.log = config, log
         self.rngs = nnx.Rngs(config.seed)
-        names = [*log.metadata["features"], *log.metadata["impression_features"]]
-        self.size = len(names)
-        self.kind = config.relevance
-        if self.kind not in RELEVANCE:
-            raise ConfigError(f"unknown relevance tower '{self.kind}'; known: {', '.join(RELEVANCE)}")
-        if self.kind == "auto":
-            self.kind = "mlp" if self.size else "table"
-        if self.kind not in _TABLES and not self.size:
-            raise ConfigError(
-                f"the relevance tower '{self.kind}' reads features and the log has none. "
-                "Choose --relevance table, or prepare the log with features"
-            )
+        self.size = _features(log)
+        self.kind = relevance_kind(config.relevance, log)
         self._scaler: towers.Scaler | None = None
 
     def document(self) -> Any:
         """A tower over what is known of the document."""
         config = self.config
-        if self.kind in _TABLES:
+        if self.kind in TABLES:
             kind = "full" if self.kind == "table" else self.kind
             rows = config.rows or max(self.log.documents // 10, 1)
             return towers.DocumentTable(self.log.documents, kind=kind, rows=rows, rngs=self.rngs)

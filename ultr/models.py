@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from ultr.clicks import CascadeClicks, ClickDistribution, MixtureClicks, PositionClicks
@@ -111,12 +112,12 @@ class PBM(_OneRelevance):
         examination = _logits(self.examination, sessions, "examination")
         return PositionClicks(logit_and(examination, relevance), sessions.mask)
 
-    def propensity(self, ranks: int) -> jax.Array:
+    def propensity(self, ranks: int) -> np.ndarray:
         """[ranks] examination relative to rank 1; for towers that read the position alone."""
         position = jnp.arange(ranks, dtype=jnp.int32)[None, :]
         lists = Sessions(mask=jnp.ones((1, ranks), bool), position=position)
         log_examination = log_sigmoid(_logits(self.examination, lists, "examination"))[0]
-        return jnp.exp(log_examination - log_examination[0])
+        return np.asarray(jnp.exp(log_examination - log_examination[0]))
 
 
 class TrustPBM(_OneRelevance):

@@ -165,7 +165,7 @@ class Sessions:
                 self._reject(((array < 0) & mask).any(1), name, source, "expected positions of at least 0")
             elif np.issubdtype(array.dtype, np.floating):
                 bad = np.isinf(array) if name == "labels" else ~np.isfinite(array)
-                bad = bad.reshape(*mask.shape, -1).any(-1)
+                bad = bad.any(axis=tuple(range(2, bad.ndim)))
                 self._reject((bad & mask).any(1), name, source, "expected finite numbers")
         for name in ("query", "weight"):
             value = getattr(self, name)

@@ -36,7 +36,8 @@ def _widths(text: str) -> tuple[int, ...]:
 @click.option("--transform", default="standardise", show_default=True, help="Scaling: standardise or log1p.")
 @click.option("--valid", type=click.Path(path_type=Path), help="Log to judge the epochs by.")
 @click.option("--valid-fraction", default=0.1, show_default=True,
-              help="Without --valid and without a split 'valid': share of the sessions to hold out; 0: none.")
+              help="Without --valid and without a split 'valid': share to hold out (of the sessions for tables, of "
+                   "the queries for networks); 0: none.")
 @click.option("--epochs", default=20, show_default=True, help="At most.")
 @click.option("--patience", default=3, show_default=True, help="Epochs without improvement before it stops.")
 @click.option("--batch-size", default=512, show_default=True)
@@ -84,7 +85,7 @@ def command(
 
     if (out / "model").exists() and not resume:
         raise ConfigError(f"{out} holds a run already: choose another --out, or continue it with --resume")
-    train, held_out = _splits(log, valid, valid_fraction, seed)
+    train, held_out = _splits(log, valid, valid_fraction, seed, relevance)
     untrained = build_model(ModelConfig(**config), train)
     fitted = fit(
         untrained,
@@ -128,7 +129,8 @@ def command(
     output(result, "\n".join(text), as_json)
 
 
-def _splits(path: Path, valid: Path | None, fraction: float, seed: int) -> tuple[Any, Any]:
+def _splits(path: Path, valid: Path | None, fraction: float, seed: int, relevance: str) -> tuple[Any, Any]:
+    from ultr.config import TABLES, relevance_kind
     from ultr.logs import ClickLog
 
     whole = ClickLog.open(path)
@@ -142,7 +144,9 @@ def _splits(path: Path, valid: Path | None, fraction: float, seed: int) -> tuple
         raise click.BadParameter(f"expected --valid-fraction from 0 to below 1, found {fraction}")
     if not fraction:
         return train, None
-    parts = train.split({"train": 1 - fraction, "valid": fraction}, by="session", seed=seed)
+    # A table knows nothing of queries that it was not trained on; a network is judged on how it carries over.
+    by = "session" if relevance_kind(relevance, train) in TABLES else "query"
+    parts = train.split({"train": 1 - fraction, "valid": fraction}, by=by, seed=seed)
     return parts["train"], (parts["valid"] if len(parts["valid"]) else None)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from ultr.errors import DataError
 from ultr.evaluation.estimate import Estimate, Moments
 from ultr.logspace import log1mexp
-from ultr.sessions import Sessions
+from ultr.sessions import Array, Sessions
 
 PERPLEXITIES = ("perplexity", "conditional_perplexity")
 CLICK_METRICS = ("log_likelihood", "log_likelihood_per_document", *PERPLEXITIES)
@@ -27,17 +27,18 @@ def click_terms(model: Any, sessions: Sessions, marginal: bool, conditional: boo
     """
     clicks = sessions.clicks
     distribution = model(sessions)
-
-    def observed(log_click: jax.Array) -> jax.Array:
-        log_click = jnp.where(sessions.mask, log_click, -1.0)
-        return jnp.where(sessions.mask, jnp.where(clicks != 0, log_click, log1mexp(log_click)), 0.0)
-
     terms = {"log_likelihood": distribution.log_prob(clicks)}
     if marginal:
-        terms["perplexity"] = observed(distribution.marginal())
+        terms["perplexity"] = _observed(distribution.marginal(), clicks, sessions.mask)
     if conditional:
-        terms["conditional_perplexity"] = observed(distribution.conditional(clicks))
+        terms["conditional_perplexity"] = _observed(distribution.conditional(clicks), clicks, sessions.mask)
     return terms
+
+
+@jax.jit
+def _observed(log_click: Array, clicks: Array, mask: Array) -> jax.Array:
+    log_click = jnp.where(mask, log_click, -1.0)
+    return jnp.where(mask, jnp.where(clicks != 0, log_click, log1mexp(log_click)), 0.0)
 
 
 class ClickTotals:

@@ -142,7 +142,11 @@ class Moments:
         weighted = flat * weight[:, None]
         self.totals += weighted.sum(0).reshape(channels, width)
         if self._products is not None:
-            self._products += (flat.T @ weighted).reshape(self._products.shape)
+            # In blocks that BLAS keeps on one thread: starting several costs more than so small a product.
+            step = max(1, (1 << 17) // flat.shape[1] ** 2)
+            blocks = (slice(i, i + step) for i in range(0, n, step))
+            products = sum(flat[rows].T @ weighted[rows] for rows in blocks)
+            self._products += np.reshape(products, self._products.shape)
             return
         assert group is not None
         keys, sums = sum_by(group, weighted)

@@ -20,17 +20,29 @@ EMPTY_QUERIES = ("skip", "zero", "one")
 Metric = tuple[str, int | None]  # name, cutoff (None: the whole list)
 
 
-@jax.jit
-def random_ranks(scores: Array, where: Array, key: jax.Array, ids: Array) -> jax.Array:
-    """[B, K] 1-based ranks by descending score; masked documents come last.
+def _mix(x: jax.Array) -> jax.Array:
+    """A bijection of uint32 whose output bits each depend on every input bit (Wellons' lowbias32)."""
+    x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
+    x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
+    return x ^ (x >> 16)
 
-    Equal scores stand in an order that the key, the list's id and the document's index in the list
-    decide: neither the batch nor the padding nor what stands above it takes part.
+
+@jax.jit
+def random_ranks(scores: Array, where: Array, *, seed: Array, ids: Array) -> jax.Array:
+    """[B, K] 1-based ranks by descending score; documents outside `where` come last.
+
+    Equal scores stand in an order that only the seed, the list's id and the document's index in the
+    list decide: neither the batch nor the padding nor what stands above it takes part.
+
+    Args:
+      scores, where: [B, K].
+      seed: [2] uint32 random words.
+      ids: [B] uint32.
     """
-    rows = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.asarray(ids, jnp.uint32))
-    chance = jax.vmap(lambda k: jax.random.bits(k, scores.shape[1:], jnp.uint32))(rows)
-    index = jnp.arange(scores.shape[1])
-    place = jnp.broadcast_to(index[None, :], scores.shape)
+    index = jnp.arange(scores.shape[1], dtype=jnp.uint32)[None, :]
+    # A hash and not jax.random, which cannot fold in a number per cell without compiling for seconds.
+    chance = _mix(_mix(_mix(jnp.asarray(ids) ^ seed[0])[:, None] ^ index) ^ seed[1])
+    place = jnp.broadcast_to(index, scores.shape)
     order = jax.lax.sort((jnp.asarray(~where), jnp.asarray(-scores), chance, place), num_keys=3)[3]
     return jnp.argsort(order, axis=1) + 1
 
@@ -68,13 +80,14 @@ def list_metrics(
     cutoffs = [k for name, k in metrics if name == "map"]
     if cutoffs:
 
-        def precision(one: tuple[jax.Array, ...]) -> list[jax.Array]:
+        def precision(one: tuple[Array, ...]) -> list[jax.Array]:
             s, y, w = one
             return [rax.ap_metric(s, y, where=w, topn=k, reduce_fn=None) for k in cutoffs]
 
         # rax compares all pairs of documents: bound the memory to some 2^25 of them at a time.
-        rows = max(1, 2**25 // scores.shape[1] ** 2)
-        found = jax.lax.map(precision, (scores, labels, where), batch_size=min(rows, len(scores)))
+        rows, lists = max(1, 2**25 // scores.shape[1] ** 2), (scores, labels, where)
+        fits = len(scores) <= rows
+        found = precision(lists) if fits else jax.lax.map(precision, lists, batch_size=rows)
         values |= {("map", k): value for k, value in zip(cutoffs, found, strict=True)}
     return [values[metric] for metric in metrics]
 
@@ -101,6 +114,7 @@ def query_metrics(
     """
     ids: list[np.ndarray] = [np.zeros(0, np.int64)]
     found: dict[Metric, list[np.ndarray]] = {m: [np.zeros(0)] for m in metrics}
+    seed = np.asarray(jax.random.bits(key, (2,), np.uint32))
     number = 0
     for batch in batches:
         mask, labels = np.asarray(batch.mask), np.asarray(batch.labels, np.float32)
@@ -123,7 +137,7 @@ def query_metrics(
             )
         scores = np.asarray(score(batch))
         _check_scores(scores, mask, query)
-        ranks = random_ranks(np.where(where, scores, 0), where, key, query.astype(np.uint32))
+        ranks = random_ranks(np.where(where, scores, 0), where, seed=seed, ids=query.astype(np.uint32))
         values = list_metrics(ranks, grades, where, max_grade=np.float32(max_grade), metrics=tuple(metrics))
         ids.append(query[real])
         for metric, value in zip(metrics, jax.device_get(values), strict=True):

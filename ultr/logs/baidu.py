@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from ultr.errors import DataError
 from ultr.logs.engine import Engine
 from ultr.logs.formats import Request, Rows, missing
+from ultr.logs.ids import DocumentFeatures
 from ultr.logs.sources import FILE_BITS, is_parquet, parquet_schema
 
 EMBEDDING = "query_document_embedding"
@@ -27,19 +28,6 @@ NAMES = {
     "label": ("label",),
 }
 BATCH_ROWS = 4096
-
-
-@dataclass
-class Embeddings:
-    """Document features that are read from the files once the ids are known.
-
-    Attributes:
-      names: F feature names.
-      fill: (slots, out) writes the embedding of the impression at slots[i] (ascending) to out[i] ([N, F]).
-    """
-
-    names: list[str]
-    fill: Callable[[np.ndarray, np.ndarray, np.ndarray], None]
 
 
 @dataclass(frozen=True)
@@ -63,13 +51,26 @@ class _File:
             text = " ".join(str(error).split())
             raise DataError(f"the file cannot be read: {text}", fix="Copy it again.", file=self.path) from error
 
+    def check(self, names: dict[str, str]) -> None:
+        """Raises DataError where a column is missing, or has lists where the documents do not, or the reverse."""
+        lists = names["document"] in self.schema.names and self.listed(names["document"])
+        wanted = names if lists else names | {LIST_NUMBER: LIST_NUMBER}
+        for ours, theirs in wanted.items():
+            if theirs not in self.schema.names:
+                raise missing(self.path, ours, theirs, self.schema.names)
+            per_list = ours in ("session", "query", "time") or ours.startswith("context.")
+            if self.listed(theirs) != (lists and not per_list):
+                found = self.schema.field(theirs).type
+                what = "one value per list" if per_list else "one value per document, as in the document column"
+                raise DataError(f"expected {what}, found {found}", file=self.path, field=theirs)
+
     def listed(self, name: str) -> bool:
         """Whether a column holds one list per row rather than one value per document."""
         kind = self.schema.field(name).type
         return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
 
 
-def read_baidu(engine: Engine, files: list[Path], request: Request) -> tuple[Rows, Embeddings | None]:
+def read_baidu(engine: Engine, files: list[Path], request: Request) -> tuple[Rows, DocumentFeatures | None]:
     """Baidu-ULTR (UvA) files, as Parquet or as the Feather parts that are published.
 
     Either a row is one list, with list columns (url_md5, position, click, ...), or one document, and query_no
@@ -87,26 +88,16 @@ def read_baidu(engine: Engine, files: list[Path], request: Request) -> tuple[Row
     annotated = "click" not in request.columns and names["click"] not in first.schema.names
     for absent in ("click", "rank") if annotated else ("label",):
         names.pop(absent)
-    for ours in ("session", "time"):
-        if ours in request.columns:
-            names[ours] = request.columns[ours]
+    names |= {ours: request.columns[ours] for ours in ("session", "time") if ours in request.columns}
     names |= request.extra()
     for file in opened:
-        wanted = dict(names)
-        if not file.listed(wanted["document"]) if wanted["document"] in file.schema.names else False:
-            wanted[LIST_NUMBER] = LIST_NUMBER
-        for ours, theirs in wanted.items():
-            if theirs not in file.schema.names:
-                raise missing(file.path, ours, theirs, file.schema.names)
+        file.check(names)
     schema = _flat_schema(first, names)
     read = _Counter()
     table = engine.load("raw", _flat(opened, names, schema, read), schema)
-    if annotated:
-        table = table.mutate(rank=table.slot * 0 + 1)
     if "session" not in names:
         table = table.mutate(session=table["list"])
-    rows = Rows(parts=[table], files=files, read=read.rows, dropped={"empty_lists": read.empty})
-    rows.graded = annotated
+    rows = Rows(parts=[table], files=files, read=read.rows, dropped={"empty_lists": read.empty}, graded=annotated)
     return rows, _embeddings(opened)
 
 
@@ -204,7 +195,7 @@ def _offsets(file: _File, batch: pa.RecordBatch, name: str, row: int) -> np.ndar
     return np.concatenate([[0], np.cumsum(lengths)])
 
 
-def _embeddings(files: list[_File]) -> Embeddings | None:
+def _embeddings(files: list[_File]) -> DocumentFeatures | None:
     having = [EMBEDDING in file.schema.names for file in files]
     if not any(having):
         return None
@@ -231,7 +222,7 @@ def _embeddings(files: list[_File]) -> Embeddings | None:
                 out[targets[low:high]] = chosen
                 start += len(matrix)
 
-    return Embeddings([f"embedding_{i}" for i in range(width)], fill)
+    return DocumentFeatures([f"embedding_{i}" for i in range(width)], fill)
 
 
 def _matrices(file: _File, width: int | None) -> Iterator[tuple[Callable[[int], int], np.ndarray]]:

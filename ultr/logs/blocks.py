@@ -23,6 +23,7 @@ class Layout:
 
     Attributes:
       queries, documents: ids run from 0 to queries - 1 and from 0 (unseen) to documents.
+      ranks: the largest rank, or None where that is not known yet.
       impression_features: names of the `feature.<name>` columns, in order.
       context: name -> {"kind": "category", "values": [...]} or {"kind": "number"}.
       optional: those of time, split and weight that are there.
@@ -30,6 +31,7 @@ class Layout:
 
     queries: int
     documents: int
+    ranks: int | None = None
     impression_features: tuple[str, ...] = ()
     context: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     optional: frozenset[str] = frozenset()
@@ -65,19 +67,29 @@ class Layout:
             kind = about.get("kind") if isinstance(about, Mapping) else None
             if kind not in ("category", "number") or (kind == "category" and "values" not in about):
                 raise DataError(
-                    f'expected {{"kind": "number"}} or {{"kind": "category", "values": [...]}}, found {about!r}',
+                    'expected {"kind": "number"} or {"kind": "category", "values": [...]}, '
+                    f"found {about!r}",
                     file=file,
                     field=CONTEXT + name,
                 )
             if name in RESERVED:
                 raise DataError(
-                    f"{name!r} is the name of another field of a batch", fix="Rename it.", file=file, field=name
+                    f"{name!r} is the name of another field of a batch",
+                    fix="Rename it.",
+                    file=file,
+                    field=name,
                 )
 
 
 @dataclass
 class Block:
-    """n rows: `lists` holds flat values whose row i is `[offsets[i]:offsets[i + 1]]`; `scalars` [n] arrays."""
+    """n rows.
+
+    Attributes:
+      offsets: [n + 1]; the values of row i stand at `[offsets[i]:offsets[i + 1]]` of each list column.
+      lists: name -> flat values.
+      scalars: name -> [n] values.
+    """
 
     offsets: np.ndarray
     lists: dict[str, np.ndarray]
@@ -92,13 +104,13 @@ class Block:
         return np.diff(self.offsets)
 
     def padded(self, rows: np.ndarray | None, width: int) -> dict[str, np.ndarray]:
-        """The rows (None: all) as arrays: lists [r, width], zero beyond their end, scalars [r], and `length` [r]."""
+        """The rows (None: all) as arrays: lists [r, width], 0 beyond their end, scalars [r], `length` [r]."""
         lengths = self.lengths
         if rows is not None:
             lengths = lengths[rows]
         out = {"length": lengths}
         out |= {name: x if rows is None else x[rows] for name, x in self.scalars.items()}
-        if len(lengths) and (lengths == width).all() and len(self) * width == self.offsets[-1]:
+        if len(self) and (self.lengths == width).all():
             for name, flat in self.lists.items():
                 grid = flat.reshape(-1, width)
                 out[name] = grid if rows is None else grid.take(rows, axis=0)
@@ -174,7 +186,9 @@ def check(block: Block, layout: Layout, *, file: Any, start: int = 0) -> None:
             at = int(bad.argmax())
             row = int(np.searchsorted(offsets, at, side="right"))
             shown = lists[name][offsets[row - 1] : offsets[row]].tolist()
-            raise DataError(f"expected {expected}, found {_short(shown)}", file=file, row=start + row, field=name)
+            raise DataError(
+                f"expected {expected}, found {_short(shown)}", file=file, row=start + row, field=name
+            )
 
     def reject(bad: np.ndarray, name: str, expected: str) -> None:
         if bad.any():
@@ -197,13 +211,19 @@ def check(block: Block, layout: Layout, *, file: Any, start: int = 0) -> None:
     if (documents := lists.get("documents")) is not None:
         # As unsigned numbers the negative ones are beyond the table too: one pass.
         reject_list(
-            documents.view(np.uint32) > layout.documents, "documents", f"document ids of 0 to {layout.documents}"
+            documents.view(np.uint32) > layout.documents,
+            "documents",
+            f"document ids of 0 to {layout.documents}",
         )
     if (ranks := lists.get("ranks")) is not None and len(ranks):
         lowest = np.ones(len(ranks), np.int32)
         np.add(ranks[:-1], 1, out=lowest[1:])
         lowest[offsets[:-1]] = 1
         reject_list(ranks < lowest, "ranks", "strictly increasing ranks of at least 1")
+        if layout.ranks is not None:
+            reject_list(
+                ranks > layout.ranks, "ranks", f"ranks of at most {layout.ranks}, as the metadata says"
+            )
     if (query := scalars.get("query")) is not None:
         reject(query.view(np.uint32) >= layout.queries, "query", f"query ids of 0 to {layout.queries - 1}")
     if (weight := scalars.get("weight")) is not None:

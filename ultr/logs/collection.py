@@ -68,12 +68,13 @@ class Collection:
         Args:
           path: the folder.
           split: the name of one of the splits that its queries were prepared with; None for all queries.
-          vocabulary: what a model was trained on, as for `ClickLog.open`: batches give id 0 to documents that it
-            does not know.
+          vocabulary: what a model was trained on, as for `ClickLog.open`: batches give id 0 to documents
+            that it does not know.
 
         Raises:
-          DataError: not a collection of this schema; a file is missing, truncated or damaged; a column is missing
-            or mistyped; a grade or feature is not finite; no such split; or other ids than `vocabulary`.
+          DataError: not a collection of this schema; a file is missing, truncated or damaged; a column is
+            missing or mistyped; a grade or feature is not finite; no such split; or other ids than
+            `vocabulary`.
         """
         folder = Path(path)
         metadata = read_metadata(folder, [COLLECTION_FORMAT])
@@ -135,8 +136,8 @@ class Collection:
         """A collection from arrays with one entry per graded document.
 
         Args:
-          query: [D] query ids (integers from 0, kept) or names (strings, numbered as they come). The documents of
-            a query need not stand together; lists are ordered by query id.
+          query: [D] query ids (integers from 0, kept) or names (strings, numbered as they come). The
+            documents of a query need not stand together; lists are ordered by query id.
           label: [D] finite grades.
           features: [D, F] finite numbers, or None.
           document: [D] names; None names documents by their ids.
@@ -202,12 +203,12 @@ class Collection:
     @property
     def query_names(self) -> pa.Array:
         """[Q] string, the names of the queries of the lists."""
-        return pa.chunked_array(self.vocabulary.query_names).combine_chunks().take(pa.array(self.query))
+        return self.vocabulary.query_names.take(pa.array(self.query)).combine_chunks()
 
     @property
     def document_names(self) -> pa.Array:
         """[D] string, the names of the documents."""
-        return self.vocabulary.document_names.combine_chunks().take(pa.array(self.document - 1))
+        return self.vocabulary.document_names.take(pa.array(self.document - 1)).combine_chunks()
 
     def select(self, queries: Any) -> Collection:
         """The lists that a boolean mask [Q], an index array or a slice picks, in that order; ids stay."""
@@ -226,7 +227,9 @@ class Collection:
             metadata=self.metadata,
         )
 
-    def split(self, fractions: Mapping[str, float], *, by: str = "query", seed: int = 0) -> dict[str, Collection]:
+    def split(
+        self, fractions: Mapping[str, float], *, by: str = "query", seed: int = 0
+    ) -> dict[str, Collection]:
         """Disjoint parts that together hold every list, by a seeded hash of the query id.
 
         Raises:
@@ -240,7 +243,8 @@ class Collection:
     def batches(self, batch_size: int, *, seed: int | None = None) -> Iterator[Sessions]:
         """Streams every list once, with labels and without clicks, in batches of a few fixed shapes.
 
-        Shapes, order and filling up are those of `ClickLog.batches`; position is 0, 1, 2, ... in stored order.
+        Shapes and filling up are those of `ClickLog.batches`; position is 0, 1, 2, ... in stored order. With
+        a seed all lists are permuted.
         """
         block = Block(self.offsets, {"row": np.arange(len(self.document))}, {"query": self.query})
         widths = used_widths(block.lengths)

@@ -127,9 +127,26 @@ def require(metadata: Mapping[str, Any], file: Path, fields: Mapping[str, type])
     """
     for name, kind in fields.items():
         value = metadata.get(name)
-        if not isinstance(value, kind) or (kind is int and (isinstance(value, bool) or value < 0)):
+        if not isinstance(value, kind) or (isinstance(value, int) and (value is True or value < 0)):
             raise DataError(
                 f"expected {kind.__name__}, found {value!r}", fix="Prepare it again.", file=file, field=name
+            )
+
+
+def check_records(records: Any, file: Path) -> None:
+    """Checks the list of files in metadata: each with a bare name and its rows.
+
+    Raises:
+      DataError: an entry is something else.
+    """
+    for record in records if isinstance(records, list) else [records]:
+        name, rows = (record.get("name"), record.get("rows")) if isinstance(record, dict) else (None, None)
+        if not isinstance(name, str) or name != os.path.basename(name) or not isinstance(rows, int):
+            raise DataError(
+                f"expected a file's name and rows, found {record!r}",
+                fix="Prepare it again.",
+                file=file,
+                field="files",
             )
 
 
@@ -180,9 +197,7 @@ def open_parquet(folder: Path, record: Mapping[str, Any]) -> pq.FileMetaData:
         if record.get("footer") not in (None, footer_checksum(file)):
             raise DataError("the Parquet footer fails its checksum", fix=again, file=file)
     if footer.num_rows != record["rows"]:
-        raise DataError(
-            f"expected {record['rows']:,} rows, found {footer.num_rows:,}", fix=again, file=file
-        )
+        raise DataError(f"expected {record['rows']:,} rows, found {footer.num_rows:,}", fix=again, file=file)
     return footer
 
 
@@ -225,7 +240,9 @@ def check_columns(schema: pa.Schema, expected: Mapping[str, str], file: Path) ->
             )
         found = type_name(schema.field(index).type)
         if found not in kinds.split(" or "):
-            raise DataError(f"expected {kinds}, found {found}", fix="Prepare it again.", file=file, field=name)
+            raise DataError(
+                f"expected {kinds}, found {found}", fix="Prepare it again.", file=file, field=name
+            )
 
 
 def type_name(kind: pa.DataType) -> str:

@@ -11,7 +11,7 @@ import ibis.expr.types as ir
 
 from ultr.errors import ConfigError, DataError
 from ultr.logs.engine import Engine, EngineError
-from ultr.logs.sources import LINES, Raw, csv_error, open_table, place, read_lines, table_line
+from ultr.logs.sources import LINES, Raw, csv_error, is_parquet, open_table, place, read_lines, table_line
 
 OURS = ("session", "query", "document", "rank", "click", "time", "label")
 REQUIRED = OURS[:5]
@@ -38,6 +38,10 @@ class Request:
             if unknown := [n for n in wanted if n not in known]:
                 raise ConfigError(f"the format {name!r} has {what} {list(known)}, found {unknown}")
 
+    def names(self) -> dict[str, str]:
+        """Our names -> the file's, where they differ."""
+        return dict(self.columns) | self.extra()
+
     def extra(self) -> dict[str, str]:
         """Our names of the features and context columns -> the file's."""
         return {f"feature.{n}": n for n in self.features} | {f"context.{n}": n for n in self.context}
@@ -54,6 +58,9 @@ class Rows:
       files: what `at` points into.
       read: rows or lines of the input.
       dropped, repaired: kind -> how many the reader left out or put right.
+      once: whether reading the parts again would be slow.
+      text: whether a string may stand for a number, as in CSV.
+      graded: whether these are graded documents (with `label`, without rank and click) rather than shown ones.
       line: (file, row) -> row to report.
       explain: what an engine error means.
     """
@@ -63,6 +70,9 @@ class Rows:
     read: int | None = None
     dropped: dict[str, int] = field(default_factory=dict)
     repaired: dict[str, int] = field(default_factory=dict)
+    once: bool = True
+    text: bool = False
+    graded: bool = False
     line: Callable[[Path, int], int] | None = None
     explain: Callable[[EngineError], DataError] = lambda error: error
 
@@ -96,6 +106,8 @@ def read_table(engine: Engine, files: list[Path], request: Request) -> Rows:
     return Rows(
         parts=[part(raw) for raw in raws],
         files=files,
+        once=not all(is_parquet(path) for path in files),
+        text=not any(is_parquet(path) for path in files),
         line=table_line,
         explain=lambda error: csv_error(files, error),
     )
@@ -158,31 +170,32 @@ def read_yandex_sample(engine: Engine, files: list[Path], request: Request) -> R
     lines = engine.load("lines", read_lines(files), LINES)
     entries = long(lines.select("at", entry=lines.text.split(";")), "entry")
     entries = entries.mutate(entry=entries.entry.strip()).filter(lambda t: t.entry != "")
-    entries = engine.stage(
-        "entries", entries.mutate(list=ibis.rownumber_of().over(order_by=[entries["at"], entries["rank"]]))
-    )
     part = entries.entry.split("\t")
+    halves = part[1].split(":")
+    lists = engine.stage(
+        "entries",
+        entries.select(
+            "at",
+            list=ibis.row_number().over(order_by=[entries["at"], entries["rank"]]),
+            query=part[0].strip(),
+            urls=halves[0].split(","),
+            clicked=halves[1].split(","),
+            wrong=ibis.ifelse((part.length() == 2) & (halves.length() == 2), ibis.null("string"), entries.entry),
+        ),
+    )
     _reject(
         engine,
         files,
-        entries.filter((part.length() != 2) | (part[1].split(":").length() != 2)).select("at", text="entry"),
+        lists.filter(lists.wrong.notnull()).select("at", text="wrong"),
         "expected 'query <tab> url,url,... : clicked , clicked' between semicolons",
     )
-    lists = entries.select(
-        "at",
-        "list",
-        session="list",
-        query=part[0].strip(),
-        urls=part[1].split(":")[0].split(","),
-        clicked=part[1].split(":")[1].split(","),
-    )
-    rows = long(lists.select("at", "list", "session", "query", document="urls"), "document")
+    rows = long(lists.select("at", "list", "query", session="list", document="urls"), "document")
     rows = engine.stage("shown", rows.mutate(document=rows.document.strip()).filter(lambda t: t.document != ""))
     clicks = long(lists.select("list", document="clicked"), "document")
     clicks = clicks.select("list", document=clicks.document.strip()).filter(lambda t: t.document != "")
     places = rows.group_by(["list", "document"]).agg(rank=rows["rank"].min())
     table, counts = _clicked(engine, rows, clicks.join(places, ["list", "document"]), clicks.count())
-    counts["empty_lists"] = number_of(engine, entries.anti_join(rows, "list").count())
+    counts["empty_lists"] = number_of(engine, lists.anti_join(rows, "list").count())
     names = ["at", "list", "session", "query", "document", "rank", "click"]
     return _text_rows(engine, table.select(names), files, lines, counts)
 

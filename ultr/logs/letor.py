@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -99,13 +99,13 @@ def _part(text: pa.StringArray, at: np.ndarray, files: Sequence[Path]) -> _Part:
     if count and (lengths < 2).any():
         row = int((lengths < 2).argmax())
         raise fail(row, f"expected '{FORM}', found {head[row].as_py()[:60]!r}")
-    label, row = _numbers(flat.take(pa.array(first)))
-    if row is None and count:
+    label, bad = _numbers(flat.take(pa.array(first)))
+    if bad is None and count:
         wrong = ~(np.isfinite(label) & (label >= 0) & (label <= LARGEST_GRADE))
-        row = int(wrong.argmax()) if wrong.any() else None
-    if row is not None:
-        found = flat[int(first[row])].as_py()
-        raise fail(row, f"expected a grade from 0 to {LARGEST_GRADE}, found {found!r}", "label")
+        bad = int(wrong.argmax()) if wrong.any() else None
+    if bad is not None:
+        found = flat[int(first[bad])].as_py()
+        raise fail(bad, f"expected a grade from 0 to {LARGEST_GRADE}, found {found!r}", "label")
     query = flat.take(pa.array(first + 1))
     named = pc.match_substring_regex(query, r"^qid:\S").to_numpy(zero_copy_only=False)
     if not named.all():
@@ -118,9 +118,8 @@ def _part(text: pa.StringArray, at: np.ndarray, files: Sequence[Path]) -> _Part:
     return _Part(at, query, docid, label.astype(np.float32), features)
 
 
-def _features(tokens: pa.StringArray, lengths: np.ndarray, fail: object) -> np.ndarray:
+def _features(tokens: pa.StringArray, lengths: np.ndarray, fail: Callable[..., DataError]) -> np.ndarray:
     """[n, F] from 'id:value' tokens, `lengths` of which belong to each line."""
-    assert callable(fail)
     line = np.repeat(np.arange(len(lengths)), lengths)
     halves = pc.split_pattern(tokens, ":")
     sizes = pc.list_value_length(halves).to_numpy()

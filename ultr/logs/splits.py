@@ -1,4 +1,4 @@
-"""Which split a session or query belongs to: a seeded hash of its key, so that it does not depend on order."""
+"""Which split a session or query belongs to: by a seeded hash of its key, or by time."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def assign_split(keys: np.ndarray, fractions: Mapping[str, float], seed: int, *,
       keys: [N] integers, for example query ids or row numbers.
       fractions: name -> share of the keys; they add up to 1.
       seed: another seed, another assignment.
-      salt: decides, beside the seed, on the assignment. A split of a split needs another salt than the first one:
-        with the same hash its parts would not be drawn anew.
+      salt: decides, beside the seed, on the assignment. A split of a split needs another salt than the first
+        one: with the same hash its parts would not be drawn anew.
 
     Returns:
       [N] uint8 index of the split in the order of `fractions`.
@@ -53,7 +53,7 @@ def assign_split(keys: np.ndarray, fractions: Mapping[str, float], seed: int, *,
 
 
 def assign_by_time(times: np.ndarray, fractions: Mapping[str, float]) -> np.ndarray:
-    """[N] uint8 index of the split: the earliest sessions go to the first one; ties keep their stored order."""
+    """[N] uint8 index of the split: the earliest go to the first one; ties keep their stored order."""
     check_fractions(fractions)
     edges = np.cumsum(np.fromiter(fractions.values(), np.float64))
     cuts = np.rint(edges[:-1] / edges[-1] * len(times)).astype(np.int64)

@@ -22,6 +22,7 @@ from ultr.logs.folder import (
     LOG_FORMAT,
     METADATA_FILE,
     check_columns,
+    check_records,
     open_parquet,
     read_metadata,
     read_row_groups,
@@ -74,13 +75,15 @@ class ClickLog:
       metadata: metadata.json, of the whole log.
       sessions: how many ranked lists this view holds.
       ranks: the largest 1-based rank of the whole log.
-      documents: how many documents it knows; ids run from 1 to this, 0 is padding or unseen. With `vocabulary=`
-        the count of that vocabulary.
+      documents: how many documents it knows; ids run from 1 to this, 0 is padding or unseen. With
+        `vocabulary=` those that the other vocabulary knows too.
       queries: how many queries it knows; ids run from 0.
       vocabulary: names, grades and document features behind the ids, read when first asked for.
     """
 
-    def __init__(self, path: Path, metadata: dict[str, Any], vocabulary: Vocabulary, groups: list[_Group]) -> None:
+    def __init__(
+        self, path: Path, metadata: dict[str, Any], vocabulary: Vocabulary, groups: list[_Group]
+    ) -> None:
         self.path, self.metadata, self.vocabulary = path, metadata, vocabulary
         self.sessions: int = metadata["sessions"]
         self.ranks: int = metadata["ranks"]
@@ -88,7 +91,9 @@ class ClickLog:
         self.documents: int = metadata["documents"]
         self._groups = groups
         self._layout = _layout(path, metadata, groups)
-        self._codes: np.ndarray | None = None  # [sessions of the log] uint8; this view has those of self._code
+        self._codes: np.ndarray | None = (
+            None  # [sessions of the log] uint8; this view has those of self._code
+        )
         self._code = 0
         self._salt = 0
 
@@ -101,8 +106,8 @@ class ClickLog:
         Args:
           path: the folder.
           split: the name of one of the splits that it was prepared with; None for all sessions.
-          vocabulary: the ClickLog or Collection that a model was trained on (or the identity of its vocabulary):
-            documents that it does not know are streamed as id 0.
+          vocabulary: the ClickLog or Collection that a model was trained on (or the identity of its
+            vocabulary): documents that it does not know are streamed as id 0.
 
         Raises:
           DataError: not a click log of this schema; a file is missing, truncated or damaged; columns or types
@@ -112,6 +117,14 @@ class ClickLog:
         metadata = read_metadata(folder, [LOG_FORMAT])
         file = folder / METADATA_FILE
         require(metadata, file, _FIELDS)
+        check_records(metadata["files"], file)
+        if not all(length.isdecimal() for length in metadata["lengths"]):
+            raise DataError(
+                f"expected lengths of lists, found {list(metadata['lengths'])}",
+                fix="Prepare the data again.",
+                file=file,
+                field="lengths",
+            )
         groups: list[_Group] = []
         row = 0
         for record in metadata["files"]:
@@ -144,14 +157,15 @@ class ClickLog:
         """Streams every session of the view once, as numpy batches of a few fixed shapes.
 
         Shapes are [batch_size, width]: lists are put together by length, widths being powers of two up to the
-        longest list. The last batch of a width is filled up with masked rows. Batches hold `document` and, where
-        the log has them, `features` (document features, then impression features), every context column
-        ([B, K], the session's value at each document), clicks, query, weight and labels (NaN: not judged).
+        longest list. The last batch of a width is filled up with masked rows. Batches hold `document` and,
+        where the log has them, `features` (document features, then impression features), every context
+        column ([B, K], the session's value at each document), clicks, query, weight and labels (NaN: not
+        judged).
 
         Args:
           batch_size: rows per batch.
-          seed: None streams in stored order (per width); a number shuffles: row groups are drawn in random order
-            and pools of about 250,000 sessions permuted. The same seed gives the same order.
+          seed: None streams in stored order (per width); a number shuffles: row groups are drawn in random
+            order and pools of about 250,000 sessions permuted. The same seed gives the same order.
 
         Raises:
           DataError: a file is damaged or a value out of range; names the file and row.
@@ -202,7 +216,8 @@ class ClickLog:
         """The view's rows in stored order, one record batch per row group, checked like `batches`.
 
         Args:
-          names: columns of the session files. Document ids beyond `documents` become 0, as in `batches`.
+          names: one or more columns of the session files. Document ids beyond `documents` become 0, as in
+            `batches`.
 
         Raises:
           DataError: no such column, a damaged file, or a value out of range.
@@ -219,7 +234,7 @@ class ClickLog:
             yield batch if keep is None else batch.filter(pa.array(keep))
 
     def collection(self) -> Collection | None:
-        """The judged documents of this log's vocabulary, one list per query; None where there are no grades."""
+        """The judged documents of this log's vocabulary, one list per query; None without grades."""
         return Collection.from_vocabulary(self.vocabulary, known=self.documents)
 
     def _named(self, split: str) -> ClickLog:
@@ -265,10 +280,10 @@ class ClickLog:
         return np.concatenate(parts) if parts else np.zeros(0)
 
     def _table(self, group: _Group, names: Sequence[str]) -> pa.Table:
-        unknown = [name for name in names if name not in self._layout.types]
-        if unknown:
+        if not names or not set(names) <= set(self._layout.types):
             raise DataError(
-                f"expected some of the columns {list(self._layout.types)}, found {unknown}", file=self.path
+                f"expected some of the columns {list(self._layout.types)}, found {list(names)}",
+                file=self.path,
             )
         return read_row_groups(group.file, [group.index], names, footer=group.footer)
 
@@ -276,14 +291,6 @@ class ClickLog:
         numeric = {name: table[name] for name in table.column_names if name not in ("session", "split")}
         block = unpack(numeric, file=group.file, start=group.file_row)
         check(block, self._layout, file=group.file, start=group.file_row)
-        if "ranks" in block.lists and int(block.lists["ranks"].max(initial=0)) > self.ranks:
-            row = int(np.searchsorted(block.offsets, int(block.lists["ranks"].argmax()), side="right"))
-            raise DataError(
-                f"expected ranks of at most {self.ranks}, as the metadata says, found {block.lists['ranks'].max()}",
-                file=group.file,
-                row=group.file_row + row,
-                field="ranks",
-            )
         return block
 
     def _pools(self, seed: int | None) -> Iterator[tuple[int, Rows]]:
@@ -386,6 +393,7 @@ def _layout(path: Path, metadata: Mapping[str, Any], groups: Sequence[_Group]) -
     layout = Layout(
         queries=metadata["queries"],
         documents=metadata["documents"],
+        ranks=metadata["ranks"],
         impression_features=tuple(metadata["impression_features"]),
         context=metadata["context"],
         optional=frozenset({"time", "split", "weight"} & set(first.names)),

@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 def bucket_widths(longest: int) -> np.ndarray:
-    """Widths of the shapes that lists of up to `longest` documents are padded to: powers of two, then `longest`."""
+    """Widths that lists of up to `longest` documents are padded to: powers of two, then `longest`."""
     powers = 2 ** np.arange(max(int(longest) - 1, 0).bit_length())
     return np.append(powers[powers < longest], longest)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,8 @@ def read_ubi(engine: Engine, files: list[Path], request: Request) -> Rows:
         elif _holds(engine, raw, paths["session"]) and (raw.columns.keys() & {paths["query"], HITS}):
             queries.append(_query_columns(raw, paths))
         else:
-            raise missing(path, "action", paths["action"], list(raw.columns))
+            found = engine.json_fields(path) if _is_json(path) else list(raw.columns)
+            raise missing(path, "action", paths["action"], found)
     if not events:
         raise DataError(
             "expected a file of UBI events, found only queries",
@@ -92,6 +94,7 @@ def _rows(engine: Engine, files: list[Path], event: ir.Table, asked: ir.Table | 
         "other_events": sum(n for action, n in times.items() if action not in (shown_as, *CLICKS)),
         "clicks_on_documents_not_shown": counts["clicked"] - counts["hits"],
     }
+    nameless = shown.filter(shown["query"] == shown.session)
     if asked is not None:
         dropped["empty_lists"] = number_of(engine, asked.anti_join(shown, "session").count())
     return Rows(
@@ -101,8 +104,9 @@ def _rows(engine: Engine, files: list[Path], event: ir.Table, asked: ir.Table | 
         dropped=dropped,
         repaired={
             "repeated_clicks": counts["hits"] - counts["slots"],
-            "lists_without_query_text": number_of(engine, shown.filter(shown["query"] == shown.session).session.nunique()),
+            "lists_without_query_text": number_of(engine, nameless.session.nunique()),
         },
+        text=True,
         line=table_line_or_record,
         explain=lambda error: explain(files, error),
     )
@@ -121,7 +125,7 @@ def _with_queries(shown: ir.Table, asked: ir.Table, extra: list[str]) -> ir.Tabl
 
 def _event_columns(raw: Raw, paths: Mapping[str, str], extra: Mapping[str, str]) -> ir.Table:
     columns: dict[str, Any] = {}
-    for ours, path in (paths | dict(extra)).items():
+    for ours, path in (dict(paths) | dict(extra)).items():
         found = _resolve(raw, path)
         if found is None and ours not in ("query", "time"):
             raise missing(raw.path, ours, path, list(raw.columns))
@@ -223,8 +227,6 @@ def table_line_or_record(path: Path, row: int) -> int:
 
 def explain(files: list[Path], error: EngineError) -> DataError:
     """What the engine says about a damaged JSON or CSV file, with the file's name and line."""
-    import re
-
     found = re.search(r'(Malformed JSON|JSON transform error) in file "(?P<file>[^"]+)",? (?P<rest>.*)', error.text)
     if found:
         row = re.search(r"(?:line|record/value) (\d+)", found["rest"])

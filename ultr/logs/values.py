@@ -29,8 +29,11 @@ def key(column: Any) -> Any:
 
 def whole(column: Any, lowest: int, highest: int, kind: str) -> Checked:
     """A whole number of a range."""
+    if column.type().is_integer():
+        good = ((column >= lowest) & (column <= highest)).fill_null(False)
+        return column.try_cast(kind), good
     value = _number(column)
-    good = ((value >= lowest) & (value <= highest) & (value == value.floor())).fill_null(False)
+    good = ((value >= lowest) & (value <= highest) & (value % 1 == 0)).fill_null(False)
     return ibis.ifelse(good, value, ibis.null()).try_cast(kind), good
 
 
@@ -67,16 +70,19 @@ def moment(column: Any) -> Checked:
     if kind.is_integer() and not kind.is_unsigned_integer():
         return column.cast("int64"), column.notnull()
     if kind.is_timestamp() or kind.is_date():
-        value = column.cast("timestamp").cast("string").try_cast("timestamp").epoch_seconds().cast("float64")
+        value = _seconds(column.cast("timestamp"))
     elif kind.is_string():
         text = column.strip()
-        stamp = text.try_cast("timestamp('UTC')")
-        parts = stamp.epoch_seconds().cast("float64") + stamp.microsecond().cast("float64") / 1e6
-        value = ibis.coalesce(text.try_cast("float64"), parts)
+        stamp = text.try_cast("timestamp")  # in UTC where the text has an offset
+        value = ibis.coalesce(text.try_cast("float64"), _seconds(stamp))
     else:
         value = _number(column)
     good = value.notnull() & ~value.isnan().fill_null(True) & ~value.isinf().fill_null(True)
     return ibis.ifelse(good, value, ibis.null("float64")), good
+
+
+def _seconds(stamp: Any) -> Any:
+    return stamp.truncate("s").epoch_seconds().cast("float64") + stamp.microsecond().cast("float64") / 1e6
 
 
 def _number(column: Any) -> Any:
@@ -133,7 +139,7 @@ def typed(table: ir.Table, kinds: Mapping[str, str]) -> ir.Table:
 
 
 def reject(engine: Engine, table: ir.Table, where: Callable[[int], dict[str, Any]], names: Mapping[str, str]) -> None:
-    """Raises about the first row of a staged `typed` table that did not pass.
+    """Raises about the first row of a `typed` table that did not pass.
 
     Args:
       where: `at` -> file and row.

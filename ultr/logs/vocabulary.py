@@ -13,13 +13,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ultr.errors import DataError
+from ultr.errors import ConfigError, DataError
 from ultr.logs.folder import (
     DOCUMENTS_FILE,
     METADATA_FILE,
     PARQUET_OPTIONS,
     QUERIES_FILE,
     check_columns,
+    check_records,
     describe,
     open_parquet,
     read_row_groups,
@@ -30,8 +31,8 @@ from ultr.logs.folder import (
 class Vocabulary:
     """Names, grades and features behind the ids; everything is read when first asked for.
 
-    Query ids run from 0 to `queries - 1`. A document id stands for a (query, document) pair and runs from 1 to
-    `documents`; 0 is padding or a document that is not known.
+    Query ids run from 0 to `queries - 1`. A document id stands for a (query, document) pair and runs from 1
+    to `documents`; 0 is padding or a document that is not known.
 
     Attributes:
       queries, documents: how many there are.
@@ -73,6 +74,7 @@ class Vocabulary:
                 file=path / METADATA_FILE,
                 field="vocabulary",
             )
+        check_records(record.get("files", []), path / METADATA_FILE)
         known = {file["name"]: file for file in record.get("files", ())}
         rows = {QUERIES_FILE: metadata["queries"], DOCUMENTS_FILE: metadata["documents"]}
         footers = {
@@ -84,7 +86,9 @@ class Vocabulary:
             DOCUMENTS_FILE: {"label": "float", "features": f"list<float>[{len(metadata['features'])}]"},
         }
         for name, schema in schemas.items():
-            expected = {"query": "string"} if name == QUERIES_FILE else {"query": "int32", "document": "string"}
+            expected = (
+                {"query": "string"} if name == QUERIES_FILE else {"query": "int32", "document": "string"}
+            )
             wanted = {n for n in optional[name] if n in schema.names}
             if name == DOCUMENTS_FILE and metadata["features"]:
                 wanted.add("features")
@@ -106,7 +110,9 @@ class Vocabulary:
         )
 
     @classmethod
-    def from_tables(cls, queries: pa.Table, documents: pa.Table, *, features: Sequence[str] = ()) -> Vocabulary:
+    def from_tables(
+        cls, queries: pa.Table, documents: pa.Table, *, features: Sequence[str] = ()
+    ) -> Vocabulary:
         """A vocabulary in memory, of tables with the columns of queries.parquet and documents.parquet."""
         tables = {QUERIES_FILE: queries, DOCUMENTS_FILE: documents}
         return cls(
@@ -247,10 +253,17 @@ def _lineage(identity: Mapping[str, Any]) -> dict[str, int]:
 
 
 def identity_of(source: Any) -> Mapping[str, Any]:
-    """The `identity` of a Vocabulary, of anything that has one, or of an identity itself."""
-    if isinstance(source, Mapping):
-        return source
-    return getattr(source, "vocabulary", source).identity
+    """The `identity` of a Vocabulary, of anything that has one, or of an identity itself.
+
+    Raises:
+      ConfigError: it has none.
+    """
+    identity = getattr(getattr(source, "vocabulary", source), "identity", source)
+    if not isinstance(identity, Mapping) or not {"fingerprint", "documents"} <= set(identity):
+        raise ConfigError(
+            f"expected an opened ClickLog or Collection, or the identity of a vocabulary, found {source!r}"
+        )
+    return identity
 
 
 def fingerprint(queries: pa.Array | pa.ChunkedArray, documents: pa.Table) -> str:
@@ -263,13 +276,13 @@ def fingerprint(queries: pa.Array | pa.ChunkedArray, documents: pa.Table) -> str
                 text = chunk.cast(pa.large_string())
                 _, offsets, values = text.buffers()
                 edges = np.frombuffer(offsets, np.int64)[text.offset : text.offset + len(text) + 1]
-                lengths.update(np.diff(edges).astype("<i8"))
+                lengths.update(np.diff(edges).astype("<i8").tobytes())
                 if values is not None:
                     data.update(memoryview(values)[edges[0] : edges[-1]])
         total.update(lengths.digest() + data.digest())
     ids = hashlib.sha256()
     for chunk in documents["query"].chunks:
-        ids.update(np.ascontiguousarray(chunk.to_numpy(), "<i4"))
+        ids.update(chunk.to_numpy().astype("<i4").tobytes())
     total.update(ids.digest())
     return total.hexdigest()
 
@@ -283,7 +296,7 @@ def write_vocabulary(
     splits: pa.Array | pa.ChunkedArray | None = None,
     parent: Any = None,
 ) -> dict[str, Any]:
-    """Checks and writes queries.parquet and documents.parquet; returns the metadata fields that describe them.
+    """Checks and writes queries.parquet and documents.parquet; returns the metadata fields about them.
 
     Args:
       queries: [Q] string names.
@@ -305,12 +318,18 @@ def write_vocabulary(
     columns: dict[str, Any] = {}
     for name, kind in expected.items():
         if name not in documents.column_names:
-            raise DataError(f"expected a column of type {kind}, found {documents.column_names}", file="documents", field=name)
+            raise DataError(
+                f"expected a column of type {type_name(kind)}, found the columns {documents.column_names}",
+                file="documents",
+                field=name,
+            )
         try:
             columns[name] = documents[name] if documents[name].type == kind else documents[name].cast(kind)
         except (pa.ArrowException, ValueError) as error:
             raise DataError(
-                f"expected {type_name(kind)}, found {type_name(documents[name].type)}", file="documents", field=name
+                f"expected {type_name(kind)}, found {type_name(documents[name].type)}",
+                file="documents",
+                field=name,
             ) from error
         if name != "label" and columns[name].null_count:
             raise DataError("expected a value in every row, found nulls", file="documents", field=name)
@@ -323,9 +342,7 @@ def write_vocabulary(
     rows = pa.table({"query": queries} | ({} if splits is None else {"split": splits}))
     pq.write_table(rows, file, **PARQUET_OPTIONS)
     group = 1 << 20 if "features" not in columns else max((1 << 24) // max(len(features), 1), 1024)
-    pq.write_table(
-        documents, folder / DOCUMENTS_FILE, row_group_size=group, **_document_options(documents)
-    )
+    pq.write_table(documents, folder / DOCUMENTS_FILE, row_group_size=group, **_document_options(documents))
     return {
         "queries": len(queries),
         "documents": len(documents),
@@ -340,7 +357,9 @@ def write_vocabulary(
 
 def _document_options(documents: pa.Table) -> dict[str, Any]:
     # Names and features hardly repeat: a dictionary would only be built and thrown away.
-    return PARQUET_OPTIONS | {"use_dictionary": [n for n in ("query", "label") if n in documents.column_names]}
+    return PARQUET_OPTIONS | {
+        "use_dictionary": [n for n in ("query", "label") if n in documents.column_names]
+    }
 
 
 def _check_documents(documents: pa.Table, queries: int) -> None:

@@ -32,10 +32,10 @@ class LogWriter:
             writer.write(table)
             writer.report = {"rows": 1000}
 
-    A table holds one row per shown list: session (string or int64), query (int32), documents (list of int32 ids),
-    ranks (list of 1-based int32, strictly increasing), clicks (list of int8, 0 or 1), and, in every table or in
-    none: time (float64 or int64), split (string), weight (float32), `context.<name>`, `feature.<name>`. Other
-    number types are converted where that loses nothing.
+    A table holds one row per shown list: session (string or int64), query (int32), documents (list of int32
+    ids), ranks (list of 1-based int32, strictly increasing), clicks (list of int8, 0 or 1), and, in every
+    table or in none: time (float64 or int64), split (string), weight (float32), `context.<name>`,
+    `feature.<name>`. Other number types are converted where that loses nothing.
 
     Args:
       path: the folder to make.
@@ -43,10 +43,10 @@ class LogWriter:
       documents: columns query (int32 id), document (string), optionally label (float32, null: not judged) and
         features (fixed-size lists of F float32); row i is document id i + 1.
       features: the F names of the document features.
-      impression_features: names of the `feature.<name>` columns in the order in which they are to be streamed;
-        None takes them as they come in the first table.
-      context: name of each `context.<name>` column -> {"kind": "category", "values": [...]} (int32, index from
-        1, 0 for unknown) or {"kind": "number"} (float32).
+      impression_features: names of the `feature.<name>` columns in the order in which they are to be
+        streamed; None takes them as they come in the first table.
+      context: name of each `context.<name>` column -> {"kind": "category", "values": [...]} (int32, index
+        from 1, 0 for unknown) or {"kind": "number"} (float32).
       parent: the ClickLog, Collection or vocabulary identity whose ids this log extends, or None.
       report, truth: JSON values for the metadata; both attributes may still be changed before the block ends.
       overwrite: whether a click log or collection that stands at `path` may be replaced.
@@ -103,8 +103,8 @@ class LogWriter:
         """Appends the sessions of a table, in its order.
 
         Raises:
-          DataError: a column is missing, unexpected or mistyped, lists of a row differ in length, or a value is out
-            of range; rows are counted from the first one written.
+          DataError: a column is missing, unexpected or mistyped, lists of a row differ in length, or a value
+            is out of range; rows are counted from the first one written.
         """
         if self._folder is None:
             raise RuntimeError("LogWriter.write outside its `with` block")
@@ -169,7 +169,8 @@ class LogWriter:
         self._ranks = max(self._ranks, int(block.lists["ranks"].max()))
 
     def _flush(self, rows: int) -> None:
-        assert self._folder is not None and self._schema is not None
+        assert self._folder is not None
+        assert self._schema is not None
         table = pa.concat_tables(self._waiting)
         now, rest = table.slice(0, rows), table.slice(rows)
         self._waiting, self._waiting_rows = [rest], len(rest)
@@ -267,6 +268,6 @@ def _schema(layout: Layout, table: pa.Table) -> pa.Schema:
 
 
 def _repeating(schema: pa.Schema) -> list[str]:
-    # Session keys, documents and features hardly repeat within a page: a dictionary makes them larger and slower.
+    # Session keys, documents and features hardly repeat: a dictionary makes them larger and slower.
     names = ["query", "split", *(n for n in schema.names if n.startswith(CONTEXT))]
     return [n for n in names if n in schema.names] + ["ranks.list.element", "clicks.list.element"]

@@ -79,7 +79,7 @@ class Scaler(nnx.Module):
             raise DataError("cannot measure feature statistics: the training split has no documents")
         mean = total / count
         deviation = np.sqrt(np.maximum(square / count - mean**2, 0.0))
-        constant = deviation <= 1e-6 * np.maximum(1.0, np.abs(mean + shift))
+        constant = deviation <= 4 * np.finfo(np.float32).eps * np.abs(mean + shift)
         self.mean[...] = jnp.asarray(mean + shift, jnp.float32)
         self.scale[...] = jnp.asarray(np.where(constant, 1.0, deviation), jnp.float32)
         return self

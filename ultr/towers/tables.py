@@ -191,8 +191,9 @@ class DocumentTable(nnx.Module):
         direction = self.direction[...]
         if self.kind == "quotient-remainder":
             return jnp.sum(jnp.take(table, ids // rows, axis=0) * jnp.take(direction, ids % rows, axis=0), axis=-1)
-        start = (_mix(ids) % rows)[..., None] + jnp.arange(self.dimension, dtype=jnp.uint32)
-        return jnp.sum(jnp.take(table, start % rows, axis=0) * direction[0], axis=-1)
+        start = _mix(ids) % rows
+        cells = jnp.stack([(start + i) % rows for i in range(self.dimension)], axis=-1)
+        return jnp.take(table, cells, axis=0) @ direction[0]
 
 
 def _mix(ids: jax.Array) -> jax.Array:

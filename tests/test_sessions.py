@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from ultr.errors import DataError
+from ultr.sessions import InMemory, Sessions, concatenate
+
+
+def lists() -> Sessions:
+    return Sessions.from_lists(
+        features={"document": [[1, 2, 3], [4], [5, 6]]},
+        clicks=[[0, 1, 0], [1], [0, 0]],
+        labels=[[0, 2, float("nan")], [1], [0, 1]],
+        query=[7, 8, 9],
+        weight=[1.0, 2.0, 3.0],
+    )
+
+
+def test_ragged_lists_are_padded_at_the_end() -> None:
+    s = lists()
+    assert s.shape == (3, 3)
+    np.testing.assert_array_equal(s.mask, [[1, 1, 1], [1, 0, 0], [1, 1, 0]])
+    np.testing.assert_array_equal(s.features["document"], [[1, 2, 3], [4, 0, 0], [5, 6, 0]])
+    np.testing.assert_array_equal(s.position[0], [0, 1, 2])
+    assert s.validate() is s
+
+
+def test_rows_keep_the_batch_axis() -> None:
+    s = lists()
+    assert s[1].shape == s[-1].shape == (1, 3)
+    np.testing.assert_array_equal(s[np.array([2, 0])].query, [9, 7])
+    np.testing.assert_array_equal(s[1:].weight, [2.0, 3.0])
+    assert len(s[:0]) == 0
+
+
+def test_padding_adds_only_masked_cells() -> None:
+    s = lists().pad(rows=5, width=4)
+    assert s.shape == (5, 4)
+    assert s.mask.sum() == lists().mask.sum()
+    np.testing.assert_array_equal(s.weight, [1, 2, 3, 0, 0])
+    assert lists().pad(rows=1, width=1).shape == (3, 3)
+
+
+def test_concatenation_pads_to_the_widest() -> None:
+    both = concatenate([lists(), lists().pad(width=5)])
+    assert both.shape == (6, 5)
+    np.testing.assert_array_equal(both.query, [7, 8, 9, 7, 8, 9])
+    with pytest.raises(DataError, match="same fields"):
+        concatenate([lists(), lists().replace(clicks=None)])  # type: ignore[attr-defined]
+    with pytest.raises(DataError, match="at least one batch"):
+        concatenate([])
+
+
+def test_a_ranker_sees_neither_clicks_nor_positions() -> None:
+    s = lists().unbiased()
+    assert s.clicks is None
+    assert not s.position.any()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"clicks": [[0, 2, 0], [1], [0, 0]]}, r"row 1, field 'clicks': expected clicks of 0 or 1"),
+        ({"labels": [[0, 1, 2], [float("inf")], [0, 0]]}, r"row 2, field 'labels': expected finite"),
+        ({"positions": [[0, 1, 2], [0], [0, -1]]}, r"row 3, field 'position': expected positions of at least 0"),
+        ({"weight": [1.0, -1.0, 1.0]}, r"row 2, field 'weight'"),
+        ({"features": {"price": [[1.0, 2.0, 3.0], [1.0], [float("nan"), 0.0]]}}, r"row 3, field 'features\[price\]'"),
+    ],
+)
+def test_bad_values_are_named_by_field_and_row(change: dict, message: str) -> None:
+    given = {"clicks": [[0, 1, 0], [1], [0, 0]]} | change
+    with pytest.raises(DataError, match=message):
+        Sessions.from_lists(**given).validate()
+
+
+def test_bad_shapes_are_named() -> None:
+    with pytest.raises(DataError, match=r"row 2, field 'clicks': expected 1 values as in 'document', found 2"):
+        Sessions.from_lists(features={"document": [[1], [2]]}, clicks=[[0], [1, 0]])
+    with pytest.raises(DataError, match="expected 1 sessions"):
+        Sessions.from_lists(features={"document": [[1]]}, clicks=[[0], [1]])
+    with pytest.raises(DataError, match="at least one of"):
+        Sessions.from_lists()
+    s = lists()
+    with pytest.raises(DataError, match="padding after"):
+        s.replace(mask=np.array([[1, 0, 1], [1, 0, 0], [1, 1, 0]], bool)).validate()  # type: ignore[attr-defined]
+    with pytest.raises(DataError, match=r"field 'query': expected \[B\]"):
+        s.replace(query=np.zeros(2, np.int32)).validate()  # type: ignore[attr-defined]
+
+
+def test_in_memory_batches_hold_each_session_once() -> None:
+    source = InMemory(lists())
+    for seed in (None, 3):
+        batches = list(source.batches(2, seed=seed))
+        assert [b.shape for b in batches] == [(2, 3), (2, 3)]
+        together = concatenate(batches)
+        shown = together.mask.any(1)
+        assert sorted(np.asarray(together.query)[shown].tolist()) == [7, 8, 9]
+    first, again = (np.concatenate([b.query for b in source.batches(2, seed=5)]) for _ in range(2))
+    np.testing.assert_array_equal(first, again)

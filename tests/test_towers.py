@@ -1,0 +1,223 @@
+"""One table of towers: shapes, gradients, padding, unseen documents, and every tower in every slot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from ultr import models, towers
+from ultr.errors import ConfigError, DataError
+from ultr.sessions import InMemory, Sessions
+
+B, K, V, F = 6, 4, 50, 3
+
+
+def sessions(seed: int = 0) -> Sessions:
+    rng = np.random.default_rng(seed)
+    mask = np.arange(K) < np.array([[4], [4], [2], [1], [0], [3]])
+    return Sessions(
+        mask=mask,
+        position=np.where(mask, np.arange(K, dtype=np.int32), 0),
+        features={
+            "document": np.where(mask, rng.integers(1, V + 1, (B, K)), 0).astype(np.int32),
+            "features": np.where(mask[:, :, None], rng.normal(size=(B, K, F)), 0).astype(np.float32),
+            "device": np.where(mask, rng.integers(0, 3, (B, 1)), 0).astype(np.int32),
+        },
+        clicks=(mask & (rng.random((B, K)) < 0.4)).astype(np.int8),
+        labels=np.where(mask, rng.integers(0, 3, (B, K)), 0).astype(np.float32),
+    )
+
+
+class OwnTower(nnx.Module):
+    """What a user would write."""
+
+    def __init__(self) -> None:
+        self.weight = nnx.Param(jnp.ones(F))
+
+    def __call__(self, sessions: Sessions) -> jax.Array:
+        return jnp.asarray(sessions.features["features"]) @ self.weight[...]
+
+
+TOWERS: dict[str, Callable[[], Any]] = {
+    "constant": lambda: towers.Constant(0.5),
+    "rank": lambda: towers.RankTable(K),
+    "rank pinned": lambda: towers.RankTable(K, initial=[0.1, 0.2, 0.3, 0.4], pin_first=True),
+    "rank document": lambda: towers.RankDocumentTable(V, ranks=K),
+    "full": lambda: towers.DocumentTable(V),
+    "hashed": lambda: towers.DocumentTable(V, kind="hashed", rows=7),
+    "quotient-remainder": lambda: towers.DocumentTable(V, kind="quotient-remainder", rows=7, rngs=nnx.Rngs(0)),
+    "robe": lambda: towers.DocumentTable(V, kind="robe", rows=20, rngs=nnx.Rngs(0)),
+    "context": lambda: towers.DocumentTable(2, feature="device"),
+    "linear": lambda: towers.Linear(F, rngs=nnx.Rngs(0)),
+    "two features": lambda: towers.Linear(F + 1, feature=("features", "device"), rngs=nnx.Rngs(0)),
+    "mlp": lambda: towers.MLP(F, hidden=(5, 4), scaler=towers.Scaler(F), rngs=nnx.Rngs(0)),
+    "dcn": lambda: towers.DCNV2(F, hidden=(5,), rngs=nnx.Rngs(0)),
+    "dcn low rank": lambda: towers.DCNV2(F, rank=2, hidden=(), rngs=nnx.Rngs(0)),
+    "sum": lambda: towers.Sum([towers.Constant(), towers.Linear(F, rngs=nnx.Rngs(0))]),
+    "own": OwnTower,
+    "function": lambda: lambda s: jnp.where(jnp.asarray(s.mask), 0.3, 0.0),
+}
+
+
+@pytest.mark.parametrize("name", TOWERS)
+def test_a_tower_gives_finite_logits_for_every_cell(name: str) -> None:
+    tower, batch = TOWERS[name](), sessions()
+    logits = np.asarray(tower(batch))
+    assert logits.shape == (B, K)
+    assert np.isfinite(logits).all()
+    wide = np.asarray(tower(batch.pad(rows=B + 2, width=K + 3)))
+    np.testing.assert_allclose(wide[:B, :K][batch.mask], logits[batch.mask], rtol=1e-6)
+    assert np.isfinite(wide).all()
+
+
+@pytest.mark.parametrize("name", [n for n in TOWERS if n != "function"])
+def test_every_parameter_that_matters_gets_a_gradient(name: str) -> None:
+    # Several steps: in a product of two tables, one of them zero, the other moves only from the second step on.
+    graphdef, params = nnx.split(TOWERS[name](), nnx.Param, ...)[:2]
+    rest = nnx.split(TOWERS[name](), nnx.Param, ...)[2]
+    batch, target = sessions(), jax.random.normal(jax.random.key(0), (B, K))
+
+    def loss(p: Any) -> jax.Array:
+        return jnp.sum(jnp.where(jnp.asarray(batch.mask), (nnx.merge(graphdef, p, rest)(batch) - target) ** 2, 0.0))
+
+    start, moved, slope = loss(params), params, jax.jit(jax.grad(loss))
+    for _ in range(30):
+        moved = jax.tree.map(lambda p, g: p - 0.003 * jnp.sign(g), moved, slope(moved))
+    assert loss(moved) < start
+    for before, after in zip(jax.tree.leaves(params), jax.tree.leaves(moved), strict=True):
+        assert (before != after).any()
+
+
+@pytest.mark.parametrize("kind", towers.DocumentTable.kinds)
+def test_unseen_documents_keep_the_common_logit(kind: str) -> None:
+    tower = towers.DocumentTable(V, kind=kind, rows=7, initial=-1.5, rngs=nnx.Rngs(0))
+    tower.table[...] = jnp.ones_like(tower.table[...])
+    batch = sessions()
+    unseen = batch.replace(features={"document": np.zeros((B, K), np.int32)})  # type: ignore[attr-defined]
+    np.testing.assert_array_equal(tower(unseen), np.full((B, K), -1.5, np.float32))
+    assert (np.asarray(tower(batch))[batch.mask] != -1.5).all()
+
+
+def test_compressed_tables_tell_documents_apart_by_their_definition() -> None:
+    ids = np.arange(1, 13, dtype=np.int32)[None, :]
+    batch = Sessions(mask=np.ones((1, 12), bool), position=np.zeros((1, 12), np.int32), features={"document": ids})
+    qr = towers.DocumentTable(12, kind="quotient-remainder", rows=5, dimension=3, rngs=nnx.Rngs(0))
+    qr.table[...] = jax.random.normal(jax.random.key(1), (12 // 5 + 1, 3))
+    expected = [float(np.dot(qr.table[...][i // 5], qr.direction[...][i % 5])) for i in range(1, 13)]
+    np.testing.assert_allclose(qr(batch)[0], expected, rtol=1e-5)
+    hashed = towers.DocumentTable(12, kind="hashed", rows=4)
+    hashed.table[...] = jnp.arange(4.0)
+    assert set(np.asarray(hashed(batch)[0]).tolist()) <= {0.0, 1.0, 2.0, 3.0}
+    assert len(set(np.asarray(hashed(batch)[0]).tolist())) > 1
+    robe = towers.DocumentTable(12, kind="robe", rows=10, dimension=3, rngs=nnx.Rngs(0))
+    robe.table[...] = jnp.arange(10.0)
+    w = np.asarray(robe.direction[...][0])
+    possible = [sum(((s + d) % 10) * w[d] for d in range(3)) for s in range(10)]
+    assert all(np.isclose(possible, x, atol=1e-4).any() for x in np.asarray(robe(batch)[0]))
+
+
+SLOTS: dict[str, tuple[Callable[..., models.ClickModel], tuple[str, ...]]] = {
+    "PBM": (models.PBM, ("relevance", "examination")),
+    "TrustPBM": (models.TrustPBM, ("relevance", "examination", "trust_relevant", "trust_irrelevant")),
+    "UBM": (models.UBM, ("relevance", "examination")),
+    "DCM": (models.DCM, ("relevance", "continuation")),
+    "DBN": (models.DBN, ("relevance", "satisfaction", "continuation")),
+    "CCM": (models.CCM, ("relevance", "after_skip", "after_irrelevant_click", "after_relevant_click")),
+}
+
+
+@pytest.mark.parametrize("tower", ["constant", "rank", "full", "robe", "mlp", "dcn", "own", "function", "sum"])
+@pytest.mark.parametrize("name", SLOTS)
+def test_any_tower_goes_into_any_slot(name: str, tower: str) -> None:
+    build, slots = SLOTS[name]
+    model = build(**{slot: TOWERS[tower]() for slot in slots})
+    loss = np.asarray(model.loss(sessions()))
+    assert loss.shape == (B,)
+    assert np.isfinite(loss).all()
+    assert loss[4] == 0  # the empty list
+
+
+def test_examination_of_ubm_takes_features_and_last_clicks_together() -> None:
+    table = towers.LastClickTable(K)
+    table.table[...] = jax.random.normal(jax.random.key(0), (K, K + 1))
+    linear, batch = towers.Linear(F, rngs=nnx.Rngs(1)), sessions()
+    both = towers.Sum([linear, table])(batch)
+    assert both.shape == (B, K, K + 1)
+    np.testing.assert_allclose(both, np.asarray(linear(batch))[:, :, None] + np.asarray(table(batch)), rtol=1e-6)
+
+
+def test_last_click_table_goes_by_displayed_positions() -> None:
+    table = towers.LastClickTable(6)
+    table.table[...] = jnp.arange(42.0).reshape(6, 7)
+    batch = Sessions(mask=np.ones((1, 2), bool), position=np.array([[1, 4]], np.int32))
+    # rows 1 and 4; columns: no click, last click at position 1, at position 4
+    np.testing.assert_array_equal(table(batch)[0], [[7, 9, 12], [28, 30, 33]])
+
+
+@pytest.mark.parametrize("transform", towers.Scaler.transforms)
+def test_scaling_comes_from_the_shown_documents_of_training(transform: str) -> None:
+    rng = np.random.default_rng(0)
+    x = [rng.normal(5, 100, (n, F)) for n in (3, 1, 4)]
+    for row in x:
+        row[:, 2] = 7.0  # a constant feature
+    scaler = towers.Scaler(F, transform=transform).fit(InMemory(Sessions.from_lists(features={"features": x})))
+    flat = np.concatenate(x)
+    z = flat if transform == "standardise" else np.sign(flat) * np.log1p(np.abs(flat))
+    expected = (z - z.mean(0)) / np.where(z.std(0) > 1e-6, z.std(0), 1.0)
+    np.testing.assert_allclose(scaler(flat.astype(np.float32)), expected, atol=1e-4)
+
+
+def test_scaling_survives_a_large_mean() -> None:
+    x = 1e6 + np.random.default_rng(0).normal(size=(1, 1000, 1))
+    scaler = towers.Scaler(1).fit(InMemory(Sessions.from_lists(features={"features": list(x)})))
+    np.testing.assert_allclose(scaler.scale[...], x[0].astype(np.float32).astype(np.float64).std(0), rtol=1e-3)
+
+
+def test_ids_and_ranks_beyond_a_table_are_rejected_on_the_host() -> None:
+    model = models.PBM(relevance=towers.DocumentTable(9), examination=towers.RankTable(3))
+    batch = Sessions.from_lists(features={"document": [[1, 2], [10, 3]]})
+    with pytest.raises(DataError, match=r"log, row 2, field 'document': expected ids up to 9 .* found 10"):
+        towers.check(model, batch, source="log")
+    deep = Sessions.from_lists(features={"document": [[1, 2, 3, 4]]})
+    with pytest.raises(DataError, match=r"row 1, field 'rank': expected ranks up to 3 .* found 4"):
+        towers.check(model, deep, source="log")
+    towers.check(model, Sessions.from_lists(features={"document": [[9, 2, 3]]}))
+    graded = models.DCTR(towers.GradeTable([0.0, 1.0]))
+    with pytest.raises(DataError, match="field 'labels': expected grades up to 1"):
+        towers.check(graded, Sessions.from_lists(labels=[[0, 2]]))
+
+
+def test_missing_and_misshapen_inputs_are_explained() -> None:
+    batch = sessions()
+    with pytest.raises(ConfigError, match="reads the feature 'price'; the sessions have: device, document, features"):
+        towers.DocumentTable(5, feature="price")(batch)
+    with pytest.raises(ConfigError, match="expected 4 features, found"):
+        towers.Linear(4, rngs=nnx.Rngs(0))(batch)
+    with pytest.raises(ConfigError, match=r"tower 'relevance' .*expected logits \[B, K\] = \(6, 4\), found \(6,\)"):
+        models.CascadeModel(relevance=lambda s: jnp.zeros(len(s)))(batch)
+    with pytest.raises(ConfigError, match="unknown kind of document table 'sparse'"):
+        towers.DocumentTable(5, kind="sparse")
+    with pytest.raises(ConfigError, match="needs rows="):
+        towers.DocumentTable(5, kind="hashed")
+    with pytest.raises(ConfigError, match="unknown activation"):
+        towers.MLP(F, activation="step", rngs=nnx.Rngs(0))
+    with pytest.raises(ConfigError, match="unknown transform"):
+        towers.Scaler(F, transform="rank")
+    with pytest.raises(ConfigError, match="at least one tower"):
+        towers.Sum([])
+    with pytest.raises(ConfigError, match="from 0 to 1"):
+        towers.logits([0.5, 1.5])
+    with pytest.raises(ConfigError, match="reads the labels"):
+        towers.GradeTable([0.0])(batch.replace(labels=None))  # type: ignore[attr-defined]
+
+
+def test_grades_read_their_probability() -> None:
+    tower = towers.GradeTable(towers.logits([0.1, 0.5, 1.0]).tolist())
+    batch = Sessions.from_lists(labels=[[0, 1, 2, float("nan")]])
+    np.testing.assert_allclose(jax.nn.sigmoid(tower(batch))[0], [0.1, 0.5, 1.0, 0.1], rtol=1e-6)

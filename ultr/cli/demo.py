@@ -1,0 +1,143 @@
+"""`ultr demo`: the whole way from a click log to a debiased ranker, without data."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ultr.cli import json_option, output, seed_option, table
+
+QUERIES = {"train": 900, "valid": 100, "test": 500}
+
+
+@click.command()
+@click.option("--out", default="demo", show_default=True, type=click.Path(path_type=Path), help="Folder of the results.")
+@click.option("--sessions", default=100_000, show_default=True, type=click.IntRange(min=1000))
+@seed_option
+@json_option
+def command(out: Path, sessions: int, seed: int, as_json: bool) -> None:
+    """Make a log, train a naive ranker and a two-tower on it, and compare them.
+
+    Documents with 16 features and grades from 0 to 4 are ranked by a weak linear logger with little chance; simulated
+    users examine rank k with probability 1/k and click. From these clicks alone a naive ranker and a PBM
+    two-tower are trained; a ranker trained on the grades shows what was to be had.
+
+    \b
+    Example:
+      ultr demo --out demo --seed 1
+    """
+    result = run(out, sessions=sessions, seed=seed)
+    rows = [["ranker", "trained on", "nDCG@10 on unseen queries"]]
+    for name, source in (("naive", "clicks"), ("two-tower (PBM)", "clicks"), ("full information", "grades")):
+        found = result["ndcg@10"][name]
+        rows.append([name, source, f"{found['value']:.4f} ± {1.96 * found['standard_error']:.4f}"])
+    curve = [["rank", "true examination", "learned", "click rate"]]
+    for k, values in enumerate(zip(result["examination"]["true"], result["examination"]["learned"],
+                                   result["examination"]["click_rate"], strict=True)):
+        curve.append([str(k + 1), *(f"{v:.3f}" for v in values)])
+    text = [
+        f"{sessions:,} sessions of 10 documents, {result['clicks']:,} clicks, seed {seed}",
+        "",
+        table(rows),
+        f"The two-tower closes {100 * result['gap_closed']:.0f} % of the gap between naive and full information.",
+        "",
+        "Examination and click rate relative to rank 1:",
+        table(curve),
+        "",
+        f"Results: {out / 'results.json'}; the log: {out / 'log'}; the two-tower: {out / 'two-tower'}. "
+        f"{result['seconds']:.0f} s.",
+    ]
+    output(result, "\n".join(text), as_json)
+
+
+def run(out: Path, *, sessions: int, seed: int) -> dict[str, Any]:
+    """Everything the demo does; writes log, model and results.json to `out` and returns the results."""
+    began = time.perf_counter()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if out.exists() and not (out / "results.json").is_file() and any(out.iterdir()):
+        raise click.UsageError(f"{out} exists and is not the folder of a demo: choose another --out")
+    aside = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        result = _run(aside, sessions=sessions, seed=seed)
+        result["seconds"] = round(time.perf_counter() - began, 1)
+        (aside / "results.json").write_text(json.dumps(result, indent=1) + "\n")
+        os.chmod(aside, 0o755)
+        shutil.rmtree(out, ignore_errors=True)
+        aside.rename(out)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return result
+
+
+def _run(folder: Path, *, sessions: int, seed: int) -> dict[str, Any]:
+    import jax
+    import numpy as np
+    import optax
+    from flax import nnx
+    from tqdm import tqdm
+
+    from ultr import simulate
+    from ultr.baselines import FullInformation, NaivePointwise
+    from ultr.evaluation import evaluate
+    from ultr.models import PBM
+    from ultr.towers import MLP, RankTable, Scaler
+    from ultr.training import fit, save
+
+    total = sum(QUERIES.values())
+    lists = simulate.collection(queries=total, seed=seed)
+    edges = np.cumsum([0, *QUERIES.values()])
+    part = {name: lists.select(slice(edges[i], edges[i + 1])) for i, name in enumerate(QUERIES)}
+    policy = simulate.Policy("linear", temperature=0.2, share=0.001)
+    truth = simulate.user("pbm", grades=4, ranks=10)
+    with tqdm(total=sessions, desc="simulate", unit=" sessions", unit_scale=True, leave=False, disable=None) as bar:
+        log = simulate.clicks(
+            part["train"], policy, truth, sessions=sessions, seed=seed, out=folder / "log", progress=bar.update
+        )
+    clicks = log.split({"train": 0.9, "valid": 0.1}, by="query", seed=seed)
+    size = lists.features.shape[1] if lists.features is not None else 0
+    key = jax.random.key(seed)
+
+    def network(source: Any, number: int) -> MLP:
+        scaler = Scaler(size).fit(source)
+        return MLP(size, hidden=(64, 64), scaler=scaler, rngs=nnx.Rngs(seed * 3 + number))
+
+    def train(model: Any, source: Any, valid: Any, batch_size: int, epochs: int) -> Any:
+        fitted = fit(model, source, valid, optimizer=optax.adam(5e-3), batch_size=batch_size, epochs=epochs,
+                     patience=3, seed=seed)
+        return fitted.model
+
+    naive = train(NaivePointwise(relevance=network(clicks["train"], 0)), clicks["train"], clicks["valid"], 1024, 8)
+    two_tower = train(
+        PBM(relevance=network(clicks["train"], 1), examination=RankTable(10)),
+        clicks["train"], clicks["valid"], 1024, 8,
+    )
+    full = train(FullInformation(relevance=network(part["train"], 2)), part["train"], part["valid"], 64, 40)
+    rankers = {"naive": naive, "two-tower (PBM)": two_tower, "full information": full}
+    ndcg = {
+        name: evaluate(model, part["test"], metrics=["ndcg@10"], key=key)["ndcg@10"]
+        for name, model in rankers.items()
+    }
+    save(two_tower, folder / "two-tower")
+    by_rank = np.zeros(log.ranks)
+    for batch in log.batches(8192):
+        by_rank += np.asarray(batch.clicks).sum(0)
+    low, mid, high = (ndcg[name].value for name in rankers)
+    return {
+        "sessions": sessions,
+        "seed": seed,
+        "clicks": log.metadata["clicks"],
+        "ndcg@10": {name: estimate.to_json() for name, estimate in ndcg.items()},
+        "gap_closed": (mid - low) / (high - low),
+        "examination": {
+            "true": [round(1 / k, 4) for k in range(1, log.ranks + 1)],
+            "learned": [float(x) for x in two_tower.propensity(log.ranks)],
+            "click_rate": [float(x) for x in by_rank / by_rank[0]],
+        },
+    }
