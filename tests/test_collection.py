@@ -53,7 +53,9 @@ def test_a_collection_streams_every_list_once(seed: int | None) -> None:
     sizes = rng.integers(1, 12, 60)
     query = np.repeat(np.arange(60), sizes)
     total = len(query)
-    source = Collection.from_arrays(query=query, label=np.arange(total), features=np.arange(total)[:, None])
+    source = Collection.from_arrays(
+        query=query, label=np.arange(total), features=np.arange(1, total + 1)[:, None]
+    )
     starts = np.concatenate([[0], np.cumsum(sizes)])
     seen = []
     for batch in source.batches(8, seed=seed):
@@ -67,7 +69,7 @@ def test_a_collection_streams_every_list_once(seed: int | None) -> None:
             seen.append(q)
             assert batch.labels[b, :k].tolist() == own.tolist()
             assert batch.features["document"][b, :k].tolist() == (own + 1).tolist()
-            assert batch.features["features"][b, :k, 0].tolist() == own.tolist()
+            assert batch.features["features"][b, :k, 0].tolist() == (own + 1).tolist()
             assert batch.position[b, :k].tolist() == list(range(k))
             assert (batch.labels[b, k:] == 0).all()
             assert (batch.features["features"][b, k:] == 0).all()

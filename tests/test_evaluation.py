@@ -15,7 +15,7 @@ import pytest
 import scipy.stats
 from flax import nnx
 
-from ultr import models
+from ultr import models, towers
 from ultr.errors import ConfigError, DataError
 from ultr.evaluation import Estimate, evaluate, paired_difference, per_query
 from ultr.sessions import InMemory, Sessions
@@ -769,3 +769,15 @@ def test_estimates_print_and_become_json():
         "excluded": 3,
     }
     assert json.dumps(Estimate.mean(np.zeros(0)).to_json(), allow_nan=False).startswith('{"value": null')
+
+
+def test_ids_beyond_the_tables_are_rejected() -> None:
+    model = models.PBM(relevance=towers.DocumentTable(3), examination=towers.RankTable(2))
+    lists = Sessions.from_lists(features={"document": [[1, 4]]}, clicks=[[0, 1]], labels=[[0, 1]])
+    with pytest.raises(DataError, match="evaluation data, row 1, field 'document': expected ids up to 3"):
+        evaluate(model, lists, key=jax.random.key(0))
+    deep = Sessions.from_lists(features={"document": [[1, 2, 3]]}, clicks=[[0, 1, 0]], labels=[[0, 1, 0]])
+    with pytest.raises(DataError, match="evaluation data, row 1, field 'rank': expected ranks up to 2"):
+        evaluate(model, deep, metrics=["perplexity"], key=jax.random.key(0))
+    # Candidates are not shown at ranks: a longer list is ranked all the same.
+    assert evaluate(model, deep, metrics=["ndcg"], key=jax.random.key(0))["ndcg"].count == 1

@@ -331,13 +331,20 @@ def sample(contract: Contract, sessions: Sessions, key: Any) -> Any:
     return model_of(contract)(sessions).sample(key)
 
 
-# Most programs here run once, for microseconds: compiling them without optimisation saves half of the test time.
-QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+@cache
+def compiler_options() -> Mapping[str, Any]:
+    """Most programs here run once, for microseconds: not optimising them saves half of the time of all tests."""
+    quick = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+    try:
+        jax.jit(lambda x: x, compiler_options=quick)(0.0)
+    except jax.errors.JaxRuntimeError:  # an XLA that has renamed its options
+        return {}
+    return quick
 
 
 @cache
 def compiled(function: Callable[..., Any], index: int) -> Callable[..., Any]:
-    return jax.jit(partial(function, CONTRACTS[index]), compiler_options=QUICK)
+    return jax.jit(partial(function, CONTRACTS[index]), compiler_options=compiler_options())
 
 
 def run(function: Callable[..., Any], index: int, sessions: Sessions, *more: Any) -> Any:

@@ -28,6 +28,7 @@ from stored import (
 
 from ultr.errors import ConfigError, DataError
 from ultr.logs import ClickLog, LogWriter, assign_split, open_data, store, writer
+from ultr.logs.splits import assign_by_time
 from ultr.logs.stream import bucket_widths
 from ultr.logs.vocabulary import fingerprint
 
@@ -327,7 +328,7 @@ def test_widths_are_powers_of_two_up_to_the_longest(longest: int, widths: list[i
 
 def test_lengths_that_average_to_a_width_are_not_a_rectangle(tmp_path: Path) -> None:
     rows = [
-        row | {"weight": float(i)} for i, k in enumerate([2, 1, 3]) for row in plain(make_rows(1, length=k))
+        row | {"weight": float(i)} for i, k in enumerate([1, 2, 3]) for row in plain(make_rows(1, length=k))
     ]
     batches = {b.shape[1]: b for b in write_log(tmp_path / "log", rows).batches(1)}
     for row in rows:
@@ -346,9 +347,17 @@ def test_the_seed_decides_the_order(tmp_path: Path, small_files: None) -> None:
 
 def test_shuffling_mixes_sessions_of_different_files(tmp_path: Path, small_files: None) -> None:
     order = np.array(streamed(write_log(tmp_path / "log", make_rows(96, length=3)), seed=0))
-    # Stored order has 6 borders between files of 16 sessions; a random one changes file at about 5 of 6 steps,
-    # pools of 3 of 12 row groups at about 2 of 3 steps.
+    # Stored order crosses from one file of 16 sessions to another 5 times; a pool of 3 of the 12 row groups
+    # does so at about 2 of 3 steps.
     assert (np.diff(order // 16) != 0).mean() > 0.4
+    assert set(order[:24].tolist()) != set(range(24))
+
+
+def test_the_seed_decides_the_order_within_a_row_group(tmp_path: Path) -> None:
+    log = write_log(tmp_path / "log", make_rows(60, length=3))
+    orders = [streamed(log, seed=seed) for seed in (0, 1)]
+    assert orders[0] != orders[1]
+    assert sorted(orders[0]) == sorted(orders[1]) == list(range(60))
 
 
 def test_without_a_seed_the_order_is_the_stored_one(tmp_path: Path, small_files: None) -> None:
@@ -413,6 +422,12 @@ def test_splits_are_disjoint_and_complete(tmp_path: Path, small_files: None, by:
         ends = [(min(rows[n]["time"] for n in x), max(rows[n]["time"] for n in x)) for x in found.values()]
         assert ends[0][1] <= ends[1][0]
         assert ends[1][1] <= ends[2][0]
+
+
+def test_sessions_of_one_time_are_split_in_their_order() -> None:
+    times = np.repeat([3.0, 1.0], 500)
+    codes = assign_by_time(times, {"a": 0.25, "b": 0.5, "c": 0.25})
+    assert codes.tolist() == [1] * 250 + [2] * 250 + [0] * 250 + [1] * 250
 
 
 def test_the_seed_decides_the_split(tmp_path: Path) -> None:
@@ -519,7 +534,8 @@ def test_documents_beyond_the_training_vocabulary_are_unseen(tmp_path: Path) -> 
     judged = second.collection()
     assert judged is not None
     assert judged.document.max() > 2 * PER_QUERY
-    assert max(int(b.features["document"].max()) for b in judged.batches(4)) <= 2 * PER_QUERY
+    for part in (judged, judged.select(slice(1, None))):
+        assert max(int(b.features["document"].max()) for b in part.batches(4)) <= 2 * PER_QUERY
 
 
 def test_a_vocabulary_is_known_by_log_collection_or_identity(tmp_path: Path) -> None:
@@ -584,6 +600,17 @@ def test_one_flipped_bit_is_never_a_wrong_number(tmp_path: Path) -> None:
         assert len(errors) > 100
         assert all(name in error for error in errors)
         file.write_bytes(good)
+
+
+def test_a_page_that_the_reader_skips_is_noticed(tmp_path: Path) -> None:
+    log = write_log(tmp_path / "log", make_rows(5))
+    file = log.path / "documents.parquet"
+    at = pq.read_metadata(file).row_group(0).column(2).data_page_offset
+    content = bytearray(file.read_bytes())
+    content[at + 1] ^= 1  # the type of the page, in its header, which no checksum covers
+    file.write_bytes(content)
+    with pytest.raises(DataError, match=r"documents\.parquet: expected 140 rows, found 0"):
+        next(ClickLog.open(log.path).batches(4))
 
 
 @pytest.mark.parametrize("name", ["sessions-00000.parquet", "queries.parquet", "documents.parquet"])

@@ -50,6 +50,7 @@ TOWERS: dict[str, Callable[[], Any]] = {
     "rank pinned": lambda: towers.RankTable(K, initial=[0.1, 0.2, 0.3, 0.4], pin_first=True),
     "rank document": lambda: towers.RankDocumentTable(V, ranks=K),
     "full": lambda: towers.DocumentTable(V),
+    "full with rows": lambda: towers.DocumentTable(V, rows=7),
     "hashed": lambda: towers.DocumentTable(V, kind="hashed", rows=7),
     "quotient-remainder": lambda: towers.DocumentTable(V, kind="quotient-remainder", rows=7, rngs=nnx.Rngs(0)),
     "robe": lambda: towers.DocumentTable(V, kind="robe", rows=20, rngs=nnx.Rngs(0)),

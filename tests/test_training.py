@@ -64,6 +64,15 @@ def test_pbm_recovers_the_examination() -> None:
     assert np.corrcoef(entry, np.arange(V))[0, 1] > 0.95
 
 
+def test_networks_learn_slower_than_tables_by_default() -> None:
+    model = models.PBM(relevance=towers.Linear(F, rngs=nnx.Rngs(0)), examination=towers.RankTable(K))
+    fitted = fit(model, InMemory(log(32)), epochs=1, batch_size=32, seed=0).model
+    # The first step of Adam moves every parameter by the learning rate.
+    moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), nnx.state(fitted, nnx.Param), nnx.state(model, nnx.Param))
+    assert moved.relevance.output.kernel.get_value() == pytest.approx(0.003, rel=1e-3)
+    assert moved.examination.table.get_value() == pytest.approx(0.03, rel=1e-3)
+
+
 def test_history_counts_and_averages_what_was_seen() -> None:
     sessions = log(50)
     model = pbm()

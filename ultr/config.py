@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-import optax
 from flax import nnx
 
 from ultr import baselines, models, towers
@@ -142,11 +141,3 @@ def build_model(config: ModelConfig, log: ClickLog) -> Any:
     if not all(isinstance(m, models.ClickModel) for m in built):
         raise ConfigError(f"a mixture is made of click models; '{config.model}' has a naive ranker in it")
     return models.Mixture(components=built)
-
-
-def default_optimizer(model: nnx.Module, learning_rate: float | None = None) -> optax.GradientTransformation:
-    """Adam; the learning rate is .003 where a network over features is trained, else .03."""
-    if learning_rate is None:
-        dense = any(isinstance(m, towers.Linear | towers.MLP | towers.DCNV2) for _, m in nnx.iter_modules(model))
-        learning_rate = 0.003 if dense else 0.03
-    return optax.adam(learning_rate)

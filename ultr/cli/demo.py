@@ -79,7 +79,6 @@ def run(out: Path, *, sessions: int, seed: int) -> dict[str, Any]:
 def _run(folder: Path, *, sessions: int, seed: int) -> dict[str, Any]:
     import jax
     import numpy as np
-    import optax
     from flax import nnx
     from tqdm import tqdm
 
@@ -109,7 +108,7 @@ def _run(folder: Path, *, sessions: int, seed: int) -> dict[str, Any]:
         return MLP(size, hidden=(64, 64), scaler=scaler, rngs=nnx.Rngs(seed * 3 + number))
 
     def train(model: Any, source: Any, valid: Any, batch_size: int, epochs: int) -> Any:
-        fitted = fit(model, source, valid, optimizer=optax.adam(5e-3), batch_size=batch_size, epochs=epochs,
+        fitted = fit(model, source, valid, batch_size=batch_size, epochs=epochs,
                      patience=3, seed=seed)
         return fitted.model
 

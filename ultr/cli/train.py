@@ -41,7 +41,7 @@ def _widths(text: str) -> tuple[int, ...]:
 @click.option("--epochs", default=20, show_default=True, help="At most.")
 @click.option("--patience", default=3, show_default=True, help="Epochs without improvement before it stops.")
 @click.option("--batch-size", default=512, show_default=True)
-@click.option("--learning-rate", type=float, help="Adam's [.003 for networks, .03 for tables].")
+@click.option("--learning-rate", default=0.003, show_default=True, help="Adam's for networks; ten times that for tables.")
 @click.option("--l2", default=0.0, show_default=True, help="Strength of a Gaussian prior on the parameters.")
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run in --out.")
 @seed_option
@@ -59,7 +59,7 @@ def command(
     epochs: int,
     patience: int,
     batch_size: int,
-    learning_rate: float | None,
+    learning_rate: float,
     l2: float,
     resume: bool,
     seed: int,
@@ -79,9 +79,9 @@ def command(
         "transform": transform,
         "seed": seed,
     }
-    from ultr.config import ModelConfig, build_model, default_optimizer
+    from ultr.config import ModelConfig, build_model
     from ultr.models import PBM
-    from ultr.training import fit
+    from ultr.training import adam, fit
 
     if (out / "model").exists() and not resume:
         raise ConfigError(f"{out} holds a run already: choose another --out, or continue it with --resume")
@@ -91,7 +91,7 @@ def command(
         untrained,
         train,
         held_out,
-        optimizer=default_optimizer(untrained, learning_rate),
+        optimizer=adam(learning_rate),
         epochs=epochs,
         batch_size=batch_size,
         seed=seed,

@@ -17,6 +17,7 @@ from ultr.evaluation.estimate import Estimate, paired_difference
 from ultr.evaluation.ranking import EMPTY_QUERIES, RANKING_METRICS, query_metrics
 from ultr.models import ClickModel
 from ultr.sessions import InMemory, Sessions, Source
+from ultr.towers import check
 
 __all__ = ["Estimate", "evaluate", "paired_difference", "per_query"]
 
@@ -74,7 +75,8 @@ def evaluate(
 
     Raises:
       ConfigError: an unknown metric or option.
-      DataError: data or model cannot give a metric that was asked for, or the model gives NaN.
+      DataError: data or model cannot give a metric that was asked for, a document id or rank lies beyond the
+        model's tables, or the model gives NaN.
     """
     if cluster not in ("session", "query"):
         raise ConfigError(f"unknown cluster {cluster!r}; known: session, query")
@@ -243,6 +245,8 @@ class _Caller:
     def __call__(self, function: Callable[..., Any], batch: Sessions, *options: bool) -> Any:
         if self._split is None:
             return function(self.model, batch, *options)
+        # Scores see no positions, so lists of candidates may be longer than the tables over ranks.
+        check(self.model, batch.unbiased() if function is _scores else batch, source="evaluation data")
         return _compiled(function, self._split[0], options, self._split[1], batch)
 
     def is_click_model(self, batch: Sessions) -> bool:

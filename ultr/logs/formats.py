@@ -242,7 +242,8 @@ def read_trec_session(engine: Engine, files: list[Path], request: Request) -> Ro
     graded = number_of(engine, fields.grades.notnull().sum())
     columns = [fields.documents, fields.clicks, fields.verticals]
     if graded:
-        columns.append(fields.grades)
+        ungraded = ibis.array([ibis.null("string")]).repeat(size)
+        columns.append(ibis.coalesce(fields.grades, ungraded))
     zipped = columns[0].zip(*columns[1:])
     rows = long(fields.select("at", "session", "query", list="at", shown=zipped), "shown")
     values_ = {"document": rows.shown["f1"], "click": rows.shown["f2"], "feature.vertical": rows.shown["f3"]}
@@ -276,9 +277,7 @@ def _clicked(
     }
 
 
-def _text_rows(
-    engine: Engine, table: ir.Table, files: list[Path], lines: ir.Table, counts: dict[str, int]
-) -> Rows:
+def _text_rows(engine: Engine, table: ir.Table, files: list[Path], lines: ir.Table, counts: dict[str, int]) -> Rows:
     repaired = {name: counts.pop(name) for name in ("repeated_clicks",) if name in counts}
     read = number_of(engine, lines.count())
     return Rows(parts=[table], files=files, read=read, dropped=counts, repaired=repaired)

@@ -144,7 +144,8 @@ def _seen(rows: ir.Table) -> ir.Table:
     if "rank" in rows.columns:
         values["rank"] = rows["rank"].min()
     if "label" in rows.columns:
-        positive = ibis.greatest(rows.label.argmin(rows["at"]), ibis.literal(0.0, "float32"))
+        first = rows.label.argmin(rows["at"], where=rows.label.notnull())
+        positive = ibis.greatest(first, ibis.literal(0.0, "float32"))
         grade = ibis.ifelse(rows.label.count() > 0, positive, ibis.null("float32")).cast("float32")
         values |= {"label": grade, "low": rows.label.min(), "high": rows.label.max()}
         values["negative"] = (rows.label < 0).sum()

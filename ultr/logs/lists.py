@@ -160,4 +160,3 @@ def number_rows(rows: ir.Table, lists: Lists) -> ir.Table:
 def times(engine: Engine, lists: Lists) -> np.ndarray:
     """[n] time of each list, in order."""
     return engine.table(lists.table.order_by("list").select("time"))["time"].to_numpy()
-

@@ -176,9 +176,7 @@ def _checked(engine: Engine, rows: Rows, request: Request) -> ir.Table:
     """The rows with typed values, those without a session, query or document left out; a bad value is an error."""
     parts = rows.parts
     integer = all(part["session"].type().is_signed_integer() for part in parts)
-    numeric = {
-        name: all(part[CONTEXT + name].type().is_numeric() for part in parts) for name in request.context
-    }
+    numeric = {name: all(part[CONTEXT + name].type().is_numeric() for part in parts) for name in request.context}
     kinds = {name: name for name in ("rank", "click", "time", "label") if name in parts[0].columns}
     kinds |= {FEATURE + name: "feature" for name in request.features}
 
@@ -205,9 +203,7 @@ def _checked(engine: Engine, rows: Rows, request: Request) -> ir.Table:
         if rows.once:
             table = engine.stage("rows", table)
         whole = table["session"].notnull() & table["query"].notnull() & table["document"].notnull()
-        counts = engine.record(
-            table.agg(read=table.count(), whole=whole.sum().fill_null(0), bad=table["bad"].count())
-        )
+        counts = engine.record(table.agg(read=table.count(), whole=whole.sum().fill_null(0), bad=table["bad"].count()))
     except EngineError as error:
         raise rows.explain(error) from error
     if counts["bad"]:
@@ -353,7 +349,8 @@ def _collection(
 ) -> Collection:
     ids = assign(engine, table, parent=output.vocabulary)
     queries, documents, names, counts = tables(engine, ids, features)
-    report |= ids.report | counts
+    for name, count in (ids.report | counts).items():
+        report[name] = report.get(name, 0) + count
     splits = None
     if output.split:
         codes = assign_split(np.arange(len(queries)), output.split, output.seed)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,7 +145,7 @@ def csv_line(path: Path, number: int) -> int:
 
 
 def csv_error(files: Sequence[Path], error: EngineError) -> DataError:
-    """Finds the row that stopped the engine's CSV reader; `error` itself where there is none."""
+    """Finds the row that stopped the engine's CSV reader; `error` itself where it stopped for another reason."""
     for path in files:
         if is_parquet(path):
             continue
@@ -162,7 +163,13 @@ def csv_error(files: Sequence[Path], error: EngineError) -> DataError:
             return DataError("expected UTF-8 text, found other bytes", file=path, row=bad.line)
         except csv.Error as bad:
             return DataError(f"expected CSV, found {bad}", file=path)
-    return error
+    if not re.search(r"\bCSV\b", error.text):
+        return error
+    return DataError(
+        f"expected CSV, and the reader stopped: {error.text}",
+        fix="Check the quotes, and that all lines end alike.",
+        file=files[0] if len(files) == 1 else None,
+    )
 
 
 class _Undecodable(Exception):
@@ -189,13 +196,9 @@ def _records(path: Path) -> Iterator[tuple[int, list[str]]]:
 
 
 def _bad_line(path: Path) -> int:
-    with open_bytes(path) as stream:
-        for number, line in enumerate(iter(stream.readline, b""), 1):
-            try:
-                line.decode()
-            except UnicodeDecodeError:
-                return number
-    return 1
+    """The first line that is not UTF-8."""
+    with open_bytes(path) as stream, io.TextIOWrapper(stream, "utf-8", "surrogateescape", newline="\n") as text:
+        return next((row for row, line in enumerate(text, 1) if re.search("[\udc80-\udcff]", line)), 1)
 
 
 LINES = pa.schema([("at", pa.int64()), ("text", pa.string())])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -13,7 +14,7 @@ import ibis.expr.types as ir
 from ultr.errors import DataError
 from ultr.logs.engine import Engine, EngineError
 from ultr.logs.formats import Request, Rows, long, missing, number_of
-from ultr.logs.sources import FILE_BITS, Raw, csv_error, is_parquet, open_table, table_line
+from ultr.logs.sources import FILE_BITS, Raw, csv_error, is_parquet, line_blocks, open_bytes, open_table, table_line
 
 # Our names -> where the value stands in an event.
 FIELDS = {
@@ -78,9 +79,15 @@ def _rows(engine: Engine, files: list[Path], event: ir.Table, asked: ir.Table | 
     clicks = keyed.filter(keyed.action.isin(CLICKS))
     hit = clicks.group_by(["session", "document"]).agg(times=clicks.count())
     places = shown.group_by(["session", "document"]).agg(first=shown["at"].min())
-    hit = engine.stage("hits", hit.join(places, ["session", "document"]).select("first", "times"))
-    table = shown.left_join(hit, shown["at"] == hit["first"])
-    table = table.mutate(click=table.times.notnull().cast("int8")).drop("first", "times", "action")
+    hit = hit.join(places, ["session", "document"])
+    hit = engine.stage("hits", hit.select("times", at="first", list="session", object="document"))
+    same = [shown["at"] == hit["at"], shown.session == hit["list"], shown.document == hit["object"]]
+    table = shown.left_join(hit, same)
+    table = table.mutate(click=table.times.notnull().cast("int8"))
+    table = table.drop("at_right", "list", "object", "times", "action")
+    timeless = number_of(engine, shown.time.isnull().sum())
+    if timeless:
+        table = table.drop("time")
     counts = {
         "clicked": number_of(engine, clicks.count()),
         "hits": number_of(engine, hit.times.sum()),
@@ -88,9 +95,7 @@ def _rows(engine: Engine, files: list[Path], event: ir.Table, asked: ir.Table | 
     }
     of_interest = event.filter(event.action.isin([shown_as, *CLICKS]))
     dropped = {
-        "events_without_keys": number_of(
-            engine, (of_interest.session.isnull() | of_interest.document.isnull()).sum()
-        ),
+        "events_without_keys": number_of(engine, (of_interest.session.isnull() | of_interest.document.isnull()).sum()),
         "other_events": sum(n for action, n in times.items() if action not in (shown_as, *CLICKS)),
         "clicks_on_documents_not_shown": counts["clicked"] - counts["hits"],
     }
@@ -105,6 +110,7 @@ def _rows(engine: Engine, files: list[Path], event: ir.Table, asked: ir.Table | 
         repaired={
             "repeated_clicks": counts["hits"] - counts["slots"],
             "lists_without_query_text": number_of(engine, nameless.session.nunique()),
+            "rows_without_timestamp": timeless,
         },
         text=True,
         line=table_line_or_record,
@@ -139,14 +145,19 @@ def _query_columns(raw: Raw, paths: Mapping[str, str]) -> ir.Table:
         found = _resolve(raw, paths[ours])
         columns[ours] = ibis.null("string") if found is None else found.cast("string").nullif("")
     hits = _resolve(raw, HITS)
-    columns["hits"] = ibis.null("array<string>") if hits is None else hits.try_cast("array<string>")
+    if hits is None:
+        hits = ibis.null("array<string>")
+    elif hits.type().is_string():  # JSON text
+        hits = hits.try_cast("json").try_cast("array<string>")
+    columns["hits"] = hits.cast("array<string>")
     return raw.table.select(at=raw.at, **columns)
 
 
 def _one_per_query(parts: list[ir.Table]) -> ir.Table:
     table = ibis.union(*parts) if len(parts) > 1 else parts[0]
     table = table.filter(table.session.notnull())
-    first = {name: table[name].argmin(table["at"]) for name in ("query", "time", "hits")}
+    names = ("query", "time", "hits")
+    first = {name: table[name].argmin(table["at"], where=table[name].notnull()) for name in names}
     return table.group_by("session").agg(at=table["at"].min(), **first)
 
 
@@ -227,12 +238,35 @@ def table_line_or_record(path: Path, row: int) -> int:
 
 def explain(files: list[Path], error: EngineError) -> DataError:
     """What the engine says about a damaged JSON or CSV file, with the file's name and line."""
-    found = re.search(r'(Malformed JSON|JSON transform error) in file "(?P<file>[^"]+)",? (?P<rest>.*)', error.text)
-    if found:
-        row = re.search(r"(?:line|record/value) (\d+)", found["rest"])
-        return DataError(
-            f"expected one JSON object per event, found: {found[0].partition(found['file'])[2][2:].strip()}",
-            file=found["file"],
-            row=int(row[1]) if row else None,
-        )
-    return csv_error([path for path in files if not _is_json(path)], error)
+    found = re.search(r'JSON.* in file "(?P<file>[^"]+)",? (?P<rest>.*)', error.text)
+    if not found:
+        return csv_error([path for path in files if not _is_json(path)], error)
+    path, said = Path(found["file"]), found["rest"].strip(" .")
+    row = _bad_json(path)
+    if row is None and (counted := re.search(r"(?:line|record/value) (\d+)", said)):
+        row = int(counted[1])
+    return DataError(
+        f"expected JSON with one object per event, found: {said}",
+        fix="Give one object per line, or one array of objects.",
+        file=path,
+        row=row,
+    )
+
+
+def _bad_json(path: Path) -> int | None:
+    """The line at which a file stops being JSON; the engine's own count is at times one off."""
+    with open_bytes(path) as stream:
+        array = stream.read(1 << 16).lstrip().startswith(b"[")
+    if array:
+        with open_bytes(path) as stream:
+            return _json_error(stream.read())
+    numbered = (pair for start, lines in line_blocks(path) for pair in enumerate(lines.to_pylist(), start))
+    return next((row for row, line in numbered if line and _json_error(line)), None)
+
+
+def _json_error(text: str | bytes) -> int | None:
+    try:
+        json.loads(text)
+    except json.JSONDecodeError as error:
+        return error.lineno
+    return None

@@ -164,7 +164,7 @@ class DocumentTable(nnx.Module):
         self.initial, self.feature = float(initial), feature
         self.limits = ((feature, documents + 1, "ids"),)
         self.common = nnx.Param(jnp.asarray(self.initial))
-        size = rows or documents + 1
+        size = documents + 1 if kind == "full" else rows or 1
         if kind in ("full", "hashed"):
             self.table = nnx.Param(jnp.zeros(size))
             return

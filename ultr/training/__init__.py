@@ -2,5 +2,6 @@
 
 from ultr.training.checkpoint import load, save
 from ultr.training.fit import Fitted, fit
+from ultr.training.optimizers import adam
 
-__all__ = ["Fitted", "fit", "load", "save"]
+__all__ = ["Fitted", "adam", "fit", "load", "save"]

@@ -23,6 +23,7 @@ from ultr.errors import ConfigError, DataError, UltrError
 from ultr.sessions import Sessions, Source
 from ultr.towers import check
 from ultr.training.checkpoint import describe, read_meta, restore_arrays, save, save_arrays
+from ultr.training.optimizers import adam
 
 
 class Trainable(Protocol):
@@ -71,7 +72,7 @@ def fit(
       model: has `loss(sessions) -> [B]`; it is left as it is, the result holds a trained copy.
       train: streams batches; a `ClickLog`, a `Collection` or `InMemory`.
       valid: judges the epochs by the same loss; None: the last epoch counts as the best.
-      optimizer: an optax transformation; None: Adam with learning rate .01.
+      optimizer: an optax transformation; None: `ultr.training.adam()`, .003 for networks and .03 for tables.
       epochs: passes over `train`, at most.
       batch_size: sessions per step, fixed: shorter batches are padded with masked rows.
       seed: decides the order of the sessions; with the same seed and data the result is the same.
@@ -96,7 +97,7 @@ def fit(
     if resume and directory is None:
         raise ConfigError("resume needs directory=, the folder of the interrupted run")
     directory = None if directory is None else Path(directory)
-    optimizer = optimizer or optax.adam(1e-2)
+    optimizer = optimizer or adam()
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)
     params, rest = jax.tree.map(jnp.copy, (params, rest))
     place, put = _placement(mesh, batch_size)
