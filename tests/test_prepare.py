@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import gzip
 import hashlib
 from itertools import pairwise
@@ -108,6 +109,22 @@ def test_columns_are_mapped_by_name(tmp_path):
     assert lists(log, "time") == [
         {"session": "7", "query": "q", "documents": ["d", "e"], "ranks": [1, 2], "clicks": [1, 0], "time": 90.0}
     ]
+
+
+@pytest.mark.parametrize("form", ["us", "ns", "offset", "utc", "bare"])
+def test_dates_become_seconds(tmp_path, monkeypatch, form):
+    monkeypatch.setenv("TZ", "America/New_York")
+    moment = dt.datetime(2025, 1, 1, 2, 0, 7, 500_000, dt.timezone(dt.timedelta(hours=2)))
+    texts = {
+        "offset": moment.isoformat(),
+        "utc": "2025-01-01T00:00:07.5Z",
+        "bare": "2025-01-01 00:00:07.5",
+    }
+    times = [texts[form]] if form in texts else pa.array([moment], pa.timestamp(form, "UTC"))
+    table = {"session": [1], "query": ["q"], "document": ["d"], "rank": [1], "click": [0], "time": times}
+    pq.write_table(pa.table(table), tmp_path / "log.parquet")
+    [found] = lists(prepare(tmp_path / "log.parquet", tmp_path / "out"), "time")
+    assert found["time"] == moment.timestamp()
 
 
 def test_whole_number_sessions_stay_numbers_and_missing_keys_are_dropped(tmp_path):

@@ -1,7 +1,7 @@
 """The three distributions over click vectors that all click models share.
 
-Each holds logits or log-probabilities of shape [B, K] and answers four questions in log space:
-`conditional`, `marginal`, `log_prob` and `sample`. Padding is never clicked: it has log-probability
+Each holds logits or log-probabilities of shape [B, K] and answers in log space: `conditional`, `observed`,
+`marginal` and `log_prob`; and it draws a `sample`. Padding is never clicked: it has log-probability
 -inf of a click in `conditional` and `marginal`, adds nothing to `log_prob`, and clicks given for it are ignored.
 """
 
@@ -13,7 +13,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from ultr.logspace import exclusive_cumsum, log1mexp, log_sigmoid, logaddexp, logsumexp
+from ultr.logspace import exclusive_cumsum, log_sigmoid, logaddexp, logsumexp
 from ultr.sessions import Array
 
 
@@ -22,6 +22,10 @@ class ClickDistribution(Protocol):
 
     def conditional(self, clicks: Array) -> jax.Array:
         """[B, K] log P(C_k = 1 | the clicks above rank k), for clicks [B, K]."""
+        ...
+
+    def observed(self, clicks: Array) -> jax.Array:
+        """[B, K] log P(C_k = c_k | the clicks above rank k); 0 on padding. Sums to `log_prob`."""
         ...
 
     def marginal(self) -> jax.Array:
@@ -68,10 +72,13 @@ class PositionClicks:
     def conditional(self, clicks: Array) -> jax.Array:
         return jnp.where(self.mask, log_sigmoid(self._given(clicks)), -jnp.inf)
 
-    def log_prob(self, clicks: Array) -> jax.Array:
+    def observed(self, clicks: Array) -> jax.Array:
         logits = self._given(clicks)
         each = log_sigmoid(jnp.where(clicks != 0, logits, -logits))
-        return jnp.sum(jnp.where(self.mask, each, 0.0), axis=1)
+        return jnp.where(self.mask, each, 0.0)
+
+    def log_prob(self, clicks: Array) -> jax.Array:
+        return jnp.sum(self.observed(clicks), axis=1)
 
     def marginal(self) -> jax.Array:
         logits = jnp.asarray(self.logits)
@@ -161,7 +168,8 @@ class CascadeClicks:
         tail = jnp.where(last[:, 0] >= 0, logaddexp(stopped, went_on + nothing_more), nothing_more)
         return jnp.sum(seen + went, axis=1) + tail
 
-    def conditional(self, clicks: Array) -> jax.Array:
+    def _examining(self, clicks: Array) -> tuple[jax.Array, jax.Array]:
+        """[B, K] each: log-weights of examining the rank and of having stopped above it, given the clicks above."""
         attract, ignore = self._attraction()
         clicked = (clicks != 0) & self.mask
         on = jnp.where(clicked, self.go_after_click, ignore + self.go_after_skip)
@@ -181,7 +189,18 @@ class CascadeClicks:
         first = min(self.mask.shape[1], 1)
         on = jnp.pad(on[:, :-1], ((0, 0), (first, 0)))
         off = jnp.pad(off[:, :-1], ((0, 0), (first, 0)), constant_values=-jnp.inf)
+        return on, off
+
+    def conditional(self, clicks: Array) -> jax.Array:
+        on, off = self._examining(clicks)
+        attract, _ = self._attraction()
         return jnp.where(self.mask, attract + on - logaddexp(on, off), -jnp.inf)
+
+    def observed(self, clicks: Array) -> jax.Array:
+        on, off = self._examining(clicks)
+        attract, ignore = self._attraction()
+        given = jnp.where(clicks != 0, attract + on, logaddexp(ignore + on, off)) - logaddexp(on, off)
+        return jnp.where(self.mask, given, 0.0)
 
     def marginal(self) -> jax.Array:
         attract, ignore = self._attraction()
@@ -217,14 +236,20 @@ class MixtureClicks:
 
     def conditional(self, clicks: Array) -> jax.Array:
         click = jnp.stack([c.conditional(clicks) for c in self.components])
-        observed = jnp.where((clicks != 0)[None], click, log1mexp(click))
-        observed = jnp.where(self.mask[None], observed, 0.0)
+        return jnp.where(self.mask, self._mixed(clicks, click), -jnp.inf)
+
+    def observed(self, clicks: Array) -> jax.Array:
+        each = jnp.stack([c.observed(clicks) for c in self.components])
+        return jnp.where(self.mask, self._mixed(clicks, each), 0.0)
+
+    def _mixed(self, clicks: Array, event: jax.Array) -> jax.Array:
+        """log P(event at rank k | clicks above), from the components' [M, B, K]."""
         # Responsibilities from the clicks above only: the whole session would leak the click predicted.
-        log_weight = self.log_prior.T[:, :, None] + exclusive_cumsum(observed)
+        above = exclusive_cumsum(jnp.stack([c.observed(clicks) for c in self.components]))
+        log_weight = self.log_prior.T[:, :, None] + above
         total = logsumexp(log_weight, axis=0)
         possible = total > -jnp.inf
-        joint = logsumexp(log_weight + click, axis=0)
-        return jnp.where(possible & self.mask, joint - jnp.where(possible, total, 0.0), -jnp.inf)
+        return jnp.where(possible, logsumexp(log_weight + event, axis=0) - jnp.where(possible, total, 0.0), -jnp.inf)
 
     def marginal(self) -> jax.Array:
         each = jnp.stack([c.marginal() for c in self.components])

@@ -97,7 +97,8 @@ def read_baidu(engine: Engine, files: list[Path], request: Request) -> tuple[Row
     table = engine.load("raw", _flat(opened, names, schema, read), schema)
     if "session" not in names:
         table = table.mutate(session=table["list"])
-    rows = Rows(parts=[table], files=files, read=read.rows, dropped={"empty_lists": read.empty}, graded=annotated)
+    dropped = {"empty_lists": read.empty}
+    rows = Rows(parts=[table], files=files, read=read.rows, dropped=dropped, once=False, graded=annotated)
     return rows, _embeddings(opened)
 
 

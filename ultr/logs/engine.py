@@ -49,6 +49,7 @@ class Engine:
         try:
             with _quiet():
                 self.backend: Any = ibis.duckdb.connect(**config)
+                self.backend.raw_sql("SET TimeZone = 'UTC'")
                 # Joins are written in the order that keeps results small. DuckDB would join two of the small
                 # tables of a log with each other first, on the query, which multiplies them.
                 self.backend.raw_sql("SET disabled_optimizers = 'join_order'")
@@ -72,7 +73,7 @@ class Engine:
         path = self.scratch / f"{name}.parquet"
         with _quiet(), running():
             # A Parquet file is written in half the time of a DuckDB table, and read in the same.
-            self.backend.to_parquet(expression, path, compression="snappy")
+            self.backend.to_parquet(expression, path, compression="snappy", dictionary_size_limit=1)
             return self.backend.read_parquet(str(path))
 
     def load(self, name: str, batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> ir.Table:

@@ -111,10 +111,11 @@ def prepare(
         raise DataError("something already stands here", fix="Choose another folder or pass overwrite.", file=target)
     files = expand([inputs] if isinstance(inputs, str | os.PathLike) else inputs)
     parent = open_data(vocabulary) if isinstance(vocabulary, str | os.PathLike) else vocabulary
-    output = _Output(target, parent, split, split_by, seed, overwrite, progress)
+    bar = tqdm(desc="reading", unit=" lists", disable=not progress)
+    output = _Output(target, parent, split, split_by, seed, overwrite, bar)
     report: dict[str, Any] = {"format": format, "inputs": [path.name for path in files]}
     beside = next(folder for folder in target.parents if folder.is_dir())
-    with Engine(engine, beside=beside, memory_limit=memory_limit) as running:
+    with bar, Engine(engine, beside=beside, memory_limit=memory_limit) as running:
         if format == "letor":
             return _letor(running, output, files, report)
         if format == "qrels":
@@ -142,7 +143,7 @@ class _Output:
     split_by: str
     seed: int
     overwrite: bool
-    progress: bool
+    bar: Any
 
     @property
     def vocabulary(self) -> Vocabulary | None:
@@ -183,7 +184,7 @@ def _checked(engine: Engine, rows: Rows, request: Request) -> ir.Table:
     def part_of(number: int, table: ir.Table) -> ir.Table:
         for name in ("session", "query", "document", *(CONTEXT + n for n in request.context)):
             kind = table[name].type()
-            if not (kind.is_string() or kind.is_numeric() or kind.is_boolean()):
+            if not (kind.is_string() or kind.is_numeric() or kind.is_boolean() or kind.is_uuid()):
                 file = rows.files[number] if len(parts) == len(rows.files) else rows.files[0]
                 theirs = request.names().get(name, name)
                 raise DataError(f"expected text or numbers, found {kind}", file=file, field=theirs)
@@ -235,6 +236,7 @@ def _log(
             file=rows.files[0],
             field="time",
         )
+    output.bar.set_description("numbering")
     ids = assign(engine, table, parent=output.vocabulary, grades=grades)
     lists = gather(
         engine,
@@ -257,12 +259,13 @@ def _log(
         parent=output.parent,
         overwrite=output.overwrite,
     )
-    total = int(engine.record(lists.table.agg(n=lists.table.count()))["n"])
-    with writer, tqdm(total=total, unit=" lists", disable=not output.progress) as bar:
+    output.bar.set_description("writing")
+    output.bar.reset(int(engine.record(lists.table.agg(n=lists.table.count()))["n"]))
+    with writer:
         sessions = impressions = clicks = 0
         for written in _written(engine, output, table, ids, lists, request, repairs):
             writer.write(written)
-            bar.update(len(written))
+            output.bar.update(len(written))
             sessions += len(written)
             flat = written["clicks"].combine_chunks().flatten()
             impressions += len(flat)

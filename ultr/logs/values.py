@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import ibis
@@ -16,8 +16,6 @@ LARGEST_INT32 = 2**31 - 1
 LARGEST_FLOAT32 = 3.4028234e38
 LARGEST_GRADE = 31  # the gain of nDCG is 2 ** grade - 1
 
-Checked = tuple[Any, Any]  # the value (null where it is bad), and whether it is good
-
 
 def key(column: Any) -> Any:
     """A name as a string, null where there is none; whole numbers lose the fraction that a null gave them."""
@@ -27,92 +25,88 @@ def key(column: Any) -> Any:
     return column.cast("string").nullif("")
 
 
-def whole(column: Any, lowest: int, highest: int, kind: str) -> Checked:
-    """A whole number of a range."""
-    if column.type().is_integer():
-        good = ((column >= lowest) & (column <= highest)).fill_null(False)
-        return column.try_cast(kind), good
-    value = _number(column)
-    good = ((value >= lowest) & (value <= highest) & (value % 1 == 0)).fill_null(False)
-    return ibis.ifelse(good, value, ibis.null()).try_cast(kind), good
-
-
-def flag(column: Any) -> Checked:
-    """0 or 1, also written false and true."""
-    if column.type().is_boolean():
-        return column.cast("int8"), column.notnull()
-    if column.type().is_string():
-        words = ibis.cases(
-            (column.strip().lower() == "true", "1"), (column.strip().lower() == "false", "0"), else_=column
-        )
-        return whole(words, 0, 1, "int8")
-    return whole(column, 0, 1, "int8")
-
-
-def number(column: Any) -> Checked:
-    """A finite number that float32 can hold."""
-    value = _number(column)
-    good = (value.abs() <= LARGEST_FLOAT32).fill_null(False) & ~value.isnan().fill_null(True)
-    return ibis.ifelse(good, value, ibis.null("float64")).cast("float32"), good
-
-
-def grade(column: Any) -> Checked:
-    """A grade, or nothing where nobody judged. Grades below 0 are left to the caller."""
-    value = _number(column)
-    absent = column.isnull() | (column.strip() == "") if column.type().is_string() else column.isnull()
-    good = (value.abs() <= LARGEST_GRADE).fill_null(False) & ~value.isnan().fill_null(True)
-    return ibis.ifelse(good, value, ibis.null("float64")).cast("float32"), good | absent
-
-
-def moment(column: Any) -> Checked:
-    """A time: numbers stay as they are, dates and times become seconds since 1970."""
+def _number(column: Any) -> Any:
+    """The number that a value stands for, null where it stands for none."""
     kind = column.type()
-    if kind.is_integer() and not kind.is_unsigned_integer():
-        return column.cast("int64"), column.notnull()
+    if kind.is_string():
+        return column.strip().try_cast("float64")
+    if kind.is_boolean() or not kind.is_numeric():
+        return ibis.null("float64")
+    return column if kind.is_integer() else column.cast("float64")
+
+
+def _flag(column: Any) -> Any:
+    """Like `_number`, with false and true for 0 and 1."""
+    kind = column.type()
+    if kind.is_boolean():
+        return column.cast("int8")
+    if not kind.is_string():
+        return _number(column)
+    # Nearly all are a single digit: only the others are looked at more closely.
+    word = column.strip().lower()
+    other = ibis.cases((word == "true", 1.0), (word == "false", 0.0), else_=word.try_cast("float64"))
+    return ibis.cases((column == "0", 0.0), (column == "1", 1.0), else_=other)
+
+
+def _moment(column: Any) -> Any:
+    """Like `_number`; dates and times become seconds since 1970."""
+    kind = column.type()
     if kind.is_timestamp() or kind.is_date():
-        value = _seconds(column.cast("timestamp"))
-    elif kind.is_string():
-        text = column.strip()
-        stamp = text.try_cast("timestamp")  # in UTC where the text has an offset
-        value = ibis.coalesce(text.try_cast("float64"), _seconds(stamp))
-    else:
-        value = _number(column)
-    good = value.notnull() & ~value.isnan().fill_null(True) & ~value.isinf().fill_null(True)
-    return ibis.ifelse(good, value, ibis.null("float64")), good
+        return _seconds(column.cast("timestamp"))
+    if kind.is_numeric() or kind.is_boolean():
+        return column.cast("int64") if kind.is_signed_integer() else _number(column).cast("float64")
+    text = column.cast("string").strip()
+    # With a zone, or an offset in the text would be lost; text without one is UTC, as the engine is set.
+    stamp = text.try_cast("timestamp('UTC')").cast("timestamp")
+    return ibis.coalesce(text.try_cast("float64"), _seconds(stamp))
 
 
 def _seconds(stamp: Any) -> Any:
     return stamp.truncate("s").epoch_seconds().cast("float64") + stamp.microsecond().cast("float64") / 1e6
 
 
-def _number(column: Any) -> Any:
-    kind = column.type()
-    if kind.is_string():
-        return column.strip().try_cast("float64")
-    if kind.is_numeric():
-        return column.cast("float64")
-    return ibis.null("float64")
+def _whole(value: Any) -> Any:
+    return ibis.literal(True) if value.type().is_integer() else value % 1 == 0
 
 
-EXPECTED = {
-    "rank": f"a whole number from 1 to {LARGEST_INT32:,}",
-    "click": "0 or 1",
-    "time": "a number or a date and time",
-    "label": f"a grade of at most {LARGEST_GRADE}, or nothing",
-    "feature": "a finite number",
-}
-FIXES = {
-    "rank": "Ranks count from 1.",
-    "click": "Make every click 0 or 1.",
-    "label": "Scale the grades: the gain of nDCG is 2 ** grade - 1.",
-    "feature": "Fill or drop such rows, or leave the column out.",
-}
-CHECKS: Mapping[str, Callable[[Any], Checked]] = {
-    "rank": lambda column: whole(column, 1, LARGEST_INT32, "int32"),
-    "click": flag,
-    "time": moment,
-    "label": grade,
-    "feature": number,
+def _finite(value: Any) -> Any:
+    # NaN is larger than every number to some engines, and smaller to others.
+    return (value <= LARGEST_FLOAT32) & (value >= -LARGEST_FLOAT32)
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """How a column is read: text or any type -> a number -> whether it is accepted."""
+
+    read: Callable[[Any], Any]
+    accept: Callable[[Any], Any]
+    type: str | None
+    expected: str
+    fix: str = ""
+    optional: bool = False
+
+
+KINDS: Mapping[str, _Kind] = {
+    "rank": _Kind(
+        _number,
+        lambda x: (x >= 1) & (x <= LARGEST_INT32) & _whole(x),
+        "int32",
+        f"a whole number from 1 to {LARGEST_INT32:,}",
+        "Ranks count from 1.",
+    ),
+    "click": _Kind(_flag, lambda x: x.isin([0, 1]), "int8", "0 or 1", "Make every click 0 or 1."),
+    "time": _Kind(_moment, lambda x: (x < 1e300) & (x > -1e300), None, "a number or a date and time"),
+    "label": _Kind(
+        _number,
+        lambda x: (x >= -LARGEST_GRADE) & (x <= LARGEST_GRADE),
+        "float32",
+        f"a grade of at most {LARGEST_GRADE}, or nothing",
+        "Scale the grades: the gain of nDCG is 2 ** grade - 1.",
+        optional=True,
+    ),
+    "feature": _Kind(
+        _number, _finite, "float32", "a finite number", "Fill or drop such rows, or leave the column out."
+    ),
 }
 
 
@@ -120,22 +114,27 @@ def typed(table: ir.Table, kinds: Mapping[str, str]) -> ir.Table:
     """The columns checked and converted, with `bad` (the first bad field or null) and `found` (what it held).
 
     Args:
-      kinds: column -> the check of `CHECKS` that it has to pass; other columns stay as they are.
+      kinds: column -> the name in `KINDS` of what it has to be; other columns stay as they are.
     """
+    # In two steps, so that a value is parsed once however often the second step looks at it.
+    read = table.mutate(**{f"read.{name}": KINDS[kind].read(table[name]) for name, kind in kinds.items()})
     columns: dict[str, Any] = {}
     bad: list[tuple[Any, Any]] = []
-    found: list[tuple[Any, Any]] = []
     for name in table.columns:
-        if name not in kinds:
-            columns[name] = table[name]
-            continue
-        columns[name], good = CHECKS[kinds[name]](table[name])
-        bad.append((~good, ibis.literal(name)))
-        found.append((~good, table[name].cast("string")))
+        columns[name] = read[name]
+        if name in kinds:
+            kind, value = KINDS[kinds[name]], read[f"read.{name}"]
+            good = kind.accept(value).fill_null(False)
+            if kind.optional:
+                text = read[name].type().is_string()
+                good = good | read[name].isnull() | (read[name].strip() == "" if text else False)
+            columns[name] = value if kind.type is None else value.try_cast(kind.type)
+            bad.append((~good, name))
     none = ibis.null("string")
-    columns["bad"] = ibis.cases(*bad, else_=none) if bad else none
+    columns["bad"] = ibis.cases(*((wrong, ibis.literal(name)) for wrong, name in bad), else_=none) if bad else none
+    found = [(wrong, read[name].cast("string")) for wrong, name in bad]
     columns["found"] = ibis.cases(*found, else_=none) if found else none
-    return table.select(**columns)
+    return read.select(**columns)
 
 
 def reject(engine: Engine, table: ir.Table, where: Callable[[int], dict[str, Any]], names: Mapping[str, str]) -> None:
@@ -149,15 +148,8 @@ def reject(engine: Engine, table: ir.Table, where: Callable[[int], dict[str, Any
       DataError: with file, row, field, what was expected and found.
     """
     first = engine.record(table.filter(table.bad.notnull()).order_by("at").limit(1))
-    if not first:
-        return
-    kind = first["bad"].split(".")[0]
-    found = "nothing" if first["found"] is None else repr(first["found"])
-    place = where(first["at"])
-    assert isinstance(place["file"], Path)
-    raise DataError(
-        f"expected {EXPECTED[kind]}, found {found}",
-        fix=FIXES.get(kind, ""),
-        field=names.get(first["bad"], first["bad"]),
-        **place,
-    )
+    if first:
+        kind = KINDS[first["bad"].split(".")[0]]
+        found = "nothing" if first["found"] is None else repr(first["found"])
+        field = names.get(first["bad"], first["bad"])
+        raise DataError(f"expected {kind.expected}, found {found}", fix=kind.fix, field=field, **where(first["at"]))
