@@ -1,11 +1,11 @@
 """Relevance learned from the CLARA2 click log against its relevance grades, by query frequency.
 
-DCTR, PBM and DBN with one table entry per (query, document) are trained on the whole log (a tenth of the sessions decides
-when to stop and how strong the prior is) and rank the graded documents of each query. Beside them: the order in which the
-log showed the documents (mean rank), and a random order (mean over ten keys).
+DCTR, PBM and DBN with one table entry per (query, document) are trained on the log (a tenth of its sessions decides
+when to stop and how strong the prior is) and rank the graded documents of each query. Beside them: the order in which
+the log showed the documents (mean rank), and a random order (mean over ten keys).
 
-Grade and rank are confounded in this log: grade 5 stands almost only at rank 1. A ranker that copies the logged order does
-well here whatever it has learned about relevance.
+Grade and rank are confounded in this log: grade 5 stands almost only at rank 1. A ranker that copies the logged order
+does well here whatever it has learned about relevance.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ from common import finish, folder, parser, table
 
 from ultr.config import ModelConfig, build_model
 from ultr.evaluation import Estimate, paired_difference, per_query
+from ultr.logs import ClickLog
 from ultr.logs.prepare import prepare
 from ultr.sessions import Sessions
 from ultr.training import adam, fit
 
 MODELS = ("dctr", "pbm", "dbn")
-BUCKETS = ((1, 1), (2, 4), (5, 19), (20, 99), (100, 10**9))
+BUCKETS = ((1, 1), (2, 4), (5, 9), (10, 19), (20, 10**9))
 METRIC = "ndcg@10"
 
 
@@ -59,7 +60,9 @@ def main() -> None:
     data = folder(chosen, "clara2")
     with tempfile.TemporaryDirectory() as work:
         log = prepare([data / "search_log.tsv"], Path(work) / "log", format="yandex", labels=data / "relevance.tsv")
+        assert isinstance(log, ClickLog)
         graded, known = log.collection(), facts(log)
+        assert graded is not None
         parts = log.split({"train": 0.9, "valid": 0.1}, by="session", seed=chosen.seed)
         key = jax.random.key(chosen.seed)
         values: dict[str, np.ndarray] = {}
@@ -78,8 +81,15 @@ def main() -> None:
             for l2 in chosen.l2:
                 model = build_model(ModelConfig(model=name, relevance="table", seed=chosen.seed), log)
                 runs[l2] = fit(
-                    model, parts["train"], parts["valid"], optimizer=adam(0.003), epochs=60, batch_size=256,
-                    seed=chosen.seed, patience=5, l2=l2,
+                    model,
+                    parts["train"],
+                    parts["valid"],
+                    optimizer=adam(0.003),
+                    epochs=60,
+                    batch_size=256,
+                    seed=chosen.seed,
+                    patience=5,
+                    l2=l2,
                 )
             l2 = min(runs, key=lambda x: runs[x].history[runs[x].best - 1]["valid_loss"])
             values[name] = judge(runs[l2].model)
@@ -119,8 +129,10 @@ def _confounding(log: Any, graded: Any, known: dict[str, np.ndarray]) -> list[st
     lines = [f"graded documents: {len(at):,} of {log.documents:,}"]
     for grade in np.unique(graded.labels):
         here = graded.labels == grade
-        lines.append(f"grade {grade:.0f}: {here.sum():,} documents, mean rank {at[here].mean():.2f}, "
-                     f"at rank 1 always {np.mean(at[here] == 1):.1%}")
+        lines.append(
+            f"grade {grade:.0f}: {here.sum():,} documents, mean rank {at[here].mean():.2f}, "
+            f"at rank 1 always {np.mean(at[here] == 1):.1%}"
+        )
     low, high = np.full(log.documents + 1, 10**6), np.zeros(log.documents + 1)
     for batch in log.batches(8192):
         ids, rank = batch.features["document"][batch.mask], batch.position[batch.mask] + 1

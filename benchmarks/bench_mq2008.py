@@ -45,7 +45,11 @@ def one_seed(lists: dict[str, Any], seed: int, sessions: int, temperature: float
     began = time.perf_counter()
     policy = simulate.Policy("linear", temperature=temperature, share=0.01)
     log = simulate.clicks(
-        lists["train"], policy, simulate.user("pbm", grades=2, ranks=10), sessions=sessions, seed=seed,
+        lists["train"],
+        policy,
+        simulate.user("pbm", grades=2, ranks=10),
+        sessions=sessions,
+        seed=seed,
         out=work / f"log-{seed}",
     )
     clicks = log.split({"train": 0.9, "valid": 0.1}, by="query", seed=seed)
@@ -54,10 +58,14 @@ def one_seed(lists: dict[str, Any], seed: int, sessions: int, temperature: float
     naive = fit(baselines.NaivePointwise(relevance=mlp(scaler, seed)), clicks["train"], clicks["valid"], **learn)
     two_tower = fit(
         models.PBM(relevance=mlp(scaler, seed), examination=towers.RankTable(10)),
-        clicks["train"], clicks["valid"], **learn,
+        clicks["train"],
+        clicks["valid"],
+        **learn,
     )
     full = fit(
-        baselines.FullInformation(relevance=mlp(scaler, seed)), lists["train"], lists["vali"],
+        baselines.FullInformation(relevance=mlp(scaler, seed)),
+        lists["train"],
+        lists["vali"],
         **(learn | {"epochs": 100, "batch_size": 32, "patience": 10}),
     )
     # The policy's scores are linear in the features: solve for the weights, to rank the test queries with it.

@@ -44,7 +44,9 @@ def collection(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def log(collection: Path) -> Path:
     path = collection.parent / "log"
     with pytest.raises(SystemExit) as stop:
-        cli.main(["simulate", str(collection), "--out", str(path), "--sessions", "3000", "--policy", "random", "--json"])
+        cli.main(
+            ["simulate", str(collection), "--out", str(path), "--sessions", "3000", "--policy", "random", "--json"]
+        )
     assert not stop.value.code
     return path
 
@@ -72,7 +74,9 @@ def test_from_a_table_of_clicks_to_numbers(ultr: Any, tmp_path: Path) -> None:
     for session in range(600):
         for rank, sku in enumerate(rng.permutation(5), start=1):
             click = int(rng.random() < (sku + 1) / 5 / rank)
-            rows.append(f"{session},q{session % 7},d{sku},{rank},{click},{sku + 0.5},{'pc' if session % 3 else 'phone'}")
+            rows.append(
+                f"{session},q{session % 7},d{sku},{rank},{click},{sku + 0.5},{'pc' if session % 3 else 'phone'}"
+            )
     raw = tmp_path / "clicks.csv"
     raw.write_text("\n".join(rows) + "\n")
     made = ultr("prepare", raw, "--out", tmp_path / "log", "--session", "search", "--document", "sku", "--feature",

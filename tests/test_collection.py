@@ -53,9 +53,7 @@ def test_a_collection_streams_every_list_once(seed: int | None) -> None:
     sizes = rng.integers(1, 12, 60)
     query = np.repeat(np.arange(60), sizes)
     total = len(query)
-    source = Collection.from_arrays(
-        query=query, label=np.arange(total), features=np.arange(1, total + 1)[:, None]
-    )
+    source = Collection.from_arrays(query=query, label=np.arange(total), features=np.arange(1, total + 1)[:, None])
     starts = np.concatenate([[0], np.cumsum(sizes)])
     seen = []
     for batch in source.batches(8, seed=seed):
@@ -162,9 +160,7 @@ def test_collections_have_named_splits(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"expected one of the splits \['test', 'train'\], found 'valid'"):
         Collection.open(tmp_path / "c", split="valid")
     with pytest.raises(DataError, match="expected graded documents, found none"):
-        write_collection(
-            tmp_path / "d", queries=queries, documents=documents.drop_columns(["label", "features"])
-        )
+        write_collection(tmp_path / "d", queries=queries, documents=documents.drop_columns(["label", "features"]))
     assert [p.name for p in tmp_path.iterdir()] == ["c"]
 
 

@@ -105,9 +105,7 @@ def gain(y):
 
 def test_ranking_metrics_of_one_list_are_the_formulas():
     # Grades from the top: 0, 3, 1, 0, 2; two relevant documents below rank 2.
-    found = values(
-        ranked([[0, 3, 1, 0, 2]]), ["dcg@3", "ndcg@3", "dcg", "ndcg", "mrr@1", "mrr@3", "map@3", "map"]
-    )
+    found = values(ranked([[0, 3, 1, 0, 2]]), ["dcg@3", "ndcg@3", "dcg", "ndcg", "mrr@1", "mrr@3", "map@3", "map"])
     dcg3 = gain(3) / math.log2(3) + gain(1) / math.log2(4)
     ideal3 = gain(3) / math.log2(2) + gain(2) / math.log2(3) + gain(1) / math.log2(4)
     assert found == pytest.approx(
@@ -414,9 +412,7 @@ def ragged(n: int = 300, *, seed: int = 0, queries: int = 40) -> Sessions:
 
 def test_ranks_count_the_sessions_that_show_them():
     lists = ragged()
-    found = evaluate(
-        Coin(0.3), lists.pad(rows=310, width=9), metrics=["perplexity", "perplexity/rank"], key=KEY
-    )
+    found = evaluate(Coin(0.3), lists.pad(rows=310, width=9), metrics=["perplexity", "perplexity/rank"], key=KEY)
     shown = lists.mask.sum(0)
     assert list(found) == ["perplexity", *(f"perplexity/rank-{k}" for k in range(1, 6))]
     for k in range(5):
@@ -472,8 +468,7 @@ def test_a_weight_is_so_many_identical_sessions(cluster):
     weighted = lists.replace(weight=weight.astype(np.float32))
     repeated = lists[np.repeat(np.arange(120), weight)]
     one, other = (
-        evaluate(Tabled(), data, metrics=EVERY_RANK, key=KEY, cluster=cluster)
-        for data in (weighted, repeated)
+        evaluate(Tabled(), data, metrics=EVERY_RANK, key=KEY, cluster=cluster) for data in (weighted, repeated)
     )
     assert one["log_likelihood"].count == weight.sum()
     assert same(one, other)
@@ -517,9 +512,7 @@ def test_sessions_of_one_query_are_not_independent():
 
 def test_each_session_its_own_query_is_the_same_as_no_clusters():
     lists = ragged(1500).replace(query=np.random.default_rng(0).permutation(1500).astype(np.int32))
-    assert same(
-        *(evaluate(Tabled(), lists, metrics=EVERY_RANK, key=KEY, cluster=c) for c in ("session", "query"))
-    )
+    assert same(*(evaluate(Tabled(), lists, metrics=EVERY_RANK, key=KEY, cluster=c) for c in ("session", "query")))
 
 
 def test_impossible_sessions_are_left_out_and_counted():
@@ -613,9 +606,7 @@ def test_a_cascade_predicts_better_from_the_clicks_above():
     lists = documents(Sessions.from_lists(clicks=clicks))
     # The maximum of the likelihood by counting: clicks over examinations up to the first click.
     attraction = np.array([30 / 90, 20 / 60, 20 / 40])
-    model = models.CascadeModel(
-        relevance=DocumentTable(np.log(np.append(0.5, attraction / (1 - attraction))))
-    )
+    model = models.CascadeModel(relevance=DocumentTable(np.log(np.append(0.5, attraction / (1 - attraction)))))
     found = evaluate(model, lists, key=KEY)
     assert {e.excluded for e in found.values()} == {5}
     bits = 90 * entropy(1 / 3), 60 * entropy(1 / 3), 40 * entropy(1 / 2)
@@ -654,9 +645,7 @@ def test_defaults_are_what_model_and_data_allow():
     assert set(evaluate(ByFeature(), both, key=KEY)) == ranking
     assert set(evaluate(Coin(0.5), both, key=KEY)) == click
     assert set(evaluate(Both(0.5), Sessions.from_lists(**labels, **x), key=KEY)) == ranking
-    with pytest.raises(
-        DataError, match=r"nothing to evaluate: Coin has no method score.*the data has no clicks"
-    ):
+    with pytest.raises(DataError, match=r"nothing to evaluate: Coin has no method score.*the data has no clicks"):
         evaluate(Coin(0.5), Sessions.from_lists(**labels), key=KEY)
 
 
@@ -682,9 +671,7 @@ def test_a_module_that_is_called_with_something_else_is_a_ranker():
         "map",
         "err",
     }
-    with pytest.raises(
-        DataError, match="'perplexity' cannot be computed: Linear cannot be called as a click model"
-    ):
+    with pytest.raises(DataError, match="'perplexity' cannot be computed: Linear cannot be called as a click model"):
         evaluate(Linear(), both, metrics=["perplexity"], key=KEY)
 
 
@@ -745,9 +732,7 @@ def test_the_interval_of_a_perplexity_is_symmetric_on_the_log_scale():
     low, high = found.interval
     assert 0 < low < found.value < high
     assert low * high == pytest.approx(found.value**2)
-    assert math.log(high / low) / 2 == pytest.approx(
-        scipy.stats.t.ppf(0.975, 8) * found.standard_error / found.value
-    )
+    assert math.log(high / low) / 2 == pytest.approx(scipy.stats.t.ppf(0.975, 8) * found.standard_error / found.value)
 
 
 def test_intervals_of_the_mean_cover_the_truth_as_often_as_they_say():

@@ -135,8 +135,8 @@ def test_bad_use_is_explained(lists: Collection, tmp_path: Path) -> None:
         simulate.clicks(bare, simulate.Policy("linear"), simulate.user("pbm", grades=1), sessions=5, seed=0, out=out)
     with pytest.raises(DataError, match="field 'labels': expected grades up to 1 in GradeTable, found"):
         simulate.clicks(lists, simulate.Policy("random"), simulate.user("pbm", grades=1), sessions=99, seed=0, out=out)
+    user = models.PBM(relevance=towers.Constant(), examination=towers.RankTable(2))
     with pytest.raises(DataError, match="field 'rank': expected ranks up to 2"):
-        user = models.PBM(relevance=towers.Constant(), examination=towers.RankTable(2))
         simulate.clicks(lists, simulate.Policy("random"), user, sessions=5, seed=0, out=out)
     with pytest.raises(ConfigError, match="at least one session"):
         simulate.clicks(lists, simulate.Policy("random"), simulate.user("pbm", grades=4), sessions=0, seed=0, out=out)

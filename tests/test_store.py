@@ -327,9 +327,7 @@ def test_widths_are_powers_of_two_up_to_the_longest(longest: int, widths: list[i
 
 
 def test_lengths_that_average_to_a_width_are_not_a_rectangle(tmp_path: Path) -> None:
-    rows = [
-        row | {"weight": float(i)} for i, k in enumerate([1, 2, 3]) for row in plain(make_rows(1, length=k))
-    ]
+    rows = [row | {"weight": float(i)} for i, k in enumerate([1, 2, 3]) for row in plain(make_rows(1, length=k))]
     batches = {b.shape[1]: b for b in write_log(tmp_path / "log", rows).batches(1)}
     for row in rows:
         k = len(row["documents"])
@@ -390,9 +388,7 @@ def test_columns_give_the_rows_of_the_view(tmp_path: Path, small_files: None) ->
     found = [row for batch in log.columns(wanted) for row in batch.to_pylist()]
     assert found == [{name: row[name] for name in wanted} for row in rows]
     parts = log.split({"a": 0.5, "b": 0.5}, seed=1)
-    weights = {
-        name: pa.Table.from_batches(v.columns(["weight"]))["weight"].to_pylist() for name, v in parts.items()
-    }
+    weights = {name: pa.Table.from_batches(v.columns(["weight"]))["weight"].to_pylist() for name, v in parts.items()}
     assert {name: len(w) for name, w in weights.items()} == {name: len(v) for name, v in parts.items()}
     assert sorted(weights["a"] + weights["b"]) == list(range(50))
     for names in ([], ["session", "color"]):
@@ -406,9 +402,7 @@ def test_columns_give_the_rows_of_the_view(tmp_path: Path, small_files: None) ->
 @pytest.mark.parametrize("by", ["session", "query", "time"])
 def test_splits_are_disjoint_and_complete(tmp_path: Path, small_files: None, by: Any) -> None:
     rows = make_rows(100)
-    parts = write_log(tmp_path / "log", rows).split(
-        {"train": 0.5, "valid": 0.25, "test": 0.25}, by=by, seed=1
-    )
+    parts = write_log(tmp_path / "log", rows).split({"train": 0.5, "valid": 0.25, "test": 0.25}, by=by, seed=1)
     assert list(parts) == ["train", "valid", "test"]
     found = {name: streamed(part, seed=0) for name, part in parts.items()}
     assert sorted(n for numbers in found.values() for n in numbers) == list(range(100))
@@ -455,9 +449,7 @@ def test_a_time_split_needs_times(tmp_path: Path) -> None:
         log.split({"a": 1.0}, by="day", seed=0)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(
-    "fractions", [{}, {"a": 0.5}, {"a": 0.5, "b": 0.6}, {"a": 1.5, "b": -0.5}, {"a": math.nan}]
-)
+@pytest.mark.parametrize("fractions", [{}, {"a": 0.5}, {"a": 0.5, "b": 0.6}, {"a": 1.5, "b": -0.5}, {"a": math.nan}])
 def test_fractions_add_up_to_one(fractions: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match="expected"):
         assign_split(np.arange(3), fractions, 0)
@@ -528,9 +520,7 @@ def test_documents_beyond_the_training_vocabulary_are_unseen(tmp_path: Path) -> 
     for a, b in zip(whole.columns(["documents"]), second.columns(["documents"]), strict=True):
         for ids, known in zip(a["documents"].to_pylist(), b["documents"].to_pylist(), strict=True):
             assert known == [i if i <= 2 * PER_QUERY else 0 for i in ids]
-    assert all(
-        part.documents == 2 * PER_QUERY for part in second.split({"a": 0.5, "b": 0.5}, seed=0).values()
-    )
+    assert all(part.documents == 2 * PER_QUERY for part in second.split({"a": 0.5, "b": 0.5}, seed=0).values())
     judged = second.collection()
     assert judged is not None
     assert judged.document.max() > 2 * PER_QUERY
@@ -671,9 +661,7 @@ def test_metadata_that_does_not_fit_is_named(tmp_path: Path, change: dict[str, A
 
 
 def test_a_folder_that_is_no_log_is_named(tmp_path: Path) -> None:
-    with pytest.raises(
-        DataError, match=r"nowhere: expected the folder of a click log or collection, found none"
-    ):
+    with pytest.raises(DataError, match=r"nowhere: expected the folder of a click log or collection, found none"):
         open_data(tmp_path / "nowhere")
     with pytest.raises(DataError, match=r"expected a metadata.json, found none: not a prepared folder"):
         open_data(tmp_path)
@@ -683,9 +671,7 @@ def test_a_folder_that_is_no_log_is_named(tmp_path: Path) -> None:
             open_data(tmp_path)
 
 
-@pytest.mark.parametrize(
-    "name", ["query", "documents", "ranks", "clicks", "weight", "context.price", "feature.age"]
-)
+@pytest.mark.parametrize("name", ["query", "documents", "ranks", "clicks", "weight", "context.price", "feature.age"])
 def test_a_missing_or_mistyped_column_is_named(tmp_path: Path, name: str, small_files: None) -> None:
     log = write_log(tmp_path / "log", make_rows(20))
     file = "sessions-00001.parquet"

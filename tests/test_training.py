@@ -68,7 +68,9 @@ def test_networks_learn_slower_than_tables_by_default() -> None:
     model = models.PBM(relevance=towers.Linear(F, rngs=nnx.Rngs(0)), examination=towers.RankTable(K))
     fitted = fit(model, InMemory(log(32)), epochs=1, batch_size=32, seed=0).model
     # The first step of Adam moves every parameter by the learning rate.
-    moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), nnx.state(fitted, nnx.Param), nnx.state(model, nnx.Param))
+    moved = jax.tree.map(
+        lambda a, b: float(jnp.abs(a - b).max()), nnx.state(fitted, nnx.Param), nnx.state(model, nnx.Param)
+    )
     assert moved.relevance.output.kernel.get_value() == pytest.approx(0.003, rel=1e-3)
     assert moved.examination.table.get_value() == pytest.approx(0.03, rel=1e-3)
 
@@ -183,9 +185,9 @@ def test_ragged_lists_and_several_widths_give_the_same_mean() -> None:
 def test_bad_use_is_explained(tmp_path: Path) -> None:
     source = InMemory(log(10))
     small = models.PBM(relevance=towers.DocumentTable(3), examination=towers.RankTable(K))
-    with pytest.raises(DataError, match="training data, row .* field 'document': expected ids up to 3"):
+    with pytest.raises(DataError, match=r"training data, row .* field 'document': expected ids up to 3"):
         fit(small, source, epochs=1, seed=0)
-    with pytest.raises(UltrError, match="the loss is nan in epoch 1. Lower the learning rate"):
+    with pytest.raises(UltrError, match=r"the loss is nan in epoch 1\. Lower the learning rate"):
         fit(pbm(), source, optimizer=optax.sgd(float("nan")), epochs=3, batch_size=2, seed=0)
     with pytest.raises(ConfigError, match="resume needs directory="):
         fit(pbm(), source, epochs=1, seed=0, resume=True)
@@ -195,8 +197,8 @@ def test_bad_use_is_explained(tmp_path: Path) -> None:
         fit(pbm(), InMemory(log(0)), epochs=1, seed=0)
     with pytest.raises(ConfigError, match="needs clicks"):
         fit(pbm(), InMemory(log(5, clicks=False)), epochs=1, seed=0)
+    mesh = jax.make_mesh((2,), ("rows",), axis_types=(AxisType.Auto,))
     with pytest.raises(ConfigError, match="must be a multiple"):
-        mesh = jax.make_mesh((2,), ("rows",), axis_types=(AxisType.Auto,))
         fit(pbm(), source, epochs=1, batch_size=3, seed=0, mesh=mesh)
 
 
@@ -309,7 +311,7 @@ def test_damage_to_a_saved_model_is_found(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="saved with schema 99, this version reads 1"):
         load(folder)
     broken({"model": {"class": "os.system"}})
-    with pytest.raises(CheckpointError, match="unknown model or tower 'os.system'"):
+    with pytest.raises(CheckpointError, match=r"unknown model or tower 'os\.system'"):
         load(folder)
     broken({"model": {"class": "RankTable", "ranks": 3, "depth": 2}})
     with pytest.raises(CheckpointError, match="RankTable has no argument 'depth'"):
@@ -370,7 +372,7 @@ def test_naive_losses_are_those_of_their_formulas() -> None:
     )
     full = -(2**2 - 1) * log_softmax[0] - (2**1 - 1) * log_softmax[2]
     np.testing.assert_allclose(baselines.FullInformation(relevance=tower).loss(s), [full, 0.0], rtol=1e-6)
-    with pytest.raises(ConfigError, match="needs labels|learns from labels"):
+    with pytest.raises(ConfigError, match="learns from labels"):
         baselines.FullInformation(relevance=tower).loss(s.replace(labels=None))  # type: ignore[attr-defined]
 
 

@@ -170,7 +170,7 @@ class CascadeClicks:
 
     def _examining(self, clicks: Array) -> tuple[jax.Array, jax.Array]:
         """[B, K] each: log-weights of examining the rank and of having stopped above it, given the clicks above."""
-        attract, ignore = self._attraction()
+        _, ignore = self._attraction()
         clicked = (clicks != 0) & self.mask
         on = jnp.where(clicked, self.go_after_click, ignore + self.go_after_skip)
         off = jnp.where(clicked, self.stop_after_click, ignore + self.stop_after_skip)

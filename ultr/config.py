@@ -110,9 +110,7 @@ MODELS: dict[str, Callable[[_Slots], Any]] = {
     "cascade": lambda s: models.CascadeModel(relevance=s.document()),
     "dcm": lambda s: models.DCM(relevance=s.document(), continuation=s.rank()),
     "sdbn": lambda s: models.SDBN(relevance=s.document(), satisfaction=s.document()),
-    "dbn": lambda s: models.DBN(
-        relevance=s.document(), satisfaction=s.document(), continuation=towers.Constant(1.0)
-    ),
+    "dbn": lambda s: models.DBN(relevance=s.document(), satisfaction=s.document(), continuation=towers.Constant(1.0)),
     "ccm": lambda s: models.CCM(
         relevance=s.document(),
         after_skip=towers.Constant(1.0),

@@ -126,9 +126,7 @@ class TrustPBM(_OneRelevance):
     Agarwal 2019. P(click) = alpha_k relevance + beta_k, and only alpha and beta are identified.
     """
 
-    def __init__(
-        self, *, relevance: Tower, examination: Tower, trust_relevant: Tower, trust_irrelevant: Tower
-    ) -> None:
+    def __init__(self, *, relevance: Tower, examination: Tower, trust_relevant: Tower, trust_irrelevant: Tower) -> None:
         self.relevance = relevance
         self.examination = examination
         self.trust_relevant = trust_relevant
@@ -224,9 +222,7 @@ class DCM(_OneRelevance):
 
     def __call__(self, sessions: Sessions) -> CascadeClicks:
         go = _logits(self.continuation, sessions, "continuation")
-        return _cascade(
-            sessions, _logits(self.relevance, sessions, "relevance"), (log_sigmoid(go), log_sigmoid(-go))
-        )
+        return _cascade(sessions, _logits(self.relevance, sessions, "relevance"), (log_sigmoid(go), log_sigmoid(-go)))
 
 
 class _Satisfaction(ClickModel):

@@ -88,9 +88,7 @@ class Sessions:
                 )
             for row, (n, m) in enumerate(zip(found, lengths[first], strict=True)):
                 if n != m:
-                    raise DataError(
-                        f"expected {m} values as in '{first}', found {n}", row=row + 1, field=name
-                    )
+                    raise DataError(f"expected {m} values as in '{first}', found {n}", row=row + 1, field=name)
         size = np.asarray(lengths[first], np.int32)
         width = int(size.max(initial=1))
 
@@ -183,9 +181,7 @@ class Sessions:
     def _reject(bad: np.ndarray, field: str, source: str, expected: str) -> None:
         if bad.any():
             rows = np.flatnonzero(bad)
-            raise DataError(
-                f"{expected}; {len(rows)} sessions differ", file=source, row=int(rows[0]) + 1, field=field
-            )
+            raise DataError(f"{expected}; {len(rows)} sessions differ", file=source, row=int(rows[0]) + 1, field=field)
 
 
 def concatenate(batches: Sequence[Sessions]) -> Sessions:

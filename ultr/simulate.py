@@ -318,9 +318,7 @@ def _lists(collection: Collection, query: np.ndarray, shown: np.ndarray) -> Sess
     )
 
 
-def _table(
-    start: int, collection: Collection, query: np.ndarray, shown: np.ndarray, clicked: np.ndarray
-) -> pa.Table:
+def _table(start: int, collection: Collection, query: np.ndarray, shown: np.ndarray, clicked: np.ndarray) -> pa.Table:
     mask = shown >= 0
     size = mask.sum(1)
     offsets = pa.array(np.concatenate([[0], np.cumsum(size)]), pa.int32())

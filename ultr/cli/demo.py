@@ -18,7 +18,9 @@ QUERIES = {"train": 900, "valid": 100, "test": 500}
 
 
 @click.command()
-@click.option("--out", default="demo", show_default=True, type=click.Path(path_type=Path), help="Folder of the results.")
+@click.option(
+    "--out", default="demo", show_default=True, type=click.Path(path_type=Path), help="Folder of the results."
+)
 @click.option("--sessions", default=100_000, show_default=True, type=click.IntRange(min=1000))
 @seed_option
 @json_option
@@ -39,8 +41,14 @@ def command(out: Path, sessions: int, seed: int, as_json: bool) -> None:
         found = result["ndcg@10"][name]
         rows.append([name, source, f"{found['value']:.4f} ± {1.96 * found['standard_error']:.4f}"])
     curve = [["rank", "true examination", "learned", "click rate"]]
-    for k, values in enumerate(zip(result["examination"]["true"], result["examination"]["learned"],
-                                   result["examination"]["click_rate"], strict=True)):
+    for k, values in enumerate(
+        zip(
+            result["examination"]["true"],
+            result["examination"]["learned"],
+            result["examination"]["click_rate"],
+            strict=True,
+        )
+    ):
         curve.append([str(k + 1), *(f"{v:.3f}" for v in values)])
     text = [
         f"{sessions:,} sessions of 10 documents, {result['clicks']:,} clicks, seed {seed}",
@@ -108,20 +116,21 @@ def _run(folder: Path, *, sessions: int, seed: int) -> dict[str, Any]:
         return MLP(size, hidden=(64, 64), scaler=scaler, rngs=nnx.Rngs(seed * 3 + number))
 
     def train(model: Any, source: Any, valid: Any, batch_size: int, epochs: int) -> Any:
-        fitted = fit(model, source, valid, batch_size=batch_size, epochs=epochs,
-                     patience=3, seed=seed)
+        fitted = fit(model, source, valid, batch_size=batch_size, epochs=epochs, patience=3, seed=seed)
         return fitted.model
 
     naive = train(NaivePointwise(relevance=network(clicks["train"], 0)), clicks["train"], clicks["valid"], 1024, 8)
     two_tower = train(
         PBM(relevance=network(clicks["train"], 1), examination=RankTable(10)),
-        clicks["train"], clicks["valid"], 1024, 8,
+        clicks["train"],
+        clicks["valid"],
+        1024,
+        8,
     )
     full = train(FullInformation(relevance=network(part["train"], 2)), part["train"], part["valid"], 64, 40)
     rankers = {"naive": naive, "two-tower (PBM)": two_tower, "full information": full}
     ndcg = {
-        name: evaluate(model, part["test"], metrics=["ndcg@10"], key=key)["ndcg@10"]
-        for name, model in rankers.items()
+        name: evaluate(model, part["test"], metrics=["ndcg@10"], key=key)["ndcg@10"] for name, model in rankers.items()
     }
     save(two_tower, folder / "two-tower")
     by_rank = np.zeros(log.ranks)

@@ -16,10 +16,20 @@ from ultr.cli import json_option, output, seed_option, table
 @click.argument("data", type=click.Path(path_type=Path))
 @click.option("--split", help="Only this split of the data.")
 @click.option("--metrics", help="Names joined by commas, such as ndcg@10,perplexity [all that the data allows].")
-@click.option("--empty-queries", default="skip", show_default=True, type=click.Choice(["skip", "zero", "one"]),
-              help="What a query without a relevant document counts.")
-@click.option("--cluster", default="session", show_default=True, type=click.Choice(["session", "query"]),
-              help="What the standard errors of click metrics take for independent.")
+@click.option(
+    "--empty-queries",
+    default="skip",
+    show_default=True,
+    type=click.Choice(["skip", "zero", "one"]),
+    help="What a query without a relevant document counts.",
+)
+@click.option(
+    "--cluster",
+    default="session",
+    show_default=True,
+    type=click.Choice(["session", "query"]),
+    help="What the standard errors of click metrics take for independent.",
+)
 @seed_option
 @json_option
 def command(
@@ -44,8 +54,8 @@ def command(
 
     from ultr.evaluation import evaluate
     from ultr.logs import open_data
-    from ultr.training import load
     from ultr.towers import reads
+    from ultr.training import load
 
     model = load(run / "model" if (run / "model").is_dir() else run)
     facts = run / "run.json"
@@ -63,6 +73,14 @@ def command(
     rows = [["metric", "value", "standard error", "95 % interval", "count", "excluded"]]
     for name, e in found.items():
         low, high = e.interval
-        rows.append([name, f"{e.value:.4f}", f"{e.standard_error:.4f}", f"{low:.4f} to {high:.4f}",
-                     f"{e.count:,.0f}", f"{e.excluded:,.0f}"])
+        rows.append(
+            [
+                name,
+                f"{e.value:.4f}",
+                f"{e.standard_error:.4f}",
+                f"{low:.4f} to {high:.4f}",
+                f"{e.count:,.0f}",
+                f"{e.excluded:,.0f}",
+            ]
+        )
     output(result, table(rows), as_json)

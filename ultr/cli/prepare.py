@@ -18,7 +18,9 @@ def _fractions(text: str | None) -> dict[str, float] | None:
     try:
         return {name.strip(): float(share) for name, share in (part.split("=") for part in text.split(","))}
     except ValueError as error:
-        raise click.BadParameter(f"expected NAME=SHARE,..., such as train=.8,valid=.1,test=.1; found '{text}'") from error
+        raise click.BadParameter(
+            f"expected NAME=SHARE,..., such as train=.8,valid=.1,test=.1; found '{text}'"
+        ) from error
 
 
 def _options(command: Any) -> Any:
@@ -30,8 +32,13 @@ def _options(command: Any) -> Any:
 @click.command()
 @click.argument("inputs", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to make.")
-@click.option("--format", "format_", default="table", show_default=True,
-              help="table, yandex, yandex-sample, trec-session, baidu-uva, ubi; for graded lists letor, qrels.")
+@click.option(
+    "--format",
+    "format_",
+    default="table",
+    show_default=True,
+    help="table, yandex, yandex-sample, trec-session, baidu-uva, ubi; for graded lists letor, qrels.",
+)
 @_options
 @click.option("--feature", "features", multiple=True, metavar="COLUMN", help="Numeric column per shown document.")
 @click.option("--context", multiple=True, metavar="COLUMN", help="Column that is constant in a session.")
@@ -88,7 +95,11 @@ def command(
         engine=engine,
         memory_limit=memory_limit,
     )
-    facts: dict[str, Any] = {"out": str(out), "queries": made.metadata["queries"], "documents": made.metadata["documents"]}
+    facts: dict[str, Any] = {
+        "out": str(out),
+        "queries": made.metadata["queries"],
+        "documents": made.metadata["documents"],
+    }
     if isinstance(made, ClickLog):
         facts |= {name: made.metadata[name] for name in ("sessions", "ranks", "impressions", "clicks")}
     facts |= {"splits": made.metadata["splits"], "report": made.metadata["report"]}

@@ -14,10 +14,16 @@ from ultr.errors import ConfigError
 @click.command()
 @click.argument("collection", type=click.Path(path_type=Path))
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the new log.")
-@click.option("--model", default="pbm", show_default=True,
-              help="The user: pbm, trust, additive, ubm, cascade, dcm, sdbn, dbn, ccm.")
+@click.option(
+    "--model",
+    default="pbm",
+    show_default=True,
+    help="The user: pbm, trust, additive, ubm, cascade, dcm, sdbn, dbn, ccm.",
+)
 @click.option("--policy", default="linear", show_default=True, help="The logger: random, oracle, noisy, linear.")
-@click.option("--temperature", default=0.0, show_default=True, help="Plackett-Luce randomness of the rankings; 0: none.")
+@click.option(
+    "--temperature", default=0.0, show_default=True, help="Plackett-Luce randomness of the rankings; 0: none."
+)
 @click.option("--noise", default=1.0, show_default=True, help="noisy: standard deviation of the error, in grades.")
 @click.option("--share", default=0.01, show_default=True, help="linear: share of the queries it is trained on.")
 @click.option("--sessions", default=100_000, show_default=True)

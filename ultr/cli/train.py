@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 
@@ -26,22 +26,36 @@ def _widths(text: str) -> tuple[int, ...]:
 @click.command()
 @click.argument("log", type=click.Path(path_type=Path))
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the run.")
-@click.option("--model", default="pbm", show_default=True,
-              help="gctr, rctr, dctr, rdctr, pbm, trust, additive, ubm, cascade, dcm, sdbn, dbn, ccm, naive, "
-                   "naive-listwise; a mixture: pbm+dbn.")
-@click.option("--relevance", default="auto", show_default=True,
-              help="table, hashed, quotient-remainder, robe, linear, mlp, dcn; auto: mlp where there are features.")
+@click.option(
+    "--model",
+    default="pbm",
+    show_default=True,
+    help="gctr, rctr, dctr, rdctr, pbm, trust, additive, ubm, cascade, dcm, sdbn, dbn, ccm, naive, "
+    "naive-listwise; a mixture: pbm+dbn.",
+)
+@click.option(
+    "--relevance",
+    default="auto",
+    show_default=True,
+    help="table, hashed, quotient-remainder, robe, linear, mlp, dcn; auto: mlp where there are features.",
+)
 @click.option("--rows", type=int, help="Shared rows of a compressed table [a tenth of the documents].")
 @click.option("--hidden", default="64,64", show_default=True, help="Widths of the hidden layers.")
 @click.option("--transform", default="standardise", show_default=True, help="Scaling: standardise or log1p.")
 @click.option("--valid", type=click.Path(path_type=Path), help="Log to judge the epochs by.")
-@click.option("--valid-fraction", default=0.1, show_default=True,
-              help="Without --valid and without a split 'valid': share to hold out (of the sessions for tables, of "
-                   "the queries for networks); 0: none.")
+@click.option(
+    "--valid-fraction",
+    default=0.1,
+    show_default=True,
+    help="Without --valid and without a split 'valid': share to hold out (of the sessions for tables, of "
+    "the queries for networks); 0: none.",
+)
 @click.option("--epochs", default=20, show_default=True, help="At most.")
 @click.option("--patience", default=3, show_default=True, help="Epochs without improvement before it stops.")
 @click.option("--batch-size", default=512, show_default=True)
-@click.option("--learning-rate", default=0.003, show_default=True, help="Adam's for networks; ten times that for tables.")
+@click.option(
+    "--learning-rate", default=0.003, show_default=True, help="Adam's for networks; ten times that for tables."
+)
 @click.option("--l2", default=0.0, show_default=True, help="Strength of a Gaussian prior on the parameters.")
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run in --out.")
 @seed_option
@@ -116,8 +130,12 @@ def command(
     _write_aside(out / "run.json", json.dumps(result, indent=1) + "\n")
     head = [["epoch", "loss", "validation loss", "seconds"]]
     rows_ = [
-        [str(h["epoch"]) + ("*" if h["epoch"] == fitted.best else ""), f"{h['loss']:.5f}",
-         "-" if h["valid_loss"] is None else f"{h['valid_loss']:.5f}", f"{h['seconds']:.1f}"]
+        [
+            str(h["epoch"]) + ("*" if h["epoch"] == fitted.best else ""),
+            f"{h['loss']:.5f}",
+            "-" if h["valid_loss"] is None else f"{h['valid_loss']:.5f}",
+            f"{h['seconds']:.1f}",
+        ]
         for h in fitted.history
     ]
     text = [table(head + rows_), f"* best epoch, kept in {out / 'model'}"]
@@ -145,7 +163,7 @@ def _splits(path: Path, valid: Path | None, fraction: float, seed: int, relevanc
     if not fraction:
         return train, None
     # A table knows nothing of queries that it was not trained on; a network is judged on how it carries over.
-    by = "session" if relevance_kind(relevance, train) in TABLES else "query"
+    by: Literal["session", "query"] = "session" if relevance_kind(relevance, train) in TABLES else "query"
     parts = train.split({"train": 1 - fraction, "valid": fraction}, by=by, seed=seed)
     return parts["train"], (parts["valid"] if len(parts["valid"]) else None)
 
@@ -154,5 +172,3 @@ def _write_aside(path: Path, text: str) -> None:
     aside = path.with_name(f".{path.name}.partial")
     aside.write_text(text)
     os.replace(aside, path)
-
-

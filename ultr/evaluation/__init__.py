@@ -262,9 +262,7 @@ class _Caller:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _compiled(
-    function: Callable[..., Any], graph: Any, options: tuple[bool, ...], state: Any, batch: Sessions
-) -> Any:
+def _compiled(function: Callable[..., Any], graph: Any, options: tuple[bool, ...], state: Any, batch: Sessions) -> Any:
     return function(nnx.merge(graph, state), batch, *options)
 
 

@@ -83,9 +83,7 @@ class ClickTotals:
             # A probability that rounds to 1 leaves nothing for its complement: -inf where log_prob is not.
             finite = possible & np.isfinite(each).all(1)
             totals.excluded += weight[real & ~finite].sum()
-            totals.add(
-                each[finite], np.asarray(batch.position)[finite], mask[finite], weight[finite], query[finite]
-            )
+            totals.add(each[finite], np.asarray(batch.position)[finite], mask[finite], weight[finite], query[finite])
 
     def ranks(self, name: str) -> list[int]:
         """1-based ranks, ascending, for which a perplexity was seen."""
@@ -170,9 +168,7 @@ class _RankTotals:
         if self._by_query:
             units = float((self._moments.groups()[1][:, 1, chosen] > 0).any(1).sum())
         error = self._moments.standard_error(gradient, units)
-        return Estimate.of(
-            value, error, count=count, excluded=self.excluded, freedom=units - 1, log_scale=True
-        )
+        return Estimate.of(value, error, count=count, excluded=self.excluded, freedom=units - 1, log_scale=True)
 
     def per_query(self, rank: int | None) -> tuple[np.ndarray, np.ndarray]:
         query, rows = self._moments.groups()

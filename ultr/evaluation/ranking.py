@@ -74,9 +74,7 @@ def list_metrics(
         if name in each:
             values[name, k] = each[name](scores, labels, where=where, topn=k, reduce_fn=None)
         elif name == "err":
-            values[name, k] = expected_reciprocal_rank(
-                ranks, labels, where=where, max_grade=max_grade, topn=k
-            )
+            values[name, k] = expected_reciprocal_rank(ranks, labels, where=where, max_grade=max_grade, topn=k)
     cutoffs = [k for name, k in metrics if name == "map"]
     if cutoffs:
 
@@ -157,9 +155,7 @@ def _check_scores(scores: np.ndarray, mask: np.ndarray, query: np.ndarray) -> No
         )
 
 
-def _with_policy(
-    metric: Metric, values: np.ndarray, grades: np.ndarray, where: np.ndarray, policy: str
-) -> np.ndarray:
+def _with_policy(metric: Metric, values: np.ndarray, grades: np.ndarray, where: np.ndarray, policy: str) -> np.ndarray:
     relevant = (grades >= 1 if metric[0] in ("mrr", "map") else grades > 0).any(1)
     # A DCG has no upper end: the best that an empty query can have is 0.
     best = 0.0 if metric[0] == "dcg" else 1.0
@@ -167,9 +163,7 @@ def _with_policy(
     return np.where(where.any(1), np.where(relevant, values, fill), np.nan)
 
 
-def _by_query(
-    ids: np.ndarray, values: Mapping[Metric, np.ndarray]
-) -> tuple[np.ndarray, dict[Metric, np.ndarray]]:
+def _by_query(ids: np.ndarray, values: Mapping[Metric, np.ndarray]) -> tuple[np.ndarray, dict[Metric, np.ndarray]]:
     if len(ids) == 0:
         return ids, dict(values)
     query = np.unique(ids)

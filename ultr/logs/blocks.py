@@ -67,8 +67,7 @@ class Layout:
             kind = about.get("kind") if isinstance(about, Mapping) else None
             if kind not in ("category", "number") or (kind == "category" and "values" not in about):
                 raise DataError(
-                    'expected {"kind": "number"} or {"kind": "category", "values": [...]}, '
-                    f"found {about!r}",
+                    f'expected {{"kind": "number"}} or {{"kind": "category", "values": [...]}}, found {about!r}',
                     file=file,
                     field=CONTEXT + name,
                 )
@@ -186,9 +185,7 @@ def check(block: Block, layout: Layout, *, file: Any, start: int = 0) -> None:
             at = int(bad.argmax())
             row = int(np.searchsorted(offsets, at, side="right"))
             shown = lists[name][offsets[row - 1] : offsets[row]].tolist()
-            raise DataError(
-                f"expected {expected}, found {_short(shown)}", file=file, row=start + row, field=name
-            )
+            raise DataError(f"expected {expected}, found {_short(shown)}", file=file, row=start + row, field=name)
 
     def reject(bad: np.ndarray, name: str, expected: str) -> None:
         if bad.any():
@@ -221,9 +218,7 @@ def check(block: Block, layout: Layout, *, file: Any, start: int = 0) -> None:
         lowest[offsets[:-1]] = 1
         reject_list(ranks < lowest, "ranks", "strictly increasing ranks of at least 1")
         if layout.ranks is not None:
-            reject_list(
-                ranks > layout.ranks, "ranks", f"ranks of at most {layout.ranks}, as the metadata says"
-            )
+            reject_list(ranks > layout.ranks, "ranks", f"ranks of at most {layout.ranks}, as the metadata says")
     if (query := scalars.get("query")) is not None:
         reject(query.view(np.uint32) >= layout.queries, "query", f"query ids of 0 to {layout.queries - 1}")
     if (weight := scalars.get("weight")) is not None:

@@ -60,9 +60,7 @@ class Collection:
         self.metadata: Mapping[str, Any] = metadata or {}
 
     @classmethod
-    def open(
-        cls, path: str | os.PathLike[str], *, split: str | None = None, vocabulary: Any = None
-    ) -> Collection:
+    def open(cls, path: str | os.PathLike[str], *, split: str | None = None, vocabulary: Any = None) -> Collection:
         """Opens a collection on disk; everything but the names is read into memory.
 
         Args:
@@ -90,9 +88,7 @@ class Collection:
         inside = np.zeros(own.queries, bool) if names is None else names.to_numpy() == split
         if not inside.any():
             there = [] if names is None else sorted(names.drop_null().unique().to_pylist())
-            raise DataError(
-                f"expected one of the splits {there}, found {split!r}", file=folder, field="split"
-            )
+            raise DataError(f"expected one of the splits {there}, found {split!r}", file=folder, field="split")
         return found.select(inside[found.query])
 
     @classmethod
@@ -227,9 +223,7 @@ class Collection:
             metadata=self.metadata,
         )
 
-    def split(
-        self, fractions: Mapping[str, float], *, by: str = "query", seed: int = 0
-    ) -> dict[str, Collection]:
+    def split(self, fractions: Mapping[str, float], *, by: str = "query", seed: int = 0) -> dict[str, Collection]:
         """Disjoint parts that together hold every list, by a seeded hash of the query id.
 
         Raises:

@@ -65,9 +65,7 @@ def _refuse(target: Path, overwrite: bool) -> None:
     if not os.path.lexists(target) or (target.is_dir() and not any(target.iterdir())):
         return
     if not overwrite:
-        raise DataError(
-            "something already stands here", fix="Choose another folder or pass overwrite.", file=target
-        )
+        raise DataError("something already stands here", fix="Choose another folder or pass overwrite.", file=target)
     try:
         known = str(json.loads((target / METADATA_FILE).read_text())["format"]).startswith("ultr-")
     except (OSError, ValueError, KeyError, TypeError):
@@ -105,9 +103,7 @@ def read_metadata(path: str | os.PathLike[str], formats: Sequence[str]) -> dict[
         raise DataError(f"expected JSON, found {error}", fix="Prepare the data again.", file=file) from error
     found = metadata.get("format") if isinstance(metadata, dict) else None
     if found not in formats:
-        raise DataError(
-            f"expected one of {list(formats)}, found {found!r}", fix=make, file=file, field="format"
-        )
+        raise DataError(f"expected one of {list(formats)}, found {found!r}", fix=make, file=file, field="format")
     schema = metadata.get("schema")
     if schema != SCHEMA:
         raise DataError(
@@ -201,9 +197,7 @@ def open_parquet(folder: Path, record: Mapping[str, Any]) -> pq.FileMetaData:
     return footer
 
 
-def read_row_groups(
-    file: Path, groups: Iterable[int], columns: Sequence[str], *, footer: pq.FileMetaData
-) -> pa.Table:
+def read_row_groups(file: Path, groups: Iterable[int], columns: Sequence[str], *, footer: pq.FileMetaData) -> pa.Table:
     """Reads row groups with their checksums verified.
 
     Raises:
@@ -214,9 +208,7 @@ def read_row_groups(
         table = source.read_row_groups(picked, columns=list(columns))
     rows = sum(footer.row_group(i).num_rows for i in picked)
     if len(table) != rows:  # a damaged page header, which no checksum covers, makes the reader skip the page
-        raise DataError(
-            f"expected {rows:,} rows, found {len(table):,}", fix="Copy or prepare it again.", file=file
-        )
+        raise DataError(f"expected {rows:,} rows, found {len(table):,}", fix="Copy or prepare it again.", file=file)
     return table
 
 
@@ -240,9 +232,7 @@ def check_columns(schema: pa.Schema, expected: Mapping[str, str], file: Path) ->
             )
         found = type_name(schema.field(index).type)
         if found not in kinds.split(" or "):
-            raise DataError(
-                f"expected {kinds}, found {found}", fix="Prepare it again.", file=file, field=name
-            )
+            raise DataError(f"expected {kinds}, found {found}", fix="Prepare it again.", file=file, field=name)
 
 
 def type_name(kind: pa.DataType) -> str:

@@ -81,9 +81,7 @@ class ClickLog:
       vocabulary: names, grades and document features behind the ids, read when first asked for.
     """
 
-    def __init__(
-        self, path: Path, metadata: dict[str, Any], vocabulary: Vocabulary, groups: list[_Group]
-    ) -> None:
+    def __init__(self, path: Path, metadata: dict[str, Any], vocabulary: Vocabulary, groups: list[_Group]) -> None:
         self.path, self.metadata, self.vocabulary = path, metadata, vocabulary
         self.sessions: int = metadata["sessions"]
         self.ranks: int = metadata["ranks"]
@@ -91,16 +89,12 @@ class ClickLog:
         self.documents: int = metadata["documents"]
         self._groups = groups
         self._layout = _layout(path, metadata, groups)
-        self._codes: np.ndarray | None = (
-            None  # [sessions of the log] uint8; this view has those of self._code
-        )
+        self._codes: np.ndarray | None = None  # [sessions of the log] uint8; this view has those of self._code
         self._code = 0
         self._salt = 0
 
     @classmethod
-    def open(
-        cls, path: str | os.PathLike[str], *, split: str | None = None, vocabulary: Any = None
-    ) -> ClickLog:
+    def open(cls, path: str | os.PathLike[str], *, split: str | None = None, vocabulary: Any = None) -> ClickLog:
         """Opens a click log after checking that its files are there and whole.
 
         Args:
@@ -321,9 +315,7 @@ class ClickLog:
         for loaded in ahead(task(i, pool) for i, pool in enumerate(pools)):
             yield from loaded
 
-    def _load(
-        self, pool: list[_Group], widths: np.ndarray, rng: np.random.Generator | None
-    ) -> list[tuple[int, Rows]]:
+    def _load(self, pool: list[_Group], widths: np.ndarray, rng: np.random.Generator | None) -> list[tuple[int, Rows]]:
         found: dict[int, list[Rows]] = {}
         for group in pool:
             block = self._block(group, self._table(group, self._layout.streamed))

@@ -77,18 +77,14 @@ class Vocabulary:
         check_records(record.get("files", []), path / METADATA_FILE)
         known = {file["name"]: file for file in record.get("files", ())}
         rows = {QUERIES_FILE: metadata["queries"], DOCUMENTS_FILE: metadata["documents"]}
-        footers = {
-            name: open_parquet(path, known.get(name, {"name": name, "rows": n})) for name, n in rows.items()
-        }
+        footers = {name: open_parquet(path, known.get(name, {"name": name, "rows": n})) for name, n in rows.items()}
         schemas = {name: footer.schema.to_arrow_schema() for name, footer in footers.items()}
         optional = {
             QUERIES_FILE: {"split": "string"},
             DOCUMENTS_FILE: {"label": "float", "features": f"list<float>[{len(metadata['features'])}]"},
         }
         for name, schema in schemas.items():
-            expected = (
-                {"query": "string"} if name == QUERIES_FILE else {"query": "int32", "document": "string"}
-            )
+            expected = {"query": "string"} if name == QUERIES_FILE else {"query": "int32", "document": "string"}
             wanted = {n for n in optional[name] if n in schema.names}
             if name == DOCUMENTS_FILE and metadata["features"]:
                 wanted.add("features")
@@ -110,9 +106,7 @@ class Vocabulary:
         )
 
     @classmethod
-    def from_tables(
-        cls, queries: pa.Table, documents: pa.Table, *, features: Sequence[str] = ()
-    ) -> Vocabulary:
+    def from_tables(cls, queries: pa.Table, documents: pa.Table, *, features: Sequence[str] = ()) -> Vocabulary:
         """A vocabulary in memory, of tables with the columns of queries.parquet and documents.parquet."""
         tables = {QUERIES_FILE: queries, DOCUMENTS_FILE: documents}
         return cls(
@@ -357,9 +351,7 @@ def write_vocabulary(
 
 def _document_options(documents: pa.Table) -> dict[str, Any]:
     # Names and features hardly repeat: a dictionary would only be built and thrown away.
-    return PARQUET_OPTIONS | {
-        "use_dictionary": [n for n in ("query", "label") if n in documents.column_names]
-    }
+    return PARQUET_OPTIONS | {"use_dictionary": [n for n in ("query", "label") if n in documents.column_names]}
 
 
 def _check_documents(documents: pa.Table, queries: int) -> None:

@@ -219,9 +219,7 @@ class LogWriter:
     def _finish(self) -> None:
         assert self._folder is not None
         if self._layout is None or not self._sessions:
-            raise DataError(
-                "expected at least one session, found none", fix="Nothing was written.", file=self.path
-            )
+            raise DataError("expected at least one session, found none", fix="Nothing was written.", file=self.path)
         self._flush(self._waiting_rows)
         self._close_file()
         sizes = sorted(self._lengths)

@@ -219,7 +219,7 @@ class DCNV2(_Network):
         self.crosses, self.rank = crosses, rank
         self.hidden, self.activation = tuple(hidden), _activation(activation)
         self.down = nnx.List(
-            [nnx.Linear(size, rank, use_bias=False, rngs=rngs) for _ in range(crosses if rank else 0)]
+            [nnx.Linear(size, rank, use_bias=False, rngs=rngs) for _ in range(crosses)] if rank else []
         )
         self.cross = nnx.List([nnx.Linear(rank or size, size, rngs=rngs) for _ in range(crosses)])
         self.layers = _dense(size, self.hidden, rngs)

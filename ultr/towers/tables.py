@@ -91,7 +91,9 @@ class RankTable(nnx.Module):
       pin_first: hold the logit of rank 1 at 0, against the constant that may move between additive towers.
     """
 
-    def __init__(self, ranks: int, *, initial: float | Sequence[float] = 0.0, pin_first: bool = False) -> None:
+    def __init__(
+        self, ranks: int, *, initial: float | Sequence[float] | np.ndarray = 0.0, pin_first: bool = False
+    ) -> None:
         start = np.broadcast_to(np.asarray(initial, np.float32), (ranks,))
         self.ranks = ranks
         self.initial = float(initial) if np.ndim(initial) == 0 else tuple(float(x) for x in start)  # type: ignore[arg-type]

@@ -1,7 +1,7 @@
 """Training: the loop, and models on disk."""
 
 from ultr.training.checkpoint import load, save
-from ultr.training.fit import Fitted, fit
+from ultr.training.loop import Fitted, fit
 from ultr.training.optimizers import adam
 
 __all__ = ["Fitted", "adam", "fit", "load", "save"]

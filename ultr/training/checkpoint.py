@@ -36,6 +36,11 @@ def _classes() -> dict[str, type]:
     return found
 
 
+def _parameters(kind: type) -> list[str]:
+    """Names of the constructor's arguments; by convention a module keeps each but rngs under the same name."""
+    return list(inspect.signature(kind.__init__).parameters)[1:]  # type: ignore[misc]
+
+
 def describe(value: Any) -> Any:
     """JSON description of a model or tower, from which `build` makes the same again with fresh parameters.
 
@@ -58,7 +63,7 @@ def _describe(value: Any, seen: dict[int, int]) -> Any:
         kind = type(value).__name__
         if _classes().get(kind) is not type(value):
             raise ConfigError(f"{kind} is not a class of the toolkit: it cannot be described in a file")
-        names = [n for n in inspect.signature(type(value).__init__).parameters if n not in ("self", "rngs")]
+        names = [n for n in _parameters(type(value)) if n != "rngs"]
         description = {_CLASS: kind} | {name: _describe(getattr(value, name), seen) for name in names}
         seen[id(value)] = len(seen)
         return description
@@ -92,10 +97,10 @@ def _build(description: Any, made: list[Any]) -> Any:
     if kind not in known:
         raise ConfigError(f"unknown model or tower '{kind}'; known: {', '.join(sorted(known))}")
     arguments = {name: _build(v, made) for name, v in description.items() if name != _CLASS}
-    parameters = inspect.signature(known[kind].__init__).parameters
+    parameters = _parameters(known[kind])
     unknown = sorted(set(arguments) - set(parameters))
     if unknown:
-        raise ConfigError(f"{kind} has no argument '{unknown[0]}'; known: {', '.join(list(parameters)[1:])}")
+        raise ConfigError(f"{kind} has no argument '{unknown[0]}'; known: {', '.join(parameters)}")
     if "rngs" in parameters:
         arguments["rngs"] = nnx.Rngs(0)
     try:
@@ -132,9 +137,7 @@ def save_arrays(directory: Path, tree: Any, meta: dict[str, Any]) -> None:
     try:
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save((aside / "arrays").resolve(), {k: np.asarray(v) for k, v in named_arrays(tree).items()})
-        files = {
-            str(p.relative_to(aside)): _checksum(p) for p in sorted((aside / "arrays").rglob("*")) if p.is_file()
-        }
+        files = {str(p.relative_to(aside)): _checksum(p) for p in sorted((aside / "arrays").rglob("*")) if p.is_file()}
         (aside / "meta.json").write_text(json.dumps(meta | {"schema": SCHEMA, "files": files}, indent=1) + "\n")
         shutil.rmtree(old, ignore_errors=True)
         if directory.exists():

@@ -13,8 +13,8 @@ NETWORK = frozenset({"kernel", "bias", "scale"})  # what flax calls the paramete
 def adam(learning_rate: float = 0.003, *, tables: float = 10.0) -> optax.GradientTransformation:
     """Adam with a higher learning rate for tables than for networks.
 
-    A logit in a table has to travel a distance of its own, often several units, while a network moves all its outputs at
-    once: at one common rate the examination of a two-tower lags behind, and early stopping then picks a biased epoch.
+    A logit in a table has to travel a distance of its own, often several units, while a network moves all its outputs
+    at once: at one common rate the examination of a two-tower lags behind, and early stopping picks a biased epoch.
 
     Args:
       learning_rate: of the weights of networks.

@@ -98,7 +98,7 @@ def fit(
         raise ConfigError("resume needs directory=, the folder of the interrupted run")
     directory = None if directory is None else Path(directory)
     optimizer = optimizer or adam()
-    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+    graphdef, params, rest = _split(model)
     params, rest = jax.tree.map(jnp.copy, (params, rest))
     place, put = _placement(mesh, batch_size)
     state = place((params, rest, optimizer.init(params)))
@@ -156,6 +156,12 @@ def fit(
     return Fitted(fitted, run["history"], run["best"])
 
 
+def _split(model: Any) -> tuple[Any, Any, Any]:
+    """(structure, trained parameters, everything else) of a model."""
+    graphdef, params, rest = nnx.split(model, nnx.Param, ...)  # type: ignore[misc]
+    return graphdef, params, rest
+
+
 def _losses(model: Any, batch: Sessions) -> tuple[jax.Array, jax.Array]:
     """Weighted loss sum, and [loss sum, weight counted, weight of impossible sessions]."""
     loss = model.loss(batch)
@@ -174,7 +180,7 @@ def _step(graphdef: Any, optimizer: Any, state: Any, sums: Any, batch: Sessions,
     def objective(params: Any) -> Any:
         model = nnx.merge(graphdef, params, rest)
         total, sums = _losses(model, batch)
-        return total / jnp.maximum(sums[1], 1.0), (sums, nnx.split(model, nnx.Param, ...)[2])
+        return total / jnp.maximum(sums[1], 1.0), (sums, _split(model)[2])
 
     gradients, (new, rest) = jax.grad(objective, has_aux=True)(params)
     gradients = jax.tree.map(lambda g, p: g + prior * p, gradients, params)

@@ -1,0 +1,88 @@
+"""README and examples are run, and what they claim is compared with the code."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import ultr
+from ultr import cli
+from ultr.config import MODELS
+from ultr.logs.prepare import FORMATS
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def example(name: str) -> Any:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "examples" / f"{name}.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_readme_is_short_and_shows_the_two_commands() -> None:
+    assert README.count("\n") < 150
+    assert "pip install . && ultr demo" in README
+    assert 'pip install ".[test]" && pytest' in README
+
+
+def test_the_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(compile(code, "README.md", "exec"), names)
+    assert names["fitted"].model.propensity(10).shape == (10,)
+    assert (tmp_path / "model" / "meta.json").is_file()
+
+
+def test_the_shell_commands_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    table = re.findall(r"    (session,query.*?)\n\n", README, re.DOTALL)[0]
+    head, *rows = [line.strip() for line in table.splitlines()]
+    many = [re.sub(r"^\d+", str(session), row) for session in range(40) for row in rows]
+    Path("clicks.csv").write_text("\n".join([head, *many]) + "\n")
+    commands = re.findall(r"^    ultr ((?:prepare|train|evaluate) .*)$", README, re.MULTILINE)
+    assert [c.split()[0] for c in commands] == ["prepare", "train", "evaluate"]
+    for command in commands:
+        with pytest.raises(SystemExit) as stop:
+            cli.main(command.split())
+        assert not stop.value.code, command
+
+
+def test_the_table_of_the_readme_names_what_there_is() -> None:
+    models = [n for n in vars(ultr.models) if re.fullmatch(r"[A-Z]\w+", n)]
+    classes = {n for n in models if issubclass_of(getattr(ultr.models, n), ultr.models.ClickModel)} - {"ClickModel"}
+    for name in classes:
+        assert name in README, name
+    assert len(FORMATS) == 8
+    assert len(ultr.simulate.USERS) == 9
+    assert len(ultr.simulate.RANKERS) == 4
+    assert {"pbm", "ubm", "dbn", "naive"} <= set(MODELS)
+
+
+def issubclass_of(value: Any, base: type) -> bool:
+    return isinstance(value, type) and issubclass(value, base)
+
+
+def test_the_examples_find_the_truth_that_they_simulate() -> None:
+    found = example("python_api").main(sessions=2000)
+    assert found["perplexity"].value < 1.6
+    relative = example("own_tower").main(sessions=8000)
+    np.testing.assert_allclose(relative[0], 1 / np.arange(1, 7), atol=0.08)
+    np.testing.assert_allclose(relative[1], 1 / np.arange(1, 7) ** 2, atol=0.08)
+
+
+def test_the_documents_keep_up_with_the_version() -> None:
+    assert f"## {ultr.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+    contributing = (ROOT / "CONTRIBUTING.md").read_text()
+    for module in (p for p in (ROOT / "ultr").iterdir() if p.suffix == ".py" or (p / "__init__.py").exists()):
+        if not module.stem.startswith("__"):
+            assert f"`{module.stem}`" in contributing, module.stem
