@@ -96,7 +96,7 @@ def test_from_a_table_of_clicks_to_numbers(ultr: Any, tmp_path: Path) -> None:
     assert judged.json["conditional_perplexity"]["standard_error"] > 0
     text = ultr("evaluate", tmp_path / "run", tmp_path / "log", "--metrics", "perplexity")
     assert "perplexity" in text.out
-    assert text.err == ""
+    assert "trained on sessions of this log" in text.err
 
 
 def test_a_network_is_judged_on_graded_lists(ultr: Any, log: Path, collection: Path, tmp_path: Path) -> None:
@@ -133,6 +133,26 @@ def test_splits_of_a_log_are_used(ultr: Any, log: Path, tmp_path: Path) -> None:
     assert mixed.json["validation_sessions"] == 3000
 
 
+def test_training_takes_the_split_that_it_is_told(ultr: Any, tmp_path: Path) -> None:
+    rows = [f"{s},q{s % 9},d{k},{k},{int(s % k == 0)}" for s in range(200) for k in (1, 2, 3)]
+    (tmp_path / "c.csv").write_text("\n".join(["session,query,document,rank,click", *rows]) + "\n")
+    split = ("--split", "fit=.5,dev=.2,test=.3", "--split-by", "session")
+    assert ultr("prepare", tmp_path / "c.csv", "--out", tmp_path / "log", *split).code == 0
+    splits = ClickLog.open(tmp_path / "log").metadata["splits"]
+    refused = ultr("train", tmp_path / "log", "--out", tmp_path / "run", "--model", "rctr")
+    assert refused.code == 2
+    assert "name the one to train on with --split" in refused.err
+    options = ("--model", "rctr", "--epochs", 1, "--split", "fit")
+    told = ultr("train", tmp_path / "log", "--out", tmp_path / "run", *options, "--valid-split", "dev", "--json")
+    assert (told.json["sessions"], told.json["validation_sessions"]) == (splits["fit"], splits["dev"])
+    held_out = ultr("evaluate", tmp_path / "run", tmp_path / "log", "--split", "test", "--json")
+    assert held_out.json["log_likelihood"]["count"] == splits["test"]
+    assert held_out.err == ""
+    assert "trained on sessions of this log" in ultr("evaluate", tmp_path / "run", tmp_path / "log").err
+    tiny = ultr("train", tmp_path / "log", "--out", tmp_path / "r2", *options, "--valid-fraction", "0.00001")
+    assert "leaves none to judge the epochs by" in tiny.err
+
+
 def test_the_demo_writes_its_results(ultr: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from ultr.cli import demo
 
@@ -145,11 +165,15 @@ def test_the_demo_writes_its_results(ultr: Any, tmp_path: Path, monkeypatch: pyt
     assert set(saved["ndcg@10"]) == {"naive", "two-tower (PBM)", "full information"}
     assert len(saved["examination"]["learned"]) == 10
     assert len(ClickLog.open(tmp_path / "demo" / "log")) == 2000
+    again = ultr("demo", "--out", tmp_path / "demo", "--sessions", 1000, "--json")
+    assert again.json["sessions"] == 1000
+    (tmp_path / "demo" / "thesis.txt").write_text("mine")
+    assert ultr("demo", "--out", tmp_path / "demo", "--sessions", 1000).code == 2
+    assert (tmp_path / "demo" / "thesis.txt").read_text() == "mine"
     (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "file").write_text("mine")
-    refused = ultr("demo", "--out", tmp_path / "other")
-    assert refused.code == 2
-    assert (tmp_path / "other" / "file").read_text() == "mine"
+    (tmp_path / "other" / "results.json").write_text("{}")
+    assert ultr("demo", "--out", tmp_path / "other", "--sessions", 1000).code == 2
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["demo", "other"]
 
 
 MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
@@ -169,6 +193,15 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
     "missing metric": (("evaluate", "{run}", "{collection}", "--metrics", "perplexity"), "no clicks"),
     "input": (("prepare", "{tmp}/none.csv", "--out", "{tmp}/l"), "none.csv"),
     "format": (("prepare", "{run}/run.json", "--out", "{tmp}/l", "--format", "xml"), "xml"),
+    "seed": (("train", "{log}", "--out", "{tmp}/r", "--seed", "-1"), "-1"),
+    "rate": (("train", "{log}", "--out", "{tmp}/r", "--learning-rate", "-1"), "learning rate above 0"),
+    "rows": (("train", "{log}", "--out", "{tmp}/r", "--rows", "5"), "rows belong to a compressed table"),
+    "transform": (("train", "{log}", "--out", "{tmp}/r", "--transform", "zzz"), "unknown transform 'zzz'"),
+    "foreign folder": (("train", "{log}", "--out", "{log}"), "holds other files"),
+    "file as folder": (("train", "{log}", "--out", "{run}/run.json"), "is a file"),
+    "below a file": (("demo", "--out", "{run}/run.json/x"), "run.json"),
+    "temperature": (("simulate", "{collection}", "--out", "{tmp}/l", "--temperature", "inf"), "finite temperature"),
+    "zipf": (("simulate", "{collection}", "--out", "{tmp}/l", "--zipf", "nan"), "finite zipf"),
     "split": (("prepare", "{run}/run.json", "--out", "{tmp}/l", "--split", "a:b"), "expected NAME=SHARE"),
     "demo": (("demo", "--sessions", "3"), "3"),
 }

@@ -364,6 +364,7 @@ def test_ranking_and_click_metrics_share_one_table_of_queries():
 
 PERPLEXITIES = ["perplexity", "conditional_perplexity"]
 CLICKS = ["log_likelihood", "log_likelihood_per_document", *PERPLEXITIES]
+JOINT = [name for name in CLICKS if name != "perplexity"]  # what leaves out impossible sessions
 EVERY_RANK = [*CLICKS, *(f"{name}/rank" for name in PERPLEXITIES)]
 
 
@@ -521,14 +522,30 @@ def test_impossible_sessions_are_left_out_and_counted():
     possible = lists[np.array([0, 2])]
     model = Coin(0.3, one_click=True)
     found = evaluate(model, lists, metrics=CLICKS, key=KEY)
-    for name, expected in evaluate(model, possible, metrics=CLICKS, key=KEY).items():
+    for name, expected in evaluate(model, possible, metrics=JOINT, key=KEY).items():
         assert found[name].value == pytest.approx(expected.value)
         assert (found[name].count, found[name].excluded) == (2, 3)
-    nothing = evaluate(model, lists[1:2], metrics=CLICKS, key=KEY)
+    nothing = evaluate(model, lists[1:2], metrics=JOINT, key=KEY)
     assert all(math.isnan(e.value) and (e.count, e.excluded) == (0, 2) for e in nothing.values())
     table = per_query(model, lists, metrics=CLICKS, key=KEY)
     assert table["query"].tolist() == [0, 1, 2]  # the same for every model
-    assert np.isnan(table["perplexity"]).tolist() == [False, False, True]
+    for name in JOINT:
+        assert np.isnan(table[name]).tolist() == [False, False, True]
+
+
+def test_marginal_perplexity_is_over_all_sessions_for_any_model():
+    lists = Sessions.from_lists(clicks=[[1, 0], [1, 1], [0, 0], [1, 1]], weight=[1, 2, 1, 1], query=[0, 0, 1, 2])
+    one_click, free = (
+        evaluate(Coin(0.3, one_click=limit), lists, metrics=["perplexity", "perplexity/rank"], key=KEY)
+        for limit in (True, False)
+    )
+    assert same(one_click, free)
+    assert {(e.count, e.excluded) for e in one_click.values()} == {(5, 0)}
+    # 4 of 5 clicks at rank 1, 3 of 5 at rank 2.
+    expected = [2 ** -(n / 5 * np.log2(0.3) + (1 - n / 5) * np.log2(0.7)) for n in (4, 3)]
+    assert one_click["perplexity"].value == pytest.approx(np.mean(expected))
+    table = per_query(Coin(0.3, one_click=True), lists, metrics=["perplexity"], key=KEY)
+    assert table["perplexity"][2] == pytest.approx(1 / 0.3)
 
 
 def test_one_session_has_a_value_and_no_standard_error():
@@ -538,6 +555,7 @@ def test_one_session_has_a_value_and_no_standard_error():
     for e in found.values():
         assert math.isnan(e.standard_error)
         assert e.to_json()["interval"] == [None, None]
+        assert str(e) == f"{e.value:.4f} ± -"
 
 
 def test_nan_is_an_error():
@@ -608,24 +626,104 @@ def test_a_cascade_predicts_better_from_the_clicks_above():
     attraction = np.array([30 / 90, 20 / 60, 20 / 40])
     model = models.CascadeModel(relevance=DocumentTable(np.log(np.append(0.5, attraction / (1 - attraction)))))
     found = evaluate(model, lists, key=KEY)
-    assert {e.excluded for e in found.values()} == {5}
+    assert {name: found[name].excluded for name in CLICKS} == {"perplexity": 0} | dict.fromkeys(JOINT, 5)
     bits = 90 * entropy(1 / 3), 60 * entropy(1 / 3), 40 * entropy(1 / 2)
     assert found["log_likelihood"].value == pytest.approx(-sum(bits) * math.log(2) / 90, rel=1e-5)
     expected = np.mean([2 ** (b / 90) for b in bits])
     assert found["conditional_perplexity"].value == pytest.approx(expected, rel=1e-5)
-    marginal = np.mean([2 ** entropy(p) for p in (30 / 90, 20 / 90, 20 / 90)])
+    # By marginals over all 95 sessions, those with two clicks among them.
+    seen, told = np.array([35, 25, 20]) / 95, np.array([30, 20, 20]) / 90
+    marginal = np.mean(2 ** -(seen * np.log2(told) + (1 - seen) * np.log2(1 - told)))
     assert found["perplexity"].value == pytest.approx(marginal, rel=1e-5)
     assert expected < marginal
 
 
-def test_a_probability_that_rounds_to_one_spoils_its_session_only():
-    # In float32 log sigmoid(200) is 0: what is left for "no click" is lost in a table of log P(click).
+def test_a_probability_that_rounds_to_one_keeps_its_complement():
+    # In float32 log sigmoid(200) is 0: what is left for "no click" is lost in log P(click), not in the logit.
     model = models.RCTR(RankTable([200.0, 0.0]))
-    found = evaluate(model, Sessions.from_lists(clicks=[[0, 1], [1, 1], [1, 0]]), metrics=CLICKS, key=KEY)
+    lists = Sessions.from_lists(clicks=[[0, 1], [1, 1], [1, 0]])
+    found = evaluate(model, lists, metrics=EVERY_RANK, key=KEY)
     assert found["log_likelihood"].value == pytest.approx((-200 + 3 * math.log(0.5)) / 3)
-    assert (found["log_likelihood"].count, found["log_likelihood"].excluded) == (3, 0)
-    assert found["perplexity"].value == pytest.approx((1 + 2) / 2)
-    assert (found["perplexity"].count, found["perplexity"].excluded) == (2, 1)
+    for name in PERPLEXITIES:
+        assert found[f"{name}/rank-1"].value == pytest.approx(math.exp(200 / 3), rel=1e-5)
+        assert found[f"{name}/rank-2"].value == pytest.approx(2)
+    assert {(e.count, e.excluded) for e in found.values()} == {(3, 0)}
+
+
+def test_perplexity_does_not_improve_as_a_model_gets_worse():
+    lists = Sessions.from_lists(clicks=[[1, 0, 0], [0, 0, 0], [0, 1, 0], [1, 1, 1]])
+    clicked = np.mean(np.asarray(lists.clicks))
+
+    class Wrong(nnx.Module):  # compiled, unlike a function
+        def __init__(self, logit: float) -> None:
+            self.logit = logit
+
+        def __call__(self, sessions: Sessions):
+            return jnp.full(sessions.shape, self.logit)
+
+    before = dict.fromkeys(PERPLEXITIES, 1.0)
+    for logit in (1.0, 5.0, 20.0, 100.0, 500.0):
+        found = evaluate(models.DCTR(Wrong(logit)), lists, metrics=CLICKS, key=KEY)
+        assert found["log_likelihood_per_document"].value == pytest.approx(
+            -(clicked * np.logaddexp(0, -logit) + (1 - clicked) * np.logaddexp(0, logit)), rel=1e-5
+        )
+        for name in PERPLEXITIES:
+            assert (found[name].count, found[name].excluded) == (4, 0)
+            assert found[name].value > before[name]
+            assert math.isfinite(found[name].standard_error)
+            before[name] = found[name].value
+    for tower in (Wrong(1e4), lambda b: jnp.full(b.shape, 1e4)):
+        found = evaluate(models.DCTR(tower), lists, metrics=EVERY_RANK, key=KEY)
+        for name in PERPLEXITIES:
+            assert (found[name].value, found[name].count, found[name].excluded) == (math.inf, 4, 0)
+            assert math.isnan(found[name].standard_error)
+            assert found[name].to_json()["value"] is None
+
+
+@pytest.mark.parametrize("cluster", ["session", "query"])
+def test_what_a_model_rules_out_makes_its_rank_infinite_and_no_other(cluster):
+    class Sure(Coin):
+        """Sure of a click at rank 2, with nothing but log P(click) to tell."""
+
+        def __call__(self, sessions: Sessions) -> Coins:
+            rate = np.where(sessions.position == 1, 1.0, self.probability)
+            with np.errstate(divide="ignore"):
+                coins = Coins(np.log(rate), sessions.mask)
+                coins.log_prob = lambda clicks: np.log(np.where((clicks[:, 1] == 0), 0.0, 0.5))
+            return coins
+
+    lists = Sessions.from_lists(clicks=[[1, 1, 0], [0, 0, 1], [0, 1, 1], [1, 1, 0]], query=[4, 9, 9, 7])
+    with np.errstate(divide="ignore"):
+        found = evaluate(Sure(0.3), lists, metrics=EVERY_RANK, key=KEY, cluster=cluster, batch_size=2)
+        coin = evaluate(Coin(0.3), lists, metrics=EVERY_RANK, key=KEY, cluster=cluster)
+        table = per_query(Sure(0.3), lists, metrics=[*PERPLEXITIES, "perplexity/rank-2"], key=KEY)
+    assert found["perplexity"].value == found["perplexity/rank-2"].value == math.inf
+    assert math.isnan(found["perplexity/rank-2"].standard_error)
+    for rank in (1, 3):
+        assert same(*({"": e[f"perplexity/rank-{rank}"]} for e in (found, coin)))
+        assert math.isfinite(found[f"perplexity/rank-{rank}"].standard_error)
+    # Given the clicks above, the session is one that the model cannot produce.
+    assert found["conditional_perplexity/rank-2"].value == 1
+    assert (found["conditional_perplexity"].count, found["conditional_perplexity"].excluded) == (3, 1)
+    assert table["query"].tolist() == [4, 7, 9]
+    assert np.isinf(table["perplexity"]).tolist() == [False, False, True]
+    assert table["perplexity/rank-2"].tolist() == [1, 1, math.inf]
+
+
+def test_marginals_that_round_to_one_are_no_less_than_what_was_observed():
+    # Examined and attractive beyond what float32 can tell from certain, at the first two ranks.
+    def wide(sessions: Sessions):
+        return jnp.where(sessions.position < 2, 60.0, 0.0)
+
+    lists = Sessions.from_lists(clicks=[[1, 1, 0], [0, 1, 1], [0, 0, 0], [1, 0, 1]])
+    model = models.Mixture(components=[models.DCTR(wide), models.DCTR(wide)], prior_logits=jnp.zeros(2))
+    mixed = evaluate(model, lists, metrics=EVERY_RANK, key=KEY)
+    single = evaluate(models.DCTR(wide), lists, metrics=EVERY_RANK, key=KEY)
+    for name in ("conditional_perplexity", "perplexity/rank-1"):
+        assert mixed[name].value == pytest.approx(single[name].value, rel=1e-4)
+    # P(no click at rank 2) is lost; with what was observed above it is e^-60 after a click, else e^-120.
+    assert math.log(mixed["perplexity/rank-2"].value) == pytest.approx((60 + 120) / 4)
+    assert {(e.count, e.excluded) for e in mixed.values()} == {(4, 0)}
 
 
 # What is asked and what can be given.
@@ -689,10 +787,21 @@ def test_a_metric_that_cannot_be_given_says_why(model, fields, metric, reason):
         evaluate(model, Sessions.from_lists(**fields), metrics=[metric], key=KEY)
 
 
-@pytest.mark.parametrize("name", ["ndgc@10", "ndcg@0", "ndcg@-1", "perplexity@3", "perplexity/rank-0", ""])
+@pytest.mark.parametrize("name", ["ndgc@10", "ndcg@0", "ndcg@-1", "perplexity@3", "perplexity/rank-0"])
 def test_unknown_metrics_are_named_with_the_known(name):
     with pytest.raises(ConfigError, match=r"unknown metric '.*'; known: ndcg@k, .*perplexity/rank-k"):
         evaluate(Coin(0.5), Sessions.from_lists(clicks=[[1]]), metrics=[name], key=KEY)
+
+
+def test_metric_names_are_strings_that_are_not_empty():
+    one = Sessions.from_lists(clicks=[[1]])
+    for metrics in (["ndcg@10", ""], [" "], ""):
+        with pytest.raises(ConfigError, match="an empty metric name was given"):
+            evaluate(Coin(0.5), one, metrics=metrics, key=KEY)
+    with pytest.raises(ConfigError, match="expected metric names as strings, found 5"):
+        evaluate(Coin(0.5), one, metrics=[5], key=KEY)
+    with pytest.raises(ConfigError, match="expected metric names, found 5"):
+        evaluate(Coin(0.5), one, metrics=5, key=KEY)
 
 
 def test_unknown_options_and_empty_data_are_errors():
@@ -730,9 +839,21 @@ def test_a_paired_difference_is_the_paired_t_test():
 def test_the_interval_of_a_perplexity_is_symmetric_on_the_log_scale():
     found = evaluate(Coin(0.01), ragged(9), metrics=["perplexity"], key=KEY)["perplexity"]
     low, high = found.interval
-    assert 0 < low < found.value < high
+    assert 1 < low < found.value < high
     assert low * high == pytest.approx(found.value**2)
     assert math.log(high / low) / 2 == pytest.approx(scipy.stats.t.ppf(0.975, 8) * found.standard_error / found.value)
+
+
+def test_the_interval_of_a_perplexity_does_not_go_below_one():
+    clicks = [[1], [0], [0], [0]]
+    found = evaluate(Coin(0.2), Sessions.from_lists(clicks=clicks), metrics=["perplexity"], key=KEY)["perplexity"]
+    reach = scipy.stats.t.ppf(0.975, 3) * found.standard_error / found.value
+    assert found.value * math.exp(-reach) < 0.9
+    assert found.interval == pytest.approx((1, found.value * math.exp(reach)))
+    # Nothing left to predict.
+    sure = evaluate(models.DCTR(lambda b: jnp.full(b.shape, -1e4)), ragged(9).replace(clicks=np.zeros((9, 5))), key=KEY)
+    for name in PERPLEXITIES:
+        assert (sure[name].value, sure[name].standard_error, sure[name].interval) == (1, 0, (1, 1))
 
 
 def test_intervals_of_the_mean_cover_the_truth_as_often_as_they_say():
@@ -753,7 +874,11 @@ def test_estimates_print_and_become_json():
         "count": 200,
         "excluded": 3,
     }
-    assert json.dumps(Estimate.mean(np.zeros(0)).to_json(), allow_nan=False).startswith('{"value": null')
+    nothing = Estimate.mean(np.zeros(0))
+    assert json.dumps(nothing.to_json(), allow_nan=False).startswith('{"value": null')
+    assert str(nothing) == "- ± -"
+    assert str(Estimate.mean(np.array([0.5]))) == "0.5000 ± -"
+    assert str(Estimate.of(math.inf, math.nan, count=3)) == "inf ± -"
 
 
 def test_ids_beyond_the_tables_are_rejected() -> None:

@@ -88,6 +88,26 @@ def test_bad_shapes_are_named() -> None:
         s.replace(query=np.zeros(2, np.int32)).validate()  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"clicks": [[0, 0.5]]}, r"row 1, field 'clicks': expected whole numbers that fit int8"),
+        ({"clicks": [[0, 1], [0, 257]]}, r"row 2, field 'clicks': expected whole numbers"),
+        ({"features": {"document": [[1, 2**40]]}}, r"field 'document': expected whole numbers that fit int32"),
+        ({"features": {"document": [["a", "b"]]}}, r"row 1, field 'document': expected one number per document"),
+        ({"features": {"x": [[[1, 2]], [[1]]]}}, r"row 2, field 'x': expected numbers of shape \[k, 2\]"),
+    ],
+)
+def test_lists_are_never_changed_to_fit(given: dict, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        Sessions.from_lists(**given)
+
+
+def test_rows_of_whole_and_broken_numbers_share_a_type() -> None:
+    mixed = Sessions.from_lists(features={"price": [[1, 2], [0.5, 0.7]]})
+    np.testing.assert_array_equal(mixed.features["price"], np.array([[1, 2], [0.5, 0.7]], np.float32))
+
+
 def test_in_memory_batches_hold_each_session_once() -> None:
     source = InMemory(lists())
     for seed in (None, 3):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ import ultr
 from ultr import baselines, models, towers
 from ultr.errors import CheckpointError, ConfigError, DataError, UltrError
 from ultr.sessions import InMemory, Sessions, concatenate
-from ultr.training import fit, load, save
+from ultr.training import adam, fit, load, save
 from ultr.training.checkpoint import build, describe
 
 K, V, F = 4, 12, 3
@@ -198,6 +200,13 @@ def test_bad_use_is_explained(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="needs clicks"):
         fit(pbm(), InMemory(log(5, clicks=False)), epochs=1, seed=0)
     mesh = jax.make_mesh((2,), ("rows",), axis_types=(AxisType.Auto,))
+    with pytest.raises(DataError, match="a weight above 0"):
+        fit(pbm(), log(5).replace(weight=np.zeros(5, np.float32)), epochs=1, seed=0)  # type: ignore[attr-defined]
+    for wrong in ({"seed": -1}, {"l2": -1.0}, {"l2": float("nan")}, {"patience": 0}):
+        with pytest.raises(ConfigError, match="expected seed >= 0"):
+            fit(pbm(), source, epochs=1, **({"seed": 0} | wrong))  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="learning rate above 0"):
+        adam(-1.0)
     with pytest.raises(ConfigError, match="must be a multiple"):
         fit(pbm(), source, epochs=1, batch_size=3, seed=0, mesh=mesh)
 
@@ -317,7 +326,7 @@ def test_damage_to_a_saved_model_is_found(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="RankTable has no argument 'depth'"):
         load(folder)
     meta.write_text("{")
-    with pytest.raises(CheckpointError, match="expected JSON"):
+    with pytest.raises(CheckpointError, match="it is not JSON"):
         load(folder)
     meta.write_text(good)
     victim = max((p for p in (folder / "arrays").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
@@ -331,6 +340,75 @@ def test_damage_to_a_saved_model_is_found(tmp_path: Path) -> None:
         load(folder)
     with pytest.raises(CheckpointError, match=r"expected a saved model \(meta.json\), found none"):
         load(tmp_path / "elsewhere")
+
+
+@pytest.mark.parametrize(
+    "text", ["[1, 2]", "{}", '{"schema": 1}', '{"schema": 1, "format": "ultr-model", "files": {}}']
+)
+def test_a_description_that_is_no_description_is_rejected(text: str, tmp_path: Path) -> None:
+    folder = save(pbm(), tmp_path / "m")
+    (folder / "meta.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"meta\.json: (the file is damaged|saved with schema None)"):
+        load(folder)
+
+
+class Noisy(nnx.Module):
+    """A tower with dropout and batch statistics, which change during training."""
+
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        self.norm = nnx.BatchNorm(F, rngs=rngs)
+        self.dropout = nnx.Dropout(0.5, rngs=rngs)
+        self.linear = nnx.Linear(F, 1, rngs=rngs)
+
+    def __call__(self, sessions: Sessions) -> jax.Array:
+        return self.linear(self.dropout(self.norm(jnp.asarray(sessions.features["features"]))))[..., 0]
+
+
+def test_dropout_and_batch_statistics_are_trained_saved_and_resumed(tmp_path: Path) -> None:
+    def model() -> models.PBM:
+        return models.PBM(relevance=Noisy(nnx.Rngs(0)), examination=towers.RankTable(K))
+
+    options: dict[str, Any] = {"batch_size": 32, "seed": 0, "directory": tmp_path}
+    fit(model(), log(64), epochs=1, **options)
+    rest = fit(model(), log(64), epochs=3, resume=True, **options)
+    whole = fit(model(), log(64), epochs=3, batch_size=32, seed=0)
+    assert [h["loss"] for h in rest.history] == [h["loss"] for h in whole.history]
+    loaded = load(tmp_path / "model", like=model())
+    np.testing.assert_array_equal(loaded.relevance.norm.mean[...], whole.model.relevance.norm.mean[...])
+    assert (np.asarray(loaded.relevance.norm.mean[...]) != 0).all()
+
+
+def test_ctrl_c_waits_for_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import ultr.training.checkpoint as module
+
+    checksum = module._checksum
+
+    def interrupted(path: Path) -> str:
+        os.kill(os.getpid(), signal.SIGINT)
+        return checksum(path)
+
+    monkeypatch.setattr(module, "_checksum", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        save(pbm(), tmp_path / "m")
+    monkeypatch.undo()
+    assert same(load(tmp_path / "m"), pbm())
+    assert [p.name for p in tmp_path.iterdir()] == ["m"]
+
+
+def test_resuming_with_other_data_or_settings_is_refused(tmp_path: Path) -> None:
+    class Named(InMemory):
+        def __init__(self, sessions: Sessions, name: str) -> None:
+            super().__init__(sessions)
+            self.identity = {"fingerprint": name}
+
+    options: dict[str, Any] = {"epochs": 1, "batch_size": 32, "seed": 0, "directory": tmp_path}
+    fit(pbm(), Named(log(40), "a"), settings={"learning_rate": 0.1}, **options)
+    for train, rate, word in (("b", 0.1, r"train\.fingerprint"), ("a", 0.2, r"settings\.learning_rate")):
+        with pytest.raises(ConfigError, match=f"another {word}"):
+            fit(pbm(), Named(log(40), train), resume=True, settings={"learning_rate": rate}, **options)
+    other = models.PBM(relevance=towers.DocumentTable(V + 1), examination=towers.RankTable(K))
+    with pytest.raises(ConfigError, match=r"another model\.relevance\.documents \(12, now 13\)"):
+        fit(other, Named(log(40), "a"), resume=True, settings={"learning_rate": 0.1}, **options)
 
 
 def test_a_failed_save_leaves_the_older_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

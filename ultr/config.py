@@ -61,6 +61,14 @@ def relevance_kind(name: str, log: ClickLog) -> str:
     return name
 
 
+def _check(config: ModelConfig, kind: str) -> None:
+    if config.transform not in towers.Scaler.transforms:
+        known = ", ".join(towers.Scaler.transforms)
+        raise ConfigError(f"unknown transform '{config.transform}'; known: {known}")
+    if config.rows is not None and kind not in TABLES[1:]:
+        raise ConfigError(f"rows belong to a compressed table ({', '.join(TABLES[1:])}); the relevance is '{kind}'")
+
+
 class _Slots:
     """Makes the towers of one model; each call a new one."""
 
@@ -69,6 +77,7 @@ class _Slots:
         self.rngs = nnx.Rngs(config.seed)
         self.size = _features(log)
         self.kind = relevance_kind(config.relevance, log)
+        _check(config, self.kind)
         self._scaler: towers.Scaler | None = None
 
     def document(self) -> Any:

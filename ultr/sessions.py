@@ -92,26 +92,37 @@ class Sessions:
         size = np.asarray(lengths[first], np.int32)
         width = int(size.max(initial=1))
 
-        def pad(rows: Sequence[Any], dtype: Any = None) -> np.ndarray:
+        def pad(name: str, rows: Sequence[Any], dtype: Any = None) -> np.ndarray:
             arrays = [np.asarray(row) for row in rows]
-            tail = next((a.shape[1:] for a in arrays if a.size), ())
-            kind = dtype or next((a.dtype for a in arrays if a.size), np.dtype(np.float32))
-            if kind in (np.float64, np.int64):
-                kind = np.dtype(np.float32 if kind == np.float64 else np.int32)
-            out = np.zeros((len(arrays), width, *tail), kind)
+            filled = [a for a in arrays if a.size]
+            tail = filled[0].shape[1:] if filled else ()
+            for i, a in enumerate(arrays):
+                if a.size and (a.dtype.kind not in "buif" or a.shape[1:] != tail):
+                    found = f"{a.dtype} of shape {a.shape}"
+                    raise DataError(f"expected numbers of shape [k, {', '.join(map(str, tail))}], found {found}"
+                                    if tail else f"expected one number per document, found {found}",
+                                    row=i + 1, field=name)  # fmt: skip
+            whole = np.result_type(*filled) if filled else np.dtype(np.float32)
+            out = np.zeros((len(arrays), width, *tail), whole)
             for i, a in enumerate(arrays):
                 if a.size:
                     out[i, : len(a)] = a
-            return out
+            kind = dtype or {"f": np.float32, "i": np.int32, "u": np.int32}.get(whole.kind, whole)
+            with np.errstate(over="ignore", invalid="ignore"):
+                cast = out.astype(kind)
+            if np.dtype(kind).kind in "bui":
+                lost = (cast != out).reshape(len(out), -1).any(1)
+                Sessions._reject(lost, name, "sessions", f"expected whole numbers that fit {np.dtype(kind)}")
+            return cast
 
         steps = np.arange(width, dtype=np.int32)
         default = np.broadcast_to(steps, (len(size), width)).copy()
         return cls(
             mask=steps < size[:, None],
-            position=default if positions is None else pad(positions, np.int32),
-            features={name: pad(rows) for name, rows in ragged.items()},
-            clicks=None if clicks is None else pad(clicks, np.int8),
-            labels=None if labels is None else pad(labels, np.float32),
+            position=default if positions is None else pad("positions", positions, np.int32),
+            features={name: pad(name, rows) for name, rows in ragged.items()},
+            clicks=None if clicks is None else pad("clicks", clicks, np.int8),
+            labels=None if labels is None else pad("labels", labels, np.float32),
             query=None if query is None else np.asarray(query, np.int32),
             weight=None if weight is None else np.asarray(weight, np.float32),
         )

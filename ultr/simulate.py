@@ -49,9 +49,9 @@ class Policy:
     def __post_init__(self) -> None:
         if self.ranker not in RANKERS:
             raise ConfigError(f"unknown policy '{self.ranker}'; known: {', '.join(RANKERS)}")
-        if not (self.temperature >= 0 and self.noise >= 0 and 0 < self.share <= 1):
+        if not (0 <= self.temperature < np.inf and 0 <= self.noise < np.inf and 0 < self.share <= 1):
             raise ConfigError(
-                f"expected temperature >= 0, noise >= 0 and share in (0, 1], found "
+                f"expected finite temperature >= 0 and noise >= 0, and share in (0, 1], found "
                 f"{self.temperature}, {self.noise}, {self.share}"
             )
 
@@ -170,6 +170,8 @@ def user(name: str, *, grades: int, ranks: int = 10, eta: float = 1.0) -> ClickM
         raise ConfigError(f"unknown user model '{name}'; known: {', '.join(USERS)}")
     if grades < 1 or ranks < 1:
         raise ConfigError(f"expected a highest grade and a number of ranks of at least 1, found {grades} and {ranks}")
+    if not 0 <= eta < np.inf:
+        raise ConfigError(f"expected a finite eta of at least 0, found {eta}")
     return USERS[name](grades, ranks, eta)
 
 
@@ -227,6 +229,8 @@ def clicks(
     """
     if sessions < 1 or ranks < 1:
         raise ConfigError(f"expected at least one session and one rank, found {sessions} and {ranks}")
+    if seed < 0 or not 0 <= zipf < np.inf:
+        raise ConfigError(f"expected seed >= 0 and a finite zipf >= 0, found {seed} and {zipf}")
     sizes = np.diff(collection.offsets)
     if not (sizes > 0).any():
         raise DataError("expected a collection with documents, found none")

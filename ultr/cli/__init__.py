@@ -66,8 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         _fail("ultr", "interrupted", code=130)
     except UltrError as error:
         _fail("ultr", str(error))
-    except (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError) as error:
-        _fail("ultr", f"{error.filename}: {error.strerror}")
+    except OSError as error:
+        _fail("ultr", f"{error.filename}: {error.strerror}" if error.filename else str(error))
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -94,5 +94,7 @@ def table(rows: Sequence[Sequence[str]]) -> str:
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result alone, as JSON.")
-seed_option = click.option("--seed", default=0, show_default=True, help="Decides everything that is random.")
+seed_option = click.option(
+    "--seed", default=0, show_default=True, type=click.IntRange(0, 2**31 - 1), help="Decides everything that is random."
+)
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace what stands at --out.")

@@ -14,6 +14,7 @@ import click
 
 from ultr.cli import json_option, output, seed_option, table
 
+FORMAT = "ultr-demo"
 QUERIES = {"train": 900, "valid": 100, "test": 500}
 
 
@@ -69,7 +70,7 @@ def run(out: Path, *, sessions: int, seed: int) -> dict[str, Any]:
     """Everything the demo does; writes log, model and results.json to `out` and returns the results."""
     began = time.perf_counter()
     out.parent.mkdir(parents=True, exist_ok=True)
-    if out.exists() and not (out / "results.json").is_file() and any(out.iterdir()):
+    if out.exists() and not _is_demo(out):
         raise click.UsageError(f"{out} exists and is not the folder of a demo: choose another --out")
     aside = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
@@ -77,11 +78,24 @@ def run(out: Path, *, sessions: int, seed: int) -> dict[str, Any]:
         result["seconds"] = round(time.perf_counter() - began, 1)
         (aside / "results.json").write_text(json.dumps(result, indent=1) + "\n")
         os.chmod(aside, 0o755)
-        shutil.rmtree(out, ignore_errors=True)
+        old = aside.with_name(f"{aside.name}.old")
+        if out.exists():
+            out.rename(old)
         aside.rename(out)
+        shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return result
+
+
+def _is_demo(folder: Path) -> bool:
+    """Whether a folder is empty or holds nothing but the results of an earlier demo."""
+    if not folder.is_dir() or not {p.name for p in folder.iterdir()} <= {"results.json", "log", "two-tower"}:
+        return False
+    try:
+        return not any(folder.iterdir()) or json.loads((folder / "results.json").read_text())["format"] == FORMAT
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _run(folder: Path, *, sessions: int, seed: int) -> dict[str, Any]:
@@ -113,20 +127,15 @@ def _run(folder: Path, *, sessions: int, seed: int) -> dict[str, Any]:
 
     def network(source: Any, number: int) -> MLP:
         scaler = Scaler(size).fit(source)
-        return MLP(size, hidden=(64, 64), scaler=scaler, rngs=nnx.Rngs(seed * 3 + number))
+        return MLP(size, hidden=(32, 32), scaler=scaler, rngs=nnx.Rngs(seed * 3 + number))
 
-    def train(model: Any, source: Any, valid: Any, batch_size: int, epochs: int) -> Any:
-        fitted = fit(model, source, valid, batch_size=batch_size, epochs=epochs, patience=3, seed=seed)
+    def train(model: Any, source: Any, valid: Any, batch_size: int, epochs: int, l2: float = 0.0) -> Any:
+        fitted = fit(model, source, valid, batch_size=batch_size, epochs=epochs, patience=3, seed=seed, l2=l2)
         return fitted.model
 
-    naive = train(NaivePointwise(relevance=network(clicks["train"], 0)), clicks["train"], clicks["valid"], 1024, 8)
-    two_tower = train(
-        PBM(relevance=network(clicks["train"], 1), examination=RankTable(10)),
-        clicks["train"],
-        clicks["valid"],
-        1024,
-        8,
-    )
+    learn = (clicks["train"], clicks["valid"], 1024, 12, 30.0)
+    naive = train(NaivePointwise(relevance=network(clicks["train"], 0)), *learn)
+    two_tower = train(PBM(relevance=network(clicks["train"], 1), examination=RankTable(10)), *learn)
     full = train(FullInformation(relevance=network(part["train"], 2)), part["train"], part["valid"], 64, 40)
     rankers = {"naive": naive, "two-tower (PBM)": two_tower, "full information": full}
     ndcg = {
@@ -138,6 +147,7 @@ def _run(folder: Path, *, sessions: int, seed: int) -> dict[str, Any]:
         by_rank += np.asarray(batch.clicks).sum(0)
     low, mid, high = (ndcg[name].value for name in rankers)
     return {
+        "format": FORMAT,
         "sessions": sessions,
         "seed": seed,
         "clicks": log.metadata["clicks"],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -56,11 +55,13 @@ def command(
     from ultr.logs import open_data
     from ultr.towers import reads
     from ultr.training import load
+    from ultr.training.checkpoint import read_meta
 
-    model = load(run / "model" if (run / "model").is_dir() else run)
-    facts = run / "run.json"
-    vocabulary = json.loads(facts.read_text())["vocabulary"] if facts.is_file() else None
-    opened = open_data(data, split=split, vocabulary=vocabulary if "document" in reads(model) else None)
+    folder = run / "model" if (run / "model").is_dir() else run
+    model = load(folder)
+    trained_on = read_meta(folder)["extra"]
+    by_document = "document" in reads(model)
+    opened = open_data(data, split=split, vocabulary=trained_on.get("vocabulary") if by_document else None)
     found = evaluate(
         model,
         opened,
@@ -69,6 +70,10 @@ def command(
         empty_queries=empty_queries,
         cluster=cluster,
     )
+    if _seen(trained_on.get("train"), getattr(opened, "identity", None)):
+        click.echo(
+            "note: the model was trained on sessions of this log; hold some out with `prepare --split`", err=True
+        )
     result: dict[str, Any] = {name: estimate.to_json() for name, estimate in found.items()}
     rows = [["metric", "value", "standard error", "95 % interval", "count", "excluded"]]
     for name, e in found.items():
@@ -77,10 +82,17 @@ def command(
             [
                 name,
                 f"{e.value:.4f}",
-                f"{e.standard_error:.4f}",
-                f"{low:.4f} to {high:.4f}",
+                f"{e.standard_error:.4f}" if e.standard_error == e.standard_error else "-",
+                f"{low:.4f} to {high:.4f}" if low == low else "-",
                 f"{e.count:,.0f}",
                 f"{e.excluded:,.0f}",
             ]
         )
     output(result, table(rows), as_json)
+
+
+def _seen(train: dict[str, Any] | None, data: dict[str, Any] | None) -> bool:
+    """Whether the data holds sessions of the training split: the same log, and the whole of it or the same split."""
+    if not train or not data or train.get("fingerprint") != data.get("fingerprint"):
+        return False
+    return not data.get("split") or data.get("split") == train.get("split")

@@ -15,8 +15,17 @@ COLUMNS = ("session", "query", "document", "rank", "click", "time", "label")
 def _fractions(text: str | None) -> dict[str, float] | None:
     if text is None:
         return None
+    out: dict[str, float] = {}
     try:
-        return {name.strip(): float(share) for name, share in (part.split("=") for part in text.split(","))}
+        for part in text.split(","):
+            name, share = part.split("=")
+            name = name.strip()
+            if name in out:
+                raise click.BadParameter(f"expected each split once, found '{name}' twice in '{text}'")
+            if not name:
+                raise ValueError("a split without a name")
+            out[name] = float(share)
+        return out
     except ValueError as error:
         raise click.BadParameter(
             f"expected NAME=SHARE,..., such as train=.8,valid=.1,test=.1; found '{text}'"
@@ -105,8 +114,11 @@ def command(
     facts |= {"splits": made.metadata["splits"], "report": made.metadata["report"]}
     lines = [f"{name}: {value:,}" for name, value in facts.items() if isinstance(value, int)]
     lines += [f"split {name}: {count:,}" for name, count in facts["splits"].items()]
-    lines += _report(facts["report"])
+    # What is printed above, or as a warning, is not said again.
+    lines += _report({n: v for n, v in facts["report"].items() if n != "warnings" and facts.get(n) != v})
     output(facts, "\n".join([f"wrote {out}", *lines]), as_json)
+    for warning in facts["report"]["warnings"]:
+        click.echo(f"warning: {warning}", err=True)
 
 
 def _report(report: dict[str, Any], prefix: str = "") -> list[str]:
@@ -116,5 +128,12 @@ def _report(report: dict[str, Any], prefix: str = "") -> list[str]:
         if isinstance(value, dict):
             lines += _report(value, f"{label}: ")
         else:
-            lines.append(f"{label}: {value:,}" if isinstance(value, int) else f"{label}: {value}")
+            lines.append(f"{label}: {_plain(value)}")
     return [f"  {line}" if not prefix else line for line in lines]
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, list):
+        shown = [str(v) for v in value]
+        return ", ".join(shown if len(shown) <= 6 else [*shown[:5], f"... ({len(shown):,} in all)"])
+    return f"{value:,}" if isinstance(value, int) else str(value)

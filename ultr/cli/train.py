@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -39,20 +40,27 @@ def _widths(text: str) -> tuple[int, ...]:
     show_default=True,
     help="table, hashed, quotient-remainder, robe, linear, mlp, dcn; auto: mlp where there are features.",
 )
-@click.option("--rows", type=int, help="Shared rows of a compressed table [a tenth of the documents].")
+@click.option(
+    "--rows", type=click.IntRange(min=1), help="Shared rows of a compressed table [a tenth of the documents]."
+)
 @click.option("--hidden", default="64,64", show_default=True, help="Widths of the hidden layers.")
 @click.option("--transform", default="standardise", show_default=True, help="Scaling: standardise or log1p.")
+@click.option("--split", default="train", show_default=True, help="Where the log has splits: the one to train on.")
 @click.option("--valid", type=click.Path(path_type=Path), help="Log to judge the epochs by.")
+@click.option("--valid-split", default="valid", show_default=True, help="Without --valid: the split to judge by.")
 @click.option(
     "--valid-fraction",
     default=0.1,
+    type=click.FloatRange(0, 1, max_open=True),
     show_default=True,
-    help="Without --valid and without a split 'valid': share to hold out (of the sessions for tables, of "
+    help="Without --valid and --valid-split: share to hold out (of the sessions for tables, of "
     "the queries for networks); 0: none.",
 )
-@click.option("--epochs", default=20, show_default=True, help="At most.")
-@click.option("--patience", default=3, show_default=True, help="Epochs without improvement before it stops.")
-@click.option("--batch-size", default=512, show_default=True)
+@click.option("--epochs", default=20, show_default=True, type=click.IntRange(min=1), help="At most.")
+@click.option(
+    "--patience", default=3, show_default=True, type=click.IntRange(min=1), help="Epochs without improvement."
+)
+@click.option("--batch-size", default=512, show_default=True, type=click.IntRange(min=1))
 @click.option(
     "--learning-rate", default=0.003, show_default=True, help="Adam's for networks; ten times that for tables."
 )
@@ -68,7 +76,9 @@ def command(
     rows: int | None,
     hidden: str,
     transform: str,
+    split: str,
     valid: Path | None,
+    valid_split: str,
     valid_fraction: float,
     epochs: int,
     patience: int,
@@ -85,22 +95,22 @@ def command(
     Example:
       ultr train log --out run --model pbm --relevance mlp --epochs 10 --seed 1
     """
-    config: dict[str, Any] = {
-        "model": model,
-        "relevance": relevance,
-        "rows": rows,
-        "hidden": _widths(hidden),
-        "transform": transform,
-        "seed": seed,
-    }
-    from ultr.config import ModelConfig, build_model
+    from ultr.config import ModelConfig, build_model, relevance_kind
     from ultr.models import PBM
     from ultr.training import adam, fit
 
-    if (out / "model").exists() and not resume:
-        raise ConfigError(f"{out} holds a run already: choose another --out, or continue it with --resume")
-    train, held_out = _splits(log, valid, valid_fraction, seed, relevance)
-    untrained = build_model(ModelConfig(**config), train)
+    _check_out(out, resume)
+    train, held_out = _splits(log, split, valid, valid_split, valid_fraction, seed, relevance)
+    config = ModelConfig(
+        model=model,
+        relevance=relevance_kind(relevance, train),
+        rows=rows,
+        hidden=_widths(hidden),
+        transform=transform,
+        seed=seed,
+    )
+    options = {"learning_rate": learning_rate, "valid_fraction": valid_fraction}
+    untrained = build_model(config, train)
     fitted = fit(
         untrained,
         train,
@@ -113,17 +123,18 @@ def command(
         l2=l2,
         directory=out,
         resume=resume,
+        settings=options,
     )
     result: dict[str, Any] = {
         "out": str(out),
-        "config": config
-        | {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate, "l2": l2, "patience": patience},
+        "config": dataclasses.asdict(config)
+        | {"epochs": epochs, "batch_size": batch_size, "l2": l2, "patience": patience}
+        | options,
         "log": str(log),
         "sessions": len(train),
         "validation_sessions": len(held_out) if held_out is not None else 0,
         "best_epoch": fitted.best,
         "history": fitted.history,
-        "vocabulary": train.vocabulary.identity,
     }
     if isinstance(fitted.model, PBM):
         result["propensity"] = [float(x) for x in fitted.model.propensity(train.ranks)]
@@ -147,25 +158,46 @@ def command(
     output(result, "\n".join(text), as_json)
 
 
-def _splits(path: Path, valid: Path | None, fraction: float, seed: int, relevance: str) -> tuple[Any, Any]:
+def _check_out(out: Path, resume: bool) -> None:
+    """Before any work: a run is only resumed, and nothing else is written into."""
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"{out} is a file: give --out a folder")
+    if (out / "model").exists() and not resume:
+        raise ConfigError(f"{out} holds a run already: choose another --out, or continue it with --resume")
+    if out.is_dir() and any(out.iterdir()) and not ((out / "model").exists() or (out / "state").exists()):
+        raise ConfigError(f"{out} holds other files: choose a new or empty folder for --out")
+
+
+def _splits(
+    path: Path, split: str, valid: Path | None, valid_split: str, fraction: float, seed: int, relevance: str
+) -> tuple[Any, Any]:
+    """The sessions to train on and those to judge the epochs by."""
     from ultr.config import TABLES, relevance_kind
     from ultr.logs import ClickLog
 
-    whole = ClickLog.open(path)
-    splits = whole.metadata["splits"]
-    train = ClickLog.open(path, split="train") if "train" in splits else whole
+    splits = ClickLog.open(path).metadata["splits"]
+    if splits and split not in splits:
+        raise ConfigError(
+            f"{path}: the log was prepared with the splits {', '.join(splits)}; name the one to train on with --split"
+        )
+    train = ClickLog.open(path, split=split if splits else None)
     if valid is not None:
         return train, ClickLog.open(valid, vocabulary=train)
-    if "valid" in splits:
-        return train, ClickLog.open(path, split="valid")
-    if not 0 <= fraction < 1:
-        raise click.BadParameter(f"expected --valid-fraction from 0 to below 1, found {fraction}")
+    if valid_split in splits and valid_split != split:
+        return train, ClickLog.open(path, split=valid_split)
     if not fraction:
         return train, None
     # A table knows nothing of queries that it was not trained on; a network is judged on how it carries over.
     by: Literal["session", "query"] = "session" if relevance_kind(relevance, train) in TABLES else "query"
     parts = train.split({"train": 1 - fraction, "valid": fraction}, by=by, seed=seed)
-    return parts["train"], (parts["valid"] if len(parts["valid"]) else None)
+    for name, part in parts.items():
+        if not len(part):
+            what = "to train on" if name == "train" else "to judge the epochs by"
+            raise ConfigError(
+                f"--valid-fraction {fraction:g} of {len(train):,} sessions, split by {by}, leaves none {what}. "
+                "Choose another share, 0 for no validation, or give a log with --valid"
+            )
+    return parts["train"], parts["valid"]
 
 
 def _write_aside(path: Path, text: str) -> None:

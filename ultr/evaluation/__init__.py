@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -57,8 +57,9 @@ def evaluate(
       without knowledge of the other clicks; `conditional_perplexity`: given the clicks above.
       `perplexity/rank-3`: at rank 3 alone; `perplexity/rank` (and `conditional_...`): at every rank.
       A session of weight w counts as w identical sessions, in value and standard error. Standard
-      errors of perplexities are by the delta method. Sessions of probability zero under the model are
-      excluded and counted; so is, from a perplexity, one with a probability that rounds to zero.
+      errors of perplexities are by the delta method. `perplexity` is over all sessions, for any model,
+      and infinite where the model rules out what was observed at a rank. The other click metrics leave
+      out, and count as excluded, the sessions whose clicks have probability zero under the model.
 
     Args:
       model: has `score`, is callable as a click model, or both. An `nnx.Module` runs compiled, with
@@ -74,7 +75,7 @@ def evaluate(
       max_grade: highest grade of the scale, for ERR; None: the highest in the data.
 
     Raises:
-      ConfigError: an unknown metric or option.
+      ConfigError: an unknown metric or option, or a metric name that is empty or no string.
       DataError: data or model cannot give a metric that was asked for, a document id or rank lies beyond the
         model's tables, or the model gives NaN.
     """
@@ -114,8 +115,8 @@ def per_query(
 
     Returns:
       "query": ids [Q], ascending; and for each metric its values [Q], NaN where a query has none
-      (no relevant document under "skip", no session that the model can produce). A click metric's
-      value is over the query's own sessions.
+      (no relevant document under "skip"; of the click metrics that leave out sessions that the model
+      cannot produce, no other session). A click metric's value is over the query's own sessions.
 
     Raises:
       ConfigError, DataError: as `evaluate`.
@@ -164,8 +165,7 @@ class _Collected:
             raise ConfigError(f"unknown empty_queries {empty_queries!r}; known: {', '.join(EMPTY_QUERIES)}")
         if batch_size < 1:
             raise ConfigError(f"expected a batch_size of at least 1, found {batch_size}")
-        asked = [metrics] if isinstance(metrics, str) else metrics
-        parsed = None if asked is None else [_parse(name) for name in asked]
+        parsed = None if metrics is None else [_parse(name) for name in _asked(metrics)]
         if isinstance(data, Sessions):
             data = InMemory(data)
             batch_size = max(1, min(batch_size, len(data)))
@@ -274,12 +274,26 @@ def _is_distribution(x: Any) -> bool:
     return all(callable(getattr(x, name, None)) for name in ("conditional", "marginal", "log_prob"))
 
 
+def _asked(metrics: Any) -> list[str]:
+    if isinstance(metrics, str):
+        return [metrics]
+    if not isinstance(metrics, Iterable):
+        raise ConfigError(f"expected metric names, found {metrics!r}")
+    names = list(metrics)
+    for name in names:
+        if not isinstance(name, str):
+            raise ConfigError(f"expected metric names as strings, found {name!r}")
+    return names
+
+
 def _parse(name: str) -> tuple[str, str, tuple[str, int | None]]:
     """(name as asked, kind, (metric, cutoff or rank))."""
     if match := _RANKING.fullmatch(name):
         return name, "ranking", (match[1], int(match[2]) if match[2] else None)
     if match := _CLICKS.fullmatch(name):
         return name, "clicks", (match[1] or match[2], int(match[4]) if match[4] else None)
+    if not name.strip():
+        raise ConfigError("an empty metric name was given; is there a comma too many?")
     known = [f"{m}@k" for m in RANKING_METRICS] + list(CLICK_METRICS) + [f"{m}/rank-k" for m in PERPLEXITIES]
     raise ConfigError(f"unknown metric {name!r}; known: {', '.join(known)}")
 

@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ultr.clicks import PositionClicks
 from ultr.errors import DataError
-from ultr.evaluation.estimate import Estimate, Moments
+from ultr.evaluation.estimate import Estimate, Moments, widened
 from ultr.logspace import log1mexp
 from ultr.sessions import Array, Sessions
 
@@ -25,20 +26,43 @@ def click_terms(model: Any, sessions: Sessions, marginal: bool, conditional: boo
       log_likelihood [B], and as asked perplexity and conditional_perplexity: [B, K] log-probabilities
       of what was observed at each rank, from marginals and from conditionals; 0 on padding.
     """
-    clicks = sessions.clicks
+    clicks, mask = sessions.clicks, sessions.mask
     distribution = model(sessions)
+    # The chances of a click and of none are separate numbers: where one rounds to 1, the other is not lost.
+    exact = distribution.observed(clicks) if hasattr(distribution, "observed") else None
     terms = {"log_likelihood": distribution.log_prob(clicks)}
     if marginal:
-        terms["perplexity"] = _observed(distribution.marginal(), clicks, sessions.mask)
+        if exact is not None and isinstance(distribution, PositionClicks) and distribution.logits.ndim == 2:
+            at_rank = exact  # Clicks above tell nothing.
+        else:
+            at_rank = _at_rank(distribution.marginal(), exact, clicks, mask)
+        terms["perplexity"] = _below_one(at_rank, mask)
     if conditional:
-        terms["conditional_perplexity"] = _observed(distribution.conditional(clicks), clicks, sessions.mask)
+        given = _at_rank(distribution.conditional(clicks), None, clicks, mask) if exact is None else exact
+        terms["conditional_perplexity"] = _below_one(given, mask)
     return terms
 
 
 @jax.jit
-def _observed(log_click: Array, clicks: Array, mask: Array) -> jax.Array:
-    log_click = jnp.where(mask, log_click, -1.0)
-    return jnp.where(mask, jnp.where(clicks != 0, log_click, log1mexp(log_click)), 0.0)
+def _at_rank(log_click: Array, exact: Array | None, clicks: Array, mask: Array) -> jax.Array:
+    """[B, K] log-probabilities of what was observed, from those of a click.
+
+    The complement of a sum of float32 probabilities close to 1 is noise, down to log 0. No click at a rank
+    is at least as probable as no click there together with what was observed above: `exact`, summed.
+    """
+    log_click = jnp.where(mask, jnp.minimum(log_click, 0.0), -1.0)
+    no_click = log1mexp(log_click)
+    if exact is not None:
+        joint = jnp.cumsum(exact, axis=1)
+        # After clicks of probability zero `exact` may be undefined, which says nothing of the marginal.
+        no_click = jnp.maximum(no_click, jnp.where(jnp.isnan(joint), -jnp.inf, joint))
+    return jnp.where(clicks != 0, log_click, no_click)
+
+
+@jax.jit
+def _below_one(log_prob: Array, mask: Array) -> jax.Array:
+    # A probability that rounds to just above 1 would give a perplexity below 1.
+    return jnp.where(mask, jnp.minimum(log_prob, 0.0), 0.0)
 
 
 class ClickTotals:
@@ -79,11 +103,12 @@ class ClickTotals:
         self._sums.add(rows[real], weight[real], query[real])
         for name, totals in self._ranks.items():
             each = np.asarray(terms[name], np.float64)
-            _reject_nan(np.isnan(each).any(1) & possible)
-            # A probability that rounds to 1 leaves nothing for its complement: -inf where log_prob is not.
-            finite = possible & np.isfinite(each).all(1)
-            totals.excluded += weight[real & ~finite].sum()
-            totals.add(each[finite], np.asarray(batch.position)[finite], mask[finite], weight[finite], query[finite])
+            # By marginals every session counts, so that different models are measured on the same ones. What the
+            # model cannot produce has no conditionals: they are given clicks above of probability zero.
+            kept = real if name == "perplexity" else possible
+            _reject_nan(np.isnan(each).any(1) & kept)
+            totals.excluded += weight[real & ~kept].sum()
+            totals.add(each[kept], np.asarray(batch.position)[kept], mask[kept], weight[kept], query[kept])
 
     def ranks(self, name: str) -> list[int]:
         """1-based ranks, ascending, for which a perplexity was seen."""
@@ -117,11 +142,13 @@ class ClickTotals:
 
 
 class _RankTotals:
-    """Sums of log2 P(observed) and of the sessions shown, by rank."""
+    """Sums of log2 P(observed) and of the sessions shown, by rank; what has probability 0 is counted apart."""
 
     def __init__(self, by_query: bool) -> None:
         self._by_query = by_query
         self._moments = Moments(2, grouped=by_query)
+        # Apart, since an infinite term in a product of sums would turn the errors of all ranks into NaN.
+        self._never = Moments(1, grouped=by_query)
         self._column = np.zeros(0, np.int64)
         self.positions = np.zeros(0, np.int64)
         self.sessions = 0.0
@@ -143,9 +170,15 @@ class _RankTotals:
         self.positions = np.concatenate([self.positions, new])
         rows = np.zeros((len(mask), 2, len(self.positions)))
         column = self._column[place]
-        rows[row, 0, column] = terms[row, at] / math.log(2)
+        term = terms[row, at]
+        never = np.isneginf(term)
+        rows[row, 0, column] = np.where(never, 0.0, term) / math.log(2)
         rows[row, 1, column] = 1
         self._moments.add(rows, weight, query)
+        if never.any():
+            apart = np.zeros((len(mask), 1, len(self.positions)))
+            apart[row[never], 0, column[never]] = 1
+            self._never.add(apart, weight, query)
 
     def _chosen(self, rank: int | None) -> np.ndarray:
         return np.arange(len(self.positions)) if rank is None else np.flatnonzero(self.positions == rank - 1)
@@ -156,28 +189,39 @@ class _RankTotals:
         count = self.sessions if rank is None else float(shown[chosen].sum())
         if len(chosen) == 0:
             return Estimate.of(math.nan, math.nan, count=0, excluded=self.excluded)
+        self._never.widen(len(log2))
         with np.errstate(over="ignore"):
             each = np.exp2(-log2[chosen] / shown[chosen])
-        value = float(each.mean())
+            each = np.where(self._never.totals[0, chosen] > 0, np.inf, each)
+            value = float(each.mean())
         if not math.isfinite(value):
             return Estimate.of(value, math.nan, count=count, excluded=self.excluded)
+        # Relative to the value: the square of a large one would overflow.
         gradient = np.zeros((2, len(log2)))
-        gradient[0, chosen] = -math.log(2) * each / (shown[chosen] * len(chosen))
+        gradient[0, chosen] = -math.log(2) * (each / value) / (shown[chosen] * len(chosen))
         gradient[1, chosen] = -gradient[0, chosen] * log2[chosen] / shown[chosen]
         units = count
         if self._by_query:
             units = float((self._moments.groups()[1][:, 1, chosen] > 0).any(1).sum())
-        error = self._moments.standard_error(gradient, units)
-        return Estimate.of(value, error, count=count, excluded=self.excluded, freedom=units - 1, log_scale=True)
+        error = value * self._moments.standard_error(gradient, units)
+        return Estimate.of(
+            value, error, count=count, excluded=self.excluded, freedom=units - 1, log_scale=True, least=1.0
+        )
 
     def per_query(self, rank: int | None) -> tuple[np.ndarray, np.ndarray]:
         query, rows = self._moments.groups()
-        log2, shown = np.moveaxis(rows[:, :, self._chosen(rank)], 1, 0)
+        chosen = self._chosen(rank)
+        log2, shown = np.moveaxis(rows[:, :, chosen], 1, 0)
         there = shown > 0
         with np.errstate(over="ignore"):
             each = np.where(there, np.exp2(-log2 / np.where(there, shown, 1)), 0.0)
+        never_in, never = self._never.groups()
+        if len(never_in):
+            at = np.searchsorted(query, never_in)
+            each[at] = np.where(widened(never, len(self.positions), (2,))[:, 0, chosen] > 0, np.inf, each[at])
         ranks = there.sum(1)
-        return query, np.where(ranks > 0, each.sum(1) / np.maximum(ranks, 1), np.nan)
+        with np.errstate(over="ignore"):
+            return query, np.where(ranks > 0, each.sum(1) / np.maximum(ranks, 1), np.nan)
 
 
 def _reject_nan(bad: np.ndarray) -> None:

@@ -14,16 +14,19 @@ from ultr.errors import DataError
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Estimate:
-    """A metric's value with its standard error; prints as `value ± standard error`.
+    """A metric's value with its standard error; prints as `value ± standard error`, with `-` for NaN.
 
     Attributes:
-      value: the metric; NaN when nothing was left to average (`count` is 0).
-      standard_error: over queries or sessions; NaN when there are fewer than two of them.
-      interval: (low, high), 95 %, from the t quantile; symmetric for means, symmetric on the
-        log scale for perplexities, so that these stay above 0.
+      value: the metric; NaN when nothing was left to average (`count` is 0); infinite for the perplexity
+        of a model that rules out what was observed, or comes so close that float64 cannot hold it.
+      standard_error: over queries or sessions; NaN when there are fewer than two of them or the value
+        is not finite.
+      interval: (low, high), 95 %, from the t quantile; symmetric for means. For perplexities symmetric
+        on the log scale and cut off at 1, since no perplexity lies below. NaN where the standard error is.
       count: queries (ranking metrics) or sessions (click metrics) behind the value, weights included.
       excluded: queries without a judged or, by the policy for empty queries, without a relevant
-        document; sessions that the model cannot produce.
+        document; sessions that the model cannot produce (never for marginal perplexity, which is
+        over all sessions).
     """
 
     value: float
@@ -42,8 +45,12 @@ class Estimate:
         excluded: float = 0,
         freedom: float | None = None,
         log_scale: bool = False,
+        least: float = -math.inf,
     ) -> Estimate:
-        """Adds the interval: t quantile with `freedom` degrees (default: count - 1)."""
+        """Adds the interval: t quantile with `freedom` degrees (default: count - 1), cut off at `least`.
+
+        `least` is the lowest value that the metric can have, so that the cut takes nothing from the coverage.
+        """
         value, standard_error = float(value), float(standard_error)
         freedom = float(count - 1 if freedom is None else freedom)
         low = high = math.nan
@@ -54,6 +61,7 @@ class Estimate:
                 low, high = value / factor, value * factor
             else:
                 low, high = value - reach, value + reach
+            low = max(low, least)
         return cls(value, standard_error, (low, high), round(count), round(excluded))
 
     @classmethod
@@ -81,7 +89,8 @@ class Estimate:
         }
 
     def __str__(self) -> str:
-        return f"{self.value:.4f} ± {self.standard_error:.4f}"
+        value, error = ("-" if math.isnan(x) else f"{x:.4f}" for x in (self.value, self.standard_error))
+        return f"{value} ± {error}"
 
 
 def paired_difference(a: np.ndarray, b: np.ndarray) -> Estimate:
@@ -128,9 +137,9 @@ class Moments:
 
     def widen(self, width: int) -> None:
         """Grows R to `width`; what came before had zeros there."""
-        self.totals = _widen(self.totals, width, (1,))
+        self.totals = widened(self.totals, width, (1,))
         if self._products is not None:
-            self._products = _widen(self._products, width, (1, 3))
+            self._products = widened(self._products, width, (1, 3))
 
     def add(self, rows: np.ndarray, weight: np.ndarray, group: np.ndarray | None = None) -> None:
         """Adds rows [n, C, R] with frequency weights [n] and, where grouped, group ids [n]."""
@@ -158,7 +167,7 @@ class Moments:
     def _merge(self) -> None:
         width = self.totals.shape[1]
         keys = np.concatenate([self._keys, *(k for k, _ in self._pending)])
-        rows = [_widen(r, width, (2,)) for r in (self._rows, *(r for _, r in self._pending))]
+        rows = [widened(r, width, (2,)) for r in (self._rows, *(r for _, r in self._pending))]
         self._pending = []
         if len(keys):
             self._keys, self._rows = sum_by(keys, np.concatenate(rows))
@@ -189,7 +198,8 @@ def sum_by(keys: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return ordered[starts], np.add.reduceat(rows[order], starts, axis=0)
 
 
-def _widen(x: np.ndarray, width: int, axes: tuple[int, ...]) -> np.ndarray:
+def widened(x: np.ndarray, width: int, axes: tuple[int, ...]) -> np.ndarray:
+    """The array with zeros appended on these axes, all of one length, up to `width`."""
     if all(x.shape[a] == width for a in axes):
         return x
     return np.pad(x, [(0, width - n if a in axes else 0) for a, n in enumerate(x.shape)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,8 @@ from ultr.logs.folder import (
     COLLECTION_FORMAT,
     METADATA_FILE,
     SCHEMA,
+    content_fingerprint,
+    no_split,
     read_metadata,
     require,
     staged,
@@ -26,7 +29,7 @@ from ultr.logs.stream import Rows, rebatch, used_widths
 from ultr.logs.vocabulary import Vocabulary, known_documents, write_vocabulary
 from ultr.sessions import Sessions
 
-_FIELDS: dict[str, type] = {"queries": int, "documents": int, "features": list, "vocabulary": dict}
+_FIELDS: dict[str, type] = {"queries": int, "documents": int, "features": list, "vocabulary": dict, "splits": dict}
 
 
 class Collection:
@@ -58,6 +61,7 @@ class Collection:
         self.features, self.vocabulary = features, vocabulary
         self.documents = vocabulary.documents if documents is None else documents
         self.metadata: Mapping[str, Any] = metadata or {}
+        self._lineage: str | None = None  # how the part was picked
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, split: str | None = None, vocabulary: Any = None) -> Collection:
@@ -71,8 +75,8 @@ class Collection:
 
         Raises:
           DataError: not a collection of this schema; a file is missing, truncated or damaged; a column is
-            missing or mistyped; a grade or feature is not finite; no such split; or other ids than
-            `vocabulary`.
+            missing or mistyped; a grade or feature is not finite; no such split, or an empty one; or other ids
+            than `vocabulary`.
         """
         folder = Path(path)
         metadata = read_metadata(folder, [COLLECTION_FORMAT])
@@ -85,11 +89,14 @@ class Collection:
         if split is None:
             return found
         names = own.query_splits
+        there = set(metadata["splits"]) | set([] if names is None else names.drop_null().unique().to_pylist())
         inside = np.zeros(own.queries, bool) if names is None else names.to_numpy() == split
-        if not inside.any():
-            there = [] if names is None else sorted(names.drop_null().unique().to_pylist())
-            raise DataError(f"expected one of the splits {there}, found {split!r}", file=folder, field="split")
-        return found.select(inside[found.query])
+        picked = inside[found.query]
+        if split not in there or not picked.any():
+            raise no_split(split, there, folder, f"{len(found):,} graded lists")
+        part = found.select(picked)
+        part._lineage = split
+        return part
 
     @classmethod
     def from_vocabulary(
@@ -197,6 +204,23 @@ class Collection:
         return self.vocabulary.queries
 
     @property
+    def identity(self) -> dict[str, Any]:
+        """Which lists these are, as a JSON value that a run can record.
+
+        `fingerprint` is that of the folder's content, or of the arrays where the collection was made in memory;
+        `split` is None for a whole collection, the name of a split that it was opened with, or says which lists were
+        selected. Collections with the same identity have the same lists.
+        """
+        if self.metadata:
+            return {"fingerprint": content_fingerprint(self.metadata), "split": self._lineage}
+        total = hashlib.sha256(self.vocabulary.fingerprint.encode())
+        for array in (self.offsets, self.query, self.document, self.labels, self.features):
+            if array is not None:
+                total.update(f"{array.dtype}{array.shape}".encode())
+                total.update(np.ascontiguousarray(array).data)
+        return {"fingerprint": total.hexdigest(), "split": self._lineage}
+
+    @property
     def query_names(self) -> pa.Array:
         """[Q] string, the names of the queries of the lists."""
         return self.vocabulary.query_names.take(pa.array(self.query)).combine_chunks()
@@ -212,7 +236,7 @@ class Collection:
         lengths = np.diff(self.offsets)[picked]
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         rows = np.repeat(self.offsets[picked] - offsets[:-1], lengths) + np.arange(offsets[-1])
-        return Collection(
+        part = Collection(
             offsets=offsets,
             query=self.query[picked],
             document=self.document[rows],
@@ -222,6 +246,11 @@ class Collection:
             documents=self.documents,
             metadata=self.metadata,
         )
+        part._lineage = self._lineage
+        if not np.array_equal(picked, np.arange(len(self))):
+            drawn = hashlib.sha256(np.ascontiguousarray(part.query, "<i4").data).hexdigest()
+            part._lineage = f"{len(part)} queries {drawn}"
+        return part
 
     def split(self, fractions: Mapping[str, float], *, by: str = "query", seed: int = 0) -> dict[str, Collection]:
         """Disjoint parts that together hold every list, by a seeded hash of the query id.
@@ -289,6 +318,7 @@ class Collection:
             documents=documents,
             features=self.vocabulary.feature_names,
             splits=self.vocabulary.query_splits,
+            split_names=list(self.metadata.get("splits", ())),
             parent=self.vocabulary.parent,
             report=self.metadata.get("report"),
             overwrite=overwrite,
@@ -302,6 +332,7 @@ def write_collection(
     documents: pa.Table,
     features: Sequence[str] = (),
     splits: pa.Array | pa.ChunkedArray | None = None,
+    split_names: Sequence[str] = (),
     parent: Any = None,
     report: Mapping[str, Any] | None = None,
     overwrite: bool = False,
@@ -314,6 +345,7 @@ def write_collection(
       documents: as for `LogWriter`, with a label column; rows without a grade only hold their id.
       features: the F names of the document features.
       splits: [Q] string, the split of each query (null: in none), or None.
+      split_names: splits that the metadata lists even where no graded list is in them.
       parent: the ClickLog, Collection or vocabulary identity whose ids this collection extends, or None.
       report: a JSON value for the metadata.
       overwrite: whether a click log or collection that stands at `path` may be replaced.
@@ -328,10 +360,7 @@ def write_collection(
             folder, queries=queries, documents=documents, features=features, splits=splits, parent=parent
         )
         grades = documents["label"].drop_null().to_numpy()
-        counts: dict[str, int] = {}
-        if splits is not None:
-            for entry in splits.drop_null().value_counts().to_pylist():
-                counts[entry["values"]] = entry["counts"]
+        counts = split_counts(documents, splits, split_names)
         metadata = {"format": COLLECTION_FORMAT, "schema": SCHEMA} | described
         metadata |= {
             "labels": [float(grades.min()), float(grades.max())],
@@ -339,6 +368,18 @@ def write_collection(
             "report": dict(report or {}),
         }
         write_metadata(folder, metadata)
+
+
+def split_counts(
+    documents: pa.Table, splits: pa.Array | pa.ChunkedArray | None, names: Sequence[str] = ()
+) -> dict[str, int]:
+    """Name -> lists of each split, those of `names` first even where they have none; arguments as above."""
+    counts = dict.fromkeys(names, 0)
+    if splits is not None and "label" in documents.column_names:
+        graded = documents.filter(documents["label"].is_valid())["query"].unique()
+        for entry in splits.take(graded).drop_null().value_counts().to_pylist():
+            counts[entry["values"]] = entry["counts"]
+    return counts
 
 
 def _column(values: Any, field: str, shape: tuple[int, ...]) -> np.ndarray:

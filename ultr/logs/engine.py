@@ -166,16 +166,29 @@ class EngineError(DataError):
         memory = isinstance(error, duckdb.OutOfMemoryException)
         super().__init__(
             f"the engine stopped: {self.text}",
-            fix="Give it a larger memory limit, or more room on the disk of the output." if memory else "",
+            fix=(
+                "Give it more with --memory-limit (in Python: memory_limit=...), or more disk space beside the output."
+                if memory
+                else ""
+            ),
         )
 
 
 @contextlib.contextmanager
 def running() -> Iterator[None]:
-    """Turns what the engine raises while it runs into an `EngineError`."""
+    """Turns what the engine raises while it runs into an `EngineError`, and an interruption into KeyboardInterrupt."""
     try:
         yield
+    except (duckdb.InterruptException, pa.ArrowCancelled) as error:
+        raise KeyboardInterrupt from error
+    except RuntimeError as error:
+        # DuckDB's Python client asks for signals itself, and swallows the KeyboardInterrupt that it gets.
+        if "interrupted" in str(error).lower():
+            raise KeyboardInterrupt from error
+        raise
     except (duckdb.Error, pa.ArrowException, OSError) as error:
+        if "interrupt error" in str(error).lower():
+            raise KeyboardInterrupt from error
         raise EngineError(error) from error
 
 

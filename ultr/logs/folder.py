@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import secrets
@@ -23,6 +24,8 @@ COLLECTION_FORMAT = "ultr-collection"
 QUERIES_FILE = "queries.parquet"
 DOCUMENTS_FILE = "documents.parquet"
 METADATA_FILE = "metadata.json"
+
+OVERWRITE = "Choose another folder, or pass --overwrite (in Python: overwrite=True)."
 
 PARQUET_OPTIONS: dict[str, Any] = {"compression": "zstd", "write_page_checksum": True}
 
@@ -65,17 +68,22 @@ def _refuse(target: Path, overwrite: bool) -> None:
     if not os.path.lexists(target) or (target.is_dir() and not any(target.iterdir())):
         return
     if not overwrite:
-        raise DataError("something already stands here", fix="Choose another folder or pass overwrite.", file=target)
-    try:
-        known = str(json.loads((target / METADATA_FILE).read_text())["format"]).startswith("ultr-")
-    except (OSError, ValueError, KeyError, TypeError):
-        known = False
-    if not known:
+        raise DataError("something already stands here", fix=OVERWRITE, file=target)
+    if prepared_format(target) is None:
         raise DataError(
             "only a click log or a collection is overwritten, and this is neither",
             fix="Choose another folder or remove this one yourself.",
             file=target,
         )
+
+
+def prepared_format(folder: Path) -> str | None:
+    """`LOG_FORMAT` or `COLLECTION_FORMAT` where a folder says that it is such a one, else None."""
+    try:
+        found = json.loads((folder / METADATA_FILE).read_text(encoding="utf-8"))["format"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return found if found in (LOG_FORMAT, COLLECTION_FORMAT) else None
 
 
 def write_metadata(folder: Path, metadata: Mapping[str, Any]) -> None:
@@ -100,8 +108,22 @@ def read_metadata(path: str | os.PathLike[str], formats: Sequence[str]) -> dict[
     try:
         metadata = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DataError(f"expected JSON, found {error}", fix="Prepare the data again.", file=file) from error
+        raise DataError(
+            f"the file is damaged: expected JSON, found {error}", fix="Prepare the data again.", file=file
+        ) from error
     found = metadata.get("format") if isinstance(metadata, dict) else None
+    if list(formats) == [LOG_FORMAT] and found == COLLECTION_FORMAT:
+        raise DataError(
+            f"this is a collection of graded lists ({COLLECTION_FORMAT}); a click log ({LOG_FORMAT}) is needed here",
+            fix="`ultr simulate` makes one from it, `ultr prepare` from raw clicks.",
+            file=folder,
+        )
+    if list(formats) == [COLLECTION_FORMAT] and found == LOG_FORMAT:
+        raise DataError(
+            f"this is a click log ({LOG_FORMAT}); a collection of graded lists ({COLLECTION_FORMAT}) is needed here",
+            fix="`ultr prepare` makes one from graded lists, with --format letor or qrels.",
+            file=folder,
+        )
     if found not in formats:
         raise DataError(f"expected one of {list(formats)}, found {found!r}", fix=make, file=file, field="format")
     schema = metadata.get("schema")
@@ -113,6 +135,31 @@ def read_metadata(path: str | os.PathLike[str], formats: Sequence[str]) -> dict[
             field="schema",
         )
     return metadata
+
+
+def no_split(split: str, known: Iterable[str], folder: Path, held: str) -> DataError:
+    """The error about a split that a folder does not have, or that is empty.
+
+    Args:
+      held: what it has none of, as in "12 sessions".
+    """
+    names = sorted(known)
+    if not names:
+        return DataError(
+            f"prepared without splits, so that there is no {split!r}",
+            fix="Prepare it again with --split train=.8,valid=.1,test=.1 (in Python: split={'train': 0.8, ...}), "
+            "or open all of it and use .split(...).",
+            file=folder,
+            field="split",
+        )
+    if split in names:
+        return DataError(
+            f"the split {split!r} is empty: it has none of the {held}",
+            fix="Prepare the data again with a larger share for it, or without it.",
+            file=folder,
+            field="split",
+        )
+    return DataError(f"expected one of the splits {names}, found {split!r}", file=folder, field="split")
 
 
 def require(metadata: Mapping[str, Any], file: Path, fields: Mapping[str, type]) -> None:
@@ -168,8 +215,23 @@ def footer_checksum(file: Path) -> str:
 
 
 def describe(file: Path, rows: int) -> dict[str, Any]:
-    """What metadata.json records of one Parquet file: name, rows, bytes and the footer's checksum."""
-    return {"name": file.name, "rows": rows, "bytes": file.stat().st_size, "footer": footer_checksum(file)}
+    """What metadata.json records of one Parquet file: name, rows, bytes, the footer's checksum and a digest of all."""
+    with open(file, "rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    size = file.stat().st_size
+    return {"name": file.name, "rows": rows, "bytes": size, "footer": footer_checksum(file), "digest": digest}
+
+
+def content_fingerprint(metadata: Mapping[str, Any]) -> str:
+    """Hex SHA-256 of what metadata records about the content of a folder's files; reads none of them.
+
+    Folders with the same sessions, documents, grades and features in the same order have the same one, whatever they
+    were made from. Records without a digest count by their size and the checksum of their footer.
+    """
+    vocabulary = metadata["vocabulary"]
+    names = ("format", "files", "queries", "documents", "features", "impression_features", "context")
+    told = [{name: metadata.get(name) for name in names}, vocabulary.get("fingerprint"), vocabulary.get("files")]
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
 def open_parquet(folder: Path, record: Mapping[str, Any]) -> pq.FileMetaData:

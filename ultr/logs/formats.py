@@ -57,6 +57,7 @@ class Rows:
         row belongs to (otherwise session and query do), `slot` where the documents have embeddings.
       files: what `at` points into.
       read: rows or lines of the input.
+      shown: rows of the parts, once they are counted.
       dropped, repaired: kind -> how many the reader left out or put right.
       once: whether reading the parts again would be slow.
       text: whether a string may stand for a number, as in CSV.
@@ -68,6 +69,7 @@ class Rows:
     parts: list[ir.Table]
     files: list[Path]
     read: int | None = None
+    shown: int = 0
     dropped: dict[str, int] = field(default_factory=dict)
     repaired: dict[str, int] = field(default_factory=dict)
     once: bool = True
@@ -77,10 +79,15 @@ class Rows:
     explain: Callable[[EngineError], DataError] = lambda error: error
 
 
+def name_it(ours: str) -> str:
+    """How to say which column of a file is one of `OURS`."""
+    return f"Name it with --{ours} COLUMN (in Python: columns={{'{ours}': ...}})."
+
+
 def missing(path: Path, ours: str, theirs: str, found: Sequence[str]) -> DataError:
     """The error about a column that a file does not have."""
     wanted = f"a column '{theirs}'" + (f" for '{ours}'" if ours in OURS and ours != theirs else "")
-    fix = f"Say which column it is, as in columns={{'{ours}': 'name'}}." if ours in OURS else "Check its name."
+    fix = name_it(ours) if ours in OURS else "Check its name."
     return DataError(f"expected {wanted}, found the columns {list(found)}", fix=fix, file=path, field=theirs)
 
 

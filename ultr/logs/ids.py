@@ -48,13 +48,22 @@ class Ids:
     report: dict[str, int]
 
 
-def assign(engine: Engine, rows: ir.Table, *, parent: Vocabulary | None = None, grades: Grades | None = None) -> Ids:
+def assign(
+    engine: Engine,
+    rows: ir.Table,
+    *,
+    parent: Vocabulary | None = None,
+    grades: Grades | None = None,
+    final: bool = False,
+) -> Ids:
     """Numbers the queries as they first appear, and the pairs query by query as they first appear.
 
     What the parent knows keeps its ids; what it does not know comes after.
 
     Args:
       rows: at, query, document without nulls, and if there are any rank, label, slot.
+      final: whether the rows have each pair once, with the grade that it is to have: then there is nothing to report
+        about the grades.
     """
     known_queries, known_pairs = _known(engine, parent) if parent is not None else (None, None)
     first = rows.group_by("query").agg(first=rows["at"].min())
@@ -83,7 +92,7 @@ def assign(engine: Engine, rows: ir.Table, *, parent: Vocabulary | None = None, 
         judged = int(engine.record(pairs.agg(n=pairs.grade.count()))["n"])
         total = int(engine.record(grades.table.agg(n=grades.table.count()))["n"])
         report |= {"pairs_graded": judged, "grades_of_pairs_not_in_the_data": total - judged}
-    if "label" in rows.columns:
+    if "label" in rows.columns and not final:
         inline = engine.record(pairs.agg(differing=(pairs.low != pairs.high).sum(), negative=pairs.negative.sum()))
         for name, count in (("negative_read_as_0", "negative"), ("pairs_with_differing_grades", "differing")):
             report[name] = int(inline[count] or 0) + report.get(name, 0)

@@ -89,7 +89,7 @@ def gather(
         if found:
             raise DataError(
                 f"expected one value per list, found {found['own']!r} and {found['other']!r}",
-                fix="A column that changes within a list is a feature.",
+                fix="A column that changes within a list is a feature: --feature (in Python: features=[...]).",
                 field=name,
                 **where(found["at"]),
             )

@@ -18,13 +18,24 @@ from tqdm import tqdm
 from ultr.errors import ConfigError, DataError
 from ultr.logs.baidu import read_baidu
 from ultr.logs.blocks import CONTEXT, FEATURE, RESERVED
-from ultr.logs.collection import Collection, write_collection
+from ultr.logs.collection import Collection, split_counts, write_collection
 from ultr.logs.engine import ENGINES, Engine, EngineError
-from ultr.logs.formats import OURS, Request, Rows, read_table, read_trec_session, read_yandex, read_yandex_sample
+from ultr.logs.folder import OVERWRITE
+from ultr.logs.formats import (
+    OURS,
+    Request,
+    Rows,
+    name_it,
+    read_table,
+    read_trec_session,
+    read_yandex,
+    read_yandex_sample,
+)
 from ultr.logs.grades import Grades, read_grades, read_qrels
 from ultr.logs.ids import DocumentFeatures, Ids, assign, tables
 from ultr.logs.letor import read_letor
 from ultr.logs.lists import Cursor, Lists, gather, number_rows, times
+from ultr.logs.notices import collection_warnings, log_warnings
 from ultr.logs.runs import Repairs, runs
 from ultr.logs.sources import expand, place
 from ultr.logs.splits import assign_by_time, assign_split, check_fractions
@@ -71,7 +82,9 @@ def prepare(
     Lists keep the order in which they first appear. Queries, and the documents of each query, are numbered in the
     order in which they first appear; the same input gives the same bytes. A document that is clicked several times
     in a list counts as clicked. Of rows at the same rank of a list, or about the same document, the first is kept.
-    Gaps in the ranks stay as they are. What was read, dropped and repaired is in `metadata["report"]`.
+    Gaps in the ranks stay as they are. What was read, dropped and repaired is in `metadata["report"]`; its "warnings"
+    are sentences about what is likely a mistake: grades that match nothing, no click at all, more dropped than kept,
+    an empty split.
 
     Args:
       inputs: files, or folders of files, that together are one log.
@@ -88,7 +101,7 @@ def prepare(
       labels: a file of grades per query and document: TREC qrels, or a table with a header.
       vocabulary: a prepared log or collection (a path or an open one) whose ids are kept; what it does not know gets
         ids after its own.
-      split: name -> share of the lists, to be stored with the log.
+      split: name -> share of the lists, to be stored with the log; a split that gets none is kept as an empty one.
       split_by: "session" draws each list on its own, "query" all lists of a query together; "time" gives the
         earliest lists to the first name.
       seed: decides who is drawn.
@@ -108,7 +121,7 @@ def prepare(
     _check_options(request, format, engine, labels, split, split_by)
     target = Path(os.path.abspath(out))
     if not overwrite and os.path.lexists(target) and not (target.is_dir() and not any(target.iterdir())):
-        raise DataError("something already stands here", fix="Choose another folder or pass overwrite.", file=target)
+        raise DataError("something already stands here", fix=OVERWRITE, file=target)
     files = expand([inputs] if isinstance(inputs, str | os.PathLike) else inputs)
     parent = open_data(vocabulary) if isinstance(vocabulary, str | os.PathLike) else vocabulary
     bar = tqdm(desc="reading", unit=" lists", disable=not progress)
@@ -120,8 +133,9 @@ def prepare(
             return _letor(running, output, files, report)
         if format == "qrels":
             found = read_qrels(running, files)
-            return _collection(running, output, found.table, None, report | found.report)
-        grades = None if labels is None else read_grades(running, expand([labels])[0])
+            return _collection(running, output, found.table, None, report | found.report, final=True)
+        graded_by = None if labels is None else _file_of_grades(labels)
+        grades = None if graded_by is None else read_grades(running, graded_by)
         extra: DocumentFeatures | None = None
         if format == "baidu-uva":
             rows, extra = read_baidu(running, files, request)
@@ -131,8 +145,9 @@ def prepare(
         if rows.graded:
             if grades is not None:
                 raise ConfigError("these files are grades themselves: labels do not apply")
-            return _collection(running, output, checked, extra, report | {"rows": rows.read, "dropped": rows.dropped})
-        return _log(running, output, rows, checked, request, extra, grades, report)
+            report |= {"rows": rows.read, "dropped": rows.dropped}
+            return _collection(running, output, checked, extra, report, final=False)
+        return _log(running, output, rows, checked, request, extra, grades, graded_by, report)
 
 
 @dataclass(frozen=True)
@@ -173,6 +188,13 @@ def _check_options(
         raise ConfigError(f"{format} files take no columns, features, context, labels, and no split by time")
 
 
+def _file_of_grades(labels: PathLike) -> Path:
+    files = expand([labels])
+    if len(files) > 1:
+        raise DataError(f"expected one file of grades, found a folder of {len(files)}", file=labels)
+    return files[0]
+
+
 def _checked(engine: Engine, rows: Rows, request: Request) -> ir.Table:
     """The rows with typed values, those without a session, query or document left out; a bad value is an error."""
     parts = rows.parts
@@ -209,8 +231,9 @@ def _checked(engine: Engine, rows: Rows, request: Request) -> ir.Table:
         raise rows.explain(error) from error
     if counts["bad"]:
         reject(engine, table, partial(place, rows.files, line=rows.line), request.names())
+    rows.shown = counts["read"]
     if rows.read is None:
-        rows.read = counts["read"]
+        rows.read = rows.shown
     rows.dropped["rows_without_keys"] = counts["read"] - counts["whole"]
     if not counts["whole"]:
         raise DataError(
@@ -227,12 +250,13 @@ def _log(
     request: Request,
     extra: DocumentFeatures | None,
     grades: Grades | None,
+    graded_by: Path | None,
     report: dict[str, Any],
 ) -> ClickLog:
     if output.split and output.split_by == "time" and "time" not in table.columns:
         raise DataError(
             "expected times to split by, found no time column",
-            fix="Say which column it is, as in columns={'time': 'name'}.",
+            fix=name_it("time"),
             file=rows.files[0],
             field="time",
         )
@@ -257,6 +281,7 @@ def _log(
         impression_features=request.features,
         context=lists.context,
         parent=output.parent,
+        splits=list(output.split or ()),
         overwrite=output.overwrite,
     )
     output.bar.set_description("writing")
@@ -274,6 +299,8 @@ def _log(
         report |= _merged(rows, repairs)
         if graded := ids.report | counts:
             report["documents"] = graded
+        name = None if graded_by is None else graded_by.name
+        report["warnings"] = log_warnings(report, shown=rows.shown, splits=writer.splits, graded_by=name)
         writer.report = report
     return ClickLog.open(output.path)
 
@@ -344,13 +371,19 @@ def _letor(engine: Engine, output: _Output, files: list[Path], report: dict[str,
 
     width = found.features.shape[1]
     features = DocumentFeatures([str(i) for i in range(1, width + 1)], fill) if width else None
-    return _collection(engine, output, rows, features, report | found.report)
+    return _collection(engine, output, rows, features, report | found.report, final=True)
 
 
 def _collection(
-    engine: Engine, output: _Output, table: ir.Table, features: DocumentFeatures | None, report: dict[str, Any]
+    engine: Engine,
+    output: _Output,
+    table: ir.Table,
+    features: DocumentFeatures | None,
+    report: dict[str, Any],
+    *,
+    final: bool,
 ) -> Collection:
-    ids = assign(engine, table, parent=output.vocabulary)
+    ids = assign(engine, table, parent=output.vocabulary, final=final)
     queries, documents, names, counts = tables(engine, ids, features)
     for name, count in (ids.report | counts).items():
         report[name] = report.get(name, 0) + count
@@ -358,12 +391,15 @@ def _collection(
     if output.split:
         codes = assign_split(np.arange(len(queries)), output.split, output.seed)
         splits = _split_names(codes, output.split)
+    counted = split_counts(documents, splits, list(output.split or ()))
+    report["warnings"] = collection_warnings(report, splits=counted)
     write_collection(
         output.path,
         queries=queries,
         documents=documents,
         features=names,
         splits=splits,
+        split_names=list(counted),
         parent=output.parent,
         report=report,
         overwrite=output.overwrite,

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from ultr.errors import DataError
 from ultr.logs.engine import Engine, EngineError
+from ultr.logs.folder import LOG_FORMAT, prepared_format
 
 # `at` says where a row stands: the number of its file, and below these bits its row there, from 1.
 FILE_BITS = 40
@@ -33,12 +34,19 @@ def expand(inputs: Sequence[str | os.PathLike[str]]) -> list[Path]:
     """The files that are meant: those named, and the data files of a named folder in the order of their names.
 
     Raises:
-      DataError: nothing was named, or a file is missing, empty or unreadable.
+      DataError: nothing was named, a file is missing or empty, or a folder is empty or a prepared one.
     """
     files: list[Path] = []
     for name in inputs:
         path = Path(name)
         if path.is_dir():
+            if (kind := prepared_format(path)) is not None:
+                what = "click log" if kind == LOG_FORMAT else "collection"
+                raise DataError(
+                    f"expected raw data, found a folder that is a prepared {what} already ({kind})",
+                    fix="Use it as it is, or give the raw files that it was made from.",
+                    file=path,
+                )
             inside = sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith(("_", ".")))
             if not inside:
                 raise DataError("expected data files in this folder, found none", file=path)

@@ -24,7 +24,7 @@ def check_fractions(fractions: Mapping[str, float]) -> None:
     if abs(total - 1) > 1e-6:
         raise ConfigError(
             f"expected fractions that add up to 1, found {dict(fractions)} with a sum of {total:g}. "
-            "Name what is left over too, for example {'train': 0.8, 'rest': 0.2}."
+            "Name what is left over too, for example train=.8,rest=.2 (in Python: {'train': 0.8, 'rest': 0.2})."
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,6 +24,8 @@ from ultr.logs.folder import (
     METADATA_FILE,
     check_columns,
     check_records,
+    content_fingerprint,
+    no_split,
     open_parquet,
     read_metadata,
     read_row_groups,
@@ -92,6 +95,7 @@ class ClickLog:
         self._codes: np.ndarray | None = None  # [sessions of the log] uint8; this view has those of self._code
         self._code = 0
         self._salt = 0
+        self._lineage: str | None = None
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, split: str | None = None, vocabulary: Any = None) -> ClickLog:
@@ -105,7 +109,7 @@ class ClickLog:
 
         Raises:
           DataError: not a click log of this schema; a file is missing, truncated or damaged; columns or types
-            differ; no such split; or the log was prepared with other ids than `vocabulary`.
+            differ; no such split, or an empty one; or the log was prepared with other ids than `vocabulary`.
         """
         folder = Path(path)
         metadata = read_metadata(folder, [LOG_FORMAT])
@@ -143,6 +147,16 @@ class ClickLog:
 
     def __len__(self) -> int:
         return self.sessions
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Which sessions these are, as a JSON value that a run can record.
+
+        `fingerprint` is that of the content of the whole log's files, as the metadata records it; `split` is None for
+        the whole log, else the name of the split, or the rule by which `split` drew the view. Logs and views with the
+        same identity have the same sessions.
+        """
+        return {"fingerprint": content_fingerprint(self.metadata), "split": self._lineage}
 
     def __repr__(self) -> str:
         return f"ClickLog({str(self.path)!r}: {self.sessions:,} sessions, {self.documents:,} documents)"
@@ -201,8 +215,10 @@ class ClickLog:
         codes = np.full(self.metadata["sessions"], OUTSIDE, np.uint8)
         codes[inside] = chosen
         counts = np.bincount(chosen, minlength=len(fractions))
+        drawn = json.dumps({name: float(share) for name, share in fractions.items()})
+        rule = f"by {by} {drawn}" + ("" if by == "time" else f" seed {seed}")
         return {
-            name: self._view(codes, code, int(counts[code]), f"{salt}/{by}/{seed}/{name}")
+            name: self._view(codes, code, int(counts[code]), f"{salt}/{by}/{seed}/{name}", f"{rule}: {name}")
             for code, name in enumerate(fractions)
         }
 
@@ -233,23 +249,19 @@ class ClickLog:
 
     def _named(self, split: str) -> ClickLog:
         known = self.metadata["splits"]
-        if split not in known:
-            raise DataError(
-                f"expected one of the splits {sorted(known)}, found {split!r}",
-                fix="Prepare the log with splits, or split it with ClickLog.split." if not known else "",
-                file=self.path,
-                field="split",
-            )
+        if not known.get(split):
+            raise no_split(split, known, self.path, f"{self.sessions:,} sessions")
         codes = np.full(self.sessions, OUTSIDE, np.uint8)
         for group in self._groups:
             column = self._table(group, ["split"])["split"]
             codes[group.row : group.row + group.rows][column.to_numpy(zero_copy_only=False) == split] = 0
-        return self._view(codes, 0, int((codes == 0).sum()), f"{self._salt}/{split}")
+        return self._view(codes, 0, int((codes == 0).sum()), f"{self._salt}/{split}", split)
 
-    def _view(self, codes: np.ndarray, code: int, sessions: int, lineage: str) -> ClickLog:
+    def _view(self, codes: np.ndarray, code: int, sessions: int, salt: str, name: str) -> ClickLog:
         view = copy.copy(self)
         view.sessions = sessions
-        view._codes, view._code, view._salt = codes, code, zlib.crc32(lineage.encode())
+        view._codes, view._code, view._salt = codes, code, zlib.crc32(salt.encode())
+        view._lineage = name if self._lineage is None else f"{self._lineage} / {name}"
         return view
 
     def _inside(self) -> np.ndarray:
@@ -264,7 +276,7 @@ class ClickLog:
         if name not in self._layout.types:
             raise DataError(
                 f"expected a column '{name}', found {list(self._layout.types)}",
-                fix="Prepare the log with it, or split by session or query.",
+                fix=f"Prepare the log with it (--{name} COLUMN), or split by session or query.",
                 file=self.path,
                 field=name,
             )

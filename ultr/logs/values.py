@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -84,6 +85,7 @@ class _Kind:
     expected: str
     fix: str = ""
     optional: bool = False
+    words: str = ""  # what to do about a value that is no number at all
 
 
 KINDS: Mapping[str, _Kind] = {
@@ -103,6 +105,7 @@ KINDS: Mapping[str, _Kind] = {
         f"a grade of at most {LARGEST_GRADE}, or nothing",
         "Scale the grades: the gain of nDCG is 2 ** grade - 1.",
         optional=True,
+        words="Write the grades as numbers, such as 0 to 4.",
     ),
     "feature": _Kind(
         _number, _finite, "float32", "a finite number", "Fill or drop such rows, or leave the column out."
@@ -152,4 +155,15 @@ def reject(engine: Engine, table: ir.Table, where: Callable[[int], dict[str, Any
         kind = KINDS[first["bad"].split(".")[0]]
         found = "nothing" if first["found"] is None else repr(first["found"])
         field = names.get(first["bad"], first["bad"])
-        raise DataError(f"expected {kind.expected}, found {found}", fix=kind.fix, field=field, **where(first["at"]))
+        if kind.words and _wordy(first["found"]):
+            found, fix = f"{found}, which is not a number", kind.words
+        else:
+            fix = kind.fix
+        raise DataError(f"expected {kind.expected}, found {found}", fix=fix, field=field, **where(first["at"]))
+
+
+def _wordy(text: str | None) -> bool:
+    try:
+        return text is not None and math.isnan(float(text))
+    except ValueError:
+        return True

@@ -48,6 +48,7 @@ class LogWriter:
       context: name of each `context.<name>` column -> {"kind": "category", "values": [...]} (int32, index
         from 1, 0 for unknown) or {"kind": "number"} (float32).
       parent: the ClickLog, Collection or vocabulary identity whose ids this log extends, or None.
+      splits: names of splits that the metadata lists even where no session is in them; others are added as they come.
       report, truth: JSON values for the metadata; both attributes may still be changed before the block ends.
       overwrite: whether a click log or collection that stands at `path` may be replaced.
 
@@ -66,6 +67,7 @@ class LogWriter:
         impression_features: Sequence[str] | None = None,
         context: Mapping[str, Mapping[str, Any]] | None = None,
         parent: Any = None,
+        splits: Sequence[str] = (),
         report: Mapping[str, Any] | None = None,
         truth: Mapping[str, Any] | None = None,
         overwrite: bool = False,
@@ -87,7 +89,7 @@ class LogWriter:
         self._waiting: list[pa.Table] = []
         self._waiting_rows = self._file_rows = self._group_rows = 0
         self._lengths: Counter[int] = Counter()
-        self._splits: Counter[str] = Counter()
+        self._splits: Counter[str] = Counter(dict.fromkeys(splits, 0))
         self._sessions = self._clicks = self._impressions = self._ranks = 0
 
     def __enter__(self) -> LogWriter:
@@ -98,6 +100,11 @@ class LogWriter:
             self._stage.__exit__(type(error), error, error.__traceback__)
             raise
         return self
+
+    @property
+    def splits(self) -> dict[str, int]:
+        """Name -> sessions of each split that were written so far."""
+        return dict(self._splits)
 
     def write(self, table: pa.Table | pa.RecordBatch) -> None:
         """Appends the sessions of a table, in its order.

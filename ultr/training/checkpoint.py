@@ -6,10 +6,14 @@ loaded into a template of the same structure. Nothing is unpickled or executed.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import inspect
 import json
 import shutil
+import signal
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +120,31 @@ def named_arrays(tree: Any) -> dict[str, Any]:
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in flat}
 
 
+def _plain(leaf: Any) -> np.ndarray:
+    """A leaf as a NumPy array; random keys (of dropout, say) as their data."""
+    return np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+
+
+def _is_key(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Holds Ctrl-C back until the block is done: a checkpoint is written by threads that cannot be stopped half-way."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if came:
+        raise KeyboardInterrupt
+
+
 def _checksum(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -126,9 +155,13 @@ def save_arrays(directory: Path, tree: Any, meta: dict[str, Any]) -> None:
 
     The previous content of `directory`, if any, stays until the new one is complete.
     """
+    with _uninterrupted():
+        _save_arrays(Path(directory), tree, meta)
+
+
+def _save_arrays(directory: Path, tree: Any, meta: dict[str, Any]) -> None:
     import orbax.checkpoint as ocp
 
-    directory = Path(directory)
     directory.parent.mkdir(parents=True, exist_ok=True)
     aside = directory.with_name(f".{directory.name}.partial")
     old = directory.with_name(f".{directory.name}.old")
@@ -136,7 +169,7 @@ def save_arrays(directory: Path, tree: Any, meta: dict[str, Any]) -> None:
     aside.mkdir()
     try:
         with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save((aside / "arrays").resolve(), {k: np.asarray(v) for k, v in named_arrays(tree).items()})
+            checkpointer.save((aside / "arrays").resolve(), {k: _plain(v) for k, v in named_arrays(tree).items()})
         files = {str(p.relative_to(aside)): _checksum(p) for p in sorted((aside / "arrays").rglob("*")) if p.is_file()}
         (aside / "meta.json").write_text(json.dumps(meta | {"schema": SCHEMA, "files": files}, indent=1) + "\n")
         shutil.rmtree(old, ignore_errors=True)
@@ -160,12 +193,19 @@ def read_meta(directory: Path) -> dict[str, Any]:
     try:
         meta: dict[str, Any] = json.loads(file.read_text())
     except ValueError as error:
-        raise CheckpointError(f"{file}: expected JSON, found {error}. Train or copy the model again") from error
+        raise CheckpointError(f"{file}: the file is damaged, it is not JSON. Train or copy the model again") from error
+    if not isinstance(meta, dict) or not isinstance(meta.get("files", {}), dict):
+        raise CheckpointError(f"{file}: the file is damaged, expected facts about a model. Train or copy it again")
     if meta.get("schema") != SCHEMA:
         raise CheckpointError(
             f"{file}: saved with schema {meta.get('schema')}, this version reads {SCHEMA}. "
             "Load it with the version that saved it, or train again"
         )
+    for required in ("format", "files"):
+        if required not in meta:
+            raise CheckpointError(
+                f"{file}: the file is damaged, '{required}' is missing. Train or copy the model again"
+            )
     for name, expected in meta["files"].items():
         path = Path(directory) / name
         if not path.is_file():
@@ -183,7 +223,8 @@ def restore_arrays(directory: Path, like: Any) -> Any:
     """
     import orbax.checkpoint as ocp
 
-    target = {k: np.asarray(v) for k, v in named_arrays(like).items()}
+    leaves = named_arrays(like)
+    target = {k: _plain(v) for k, v in leaves.items()}
     path = (Path(directory) / "arrays").resolve()
     with ocp.StandardCheckpointer() as checkpointer:
         item = checkpointer.metadata(path).item_metadata
@@ -196,8 +237,13 @@ def restore_arrays(directory: Path, like: Any) -> Any:
                 f"{expected.get(name, 'absent')} in the model. Build the model as it was when saved"
             )
         arrays = checkpointer.restore(path, target)
-    structure = jax.tree.structure(like)
-    return jax.tree.unflatten(structure, [jnp.asarray(arrays[name]) for name in target])
+    restored = [
+        jax.random.wrap_key_data(jnp.asarray(arrays[name]), impl=jax.random.key_impl(leaf))
+        if _is_key(leaf)
+        else jnp.asarray(arrays[name])
+        for name, leaf in leaves.items()
+    ]
+    return jax.tree.unflatten(jax.tree.structure(like), restored)
 
 
 def save(model: nnx.Module, directory: str | Path, *, extra: dict[str, Any] | None = None) -> Path:
@@ -206,7 +252,7 @@ def save(model: nnx.Module, directory: str | Path, *, extra: dict[str, Any] | No
     Args:
       model: a click model or baseline.
       directory: folder to write; an older model there is replaced only when the new one is complete.
-      extra: further JSON-able facts to keep (the CLI keeps the vocabulary's fingerprint here).
+      extra: further JSON-able facts to keep; `fit` keeps the identities of the training data and its vocabulary.
     """
     try:
         description = describe(model)
@@ -231,6 +277,8 @@ def load(directory: str | Path, *, like: nnx.Module | None = None) -> Any:
     meta = read_meta(directory)
     if meta.get("format") != "ultr-model":
         raise CheckpointError(f"{directory}: expected a saved model, found format {meta.get('format')!r}")
+    if not isinstance(meta.get("model"), dict):
+        raise CheckpointError(f"{directory / 'meta.json'}: the file is damaged, 'model' is missing. Copy it again")
     if like is None:
         if "custom" in meta["model"]:
             raise CheckpointError(f"{directory}: {meta['model']['custom']}. Pass like=, a model of the same structure")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,10 +21,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 from ultr.errors import ConfigError, DataError, UltrError
-from ultr.sessions import Sessions, Source
+from ultr.sessions import InMemory, Sessions, Source
 from ultr.towers import check
 from ultr.training.checkpoint import describe, read_meta, restore_arrays, save, save_arrays
 from ultr.training.optimizers import adam
+
+STATE_SECONDS = 10.0
 
 
 class Trainable(Protocol):
@@ -52,8 +55,8 @@ class Fitted:
 
 def fit(
     model: Any,
-    train: Source,
-    valid: Source | None = None,
+    train: Source | Sessions,
+    valid: Source | Sessions | None = None,
     *,
     optimizer: optax.GradientTransformation | None = None,
     epochs: int = 20,
@@ -63,6 +66,7 @@ def fit(
     l2: float = 0.0,
     directory: str | Path | None = None,
     resume: bool = False,
+    settings: Mapping[str, Any] | None = None,
     mesh: Mesh | None = None,
     progress: bool | None = None,
 ) -> Fitted:
@@ -70,7 +74,7 @@ def fit(
 
     Args:
       model: has `loss(sessions) -> [B]`; it is left as it is, the result holds a trained copy.
-      train: streams batches; a `ClickLog`, a `Collection` or `InMemory`.
+      train: streams batches: a `ClickLog`, a `Collection`, or sessions in memory.
       valid: judges the epochs by the same loss; None: the last epoch counts as the best.
       optimizer: an optax transformation; None: `ultr.training.adam()`, .003 for networks and .03 for tables.
       epochs: passes over `train`, at most.
@@ -79,8 +83,10 @@ def fit(
       patience: stop after so many epochs without a better validation loss; None: never.
       l2: strength of a Gaussian prior around 0 on every parameter, in the unit of one session's
         log-likelihood: adds l2/2 sum(parameter^2) to the total loss.
-      directory: keeps `directory/model`, and `directory/state` after each epoch, from which `resume` goes on.
-      resume: continue from `directory/state` where it exists.
+      directory: keeps `directory/model` at the end, and on the way, every ten seconds between two epochs,
+        `directory/state`, from which `resume` goes on.
+      resume: continue from `directory/state` where it exists; data, model, seed and `settings` must be the same.
+      settings: further JSON-able facts that must not change on resuming, such as the learning rate.
       mesh: devices to split each batch over; one axis (make it with `AxisType.Auto`).
       progress: progress bar on standard error; None: when that is a terminal.
 
@@ -94,6 +100,10 @@ def fit(
     """
     if epochs < 0 or batch_size < 1:
         raise ConfigError(f"expected epochs >= 0 and batch_size >= 1, found {epochs} and {batch_size}")
+    if seed < 0 or not 0 <= l2 < math.inf or (patience is not None and patience < 1):
+        raise ConfigError(f"expected seed >= 0, a finite l2 >= 0 and patience >= 1, found {seed}, {l2} and {patience}")
+    train = InMemory(train) if isinstance(train, Sessions) else train
+    valid = InMemory(valid) if isinstance(valid, Sessions) else valid
     if resume and directory is None:
         raise ConfigError("resume needs directory=, the folder of the interrupted run")
     directory = None if directory is None else Path(directory)
@@ -104,7 +114,16 @@ def fit(
     state = place((params, rest, optimizer.init(params)))
     best_state = jax.tree.map(jnp.copy, state[:2])
     run: dict[str, Any] = {"history": [], "best": 0, "best_loss": None}
-    setting = {"seed": seed, "batch_size": batch_size, "l2": l2, "model": _description(model)}
+    setting: dict[str, Any] = {
+        "seed": seed,
+        "batch_size": batch_size,
+        "l2": l2,
+        "model": _description(model),
+        "train": getattr(train, "identity", None),
+        "valid": getattr(valid, "identity", None),
+        "settings": dict(settings or {}),
+    }
+    setting = json.loads(json.dumps(setting))
     if resume and directory is not None and (directory / "state" / "meta.json").exists():
         run, (state, best_state) = _resume(directory / "state", setting, (state, best_state))
         state, best_state = place(state), place(best_state)
@@ -113,6 +132,11 @@ def fit(
     judge = jax.jit(partial(_judge, graphdef), donate_argnums=(2,))
     seen = partial(_checked, model, put)
     total_sessions = _length(train)
+    saved, saved_at = len(run["history"]), time.perf_counter()
+
+    def keep() -> None:
+        if directory is not None and saved < len(run["history"]):
+            save_arrays(directory / "state", (state, best_state), {"format": "ultr-state", "run": run} | setting)
 
     for epoch in range(len(run["history"]) + 1, epochs + 1):
         if _exhausted(run, patience):
@@ -147,12 +171,16 @@ def fit(
                 "seconds": round(time.perf_counter() - began, 3),
             }
         )
-        if directory is not None:
-            save_arrays(directory / "state", (state, best_state), {"format": "ultr-state", "run": run} | setting)
+        if time.perf_counter() - saved_at > STATE_SECONDS:
+            keep()
+            saved, saved_at = epoch, time.perf_counter()
 
+    keep()
     fitted = nnx.merge(graphdef, *jax.tree.map(jnp.copy, best_state))
     if directory is not None:
-        save(fitted, directory / "model")
+        vocabulary = getattr(train, "vocabulary", None)
+        known = {"vocabulary": None if vocabulary is None else vocabulary.identity}
+        save(fitted, directory / "model", extra=known | {"train": setting["train"]})
     return Fitted(fitted, run["history"], run["best"])
 
 
@@ -178,7 +206,7 @@ def _step(graphdef: Any, optimizer: Any, state: Any, sums: Any, batch: Sessions,
     params, rest, optimizer_state = state
 
     def objective(params: Any) -> Any:
-        model = nnx.merge(graphdef, params, rest)
+        model = nnx.merge(graphdef, params, rest, copy=True)  # so that dropout and batch statistics may change
         total, sums = _losses(model, batch)
         return total / jnp.maximum(sums[1], 1.0), (sums, _split(model)[2])
 
@@ -221,6 +249,8 @@ def _length(train: Source) -> int:
 
 def _mean(sums: Any, source: str, epoch: int) -> tuple[float, float, float]:
     total, used, impossible = (float(x) for x in sums)
+    if not used and not impossible:
+        raise DataError(f"{source}: expected sessions with documents and a weight above 0, found none")
     if not used:
         raise DataError(
             f"{source}: none of the {impossible:.0f} sessions is possible under the model",
@@ -248,12 +278,21 @@ def _description(model: Any) -> Any:
 def _resume(directory: Path, setting: dict[str, Any], like: Any) -> tuple[dict[str, Any], Any]:
     meta = read_meta(directory)
     for name, value in setting.items():
-        if meta.get(name) != value:
+        for key, was, now in _differences(name, meta.get(name), value):
             raise ConfigError(
-                f"{directory}: the interrupted run had another {name} ({meta.get(name)!r}, now {value!r}). "
+                f"{directory}: the interrupted run had another {key} ({was!r}, now {now!r}). "
                 "Resume with the same settings, or start in another folder"
             )
     return meta["run"], restore_arrays(directory, like)
+
+
+def _differences(name: str, was: Any, now: Any) -> Iterator[tuple[str, Any, Any]]:
+    """The leaves at which two JSON values differ, with dotted names."""
+    if isinstance(was, dict) and isinstance(now, dict):
+        for key in [*was, *(k for k in now if k not in was)]:
+            yield from _differences(f"{name}.{key}", was.get(key), now.get(key))
+    elif was != now:
+        yield name, was, now
 
 
 def _bar(progress: bool | None, title: str, total: int) -> Any:

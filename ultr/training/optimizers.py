@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
 import optax
+
+from ultr.errors import ConfigError
 
 NETWORK = frozenset({"kernel", "bias", "scale"})  # what flax calls the parameters of its layers
 
@@ -20,6 +23,8 @@ def adam(learning_rate: float = 0.003, *, tables: float = 10.0) -> optax.Gradien
       learning_rate: of the weights of networks.
       tables: how many times higher that of every other parameter is: constants, rank and document tables.
     """
+    if not (0 < learning_rate < math.inf and 0 < tables < math.inf):
+        raise ConfigError(f"expected a learning rate above 0, found {learning_rate:g} (tables: {tables:g} times that)")
     rates = {"network": optax.adam(learning_rate), "table": optax.adam(learning_rate * tables)}
     return optax.partition(rates, _kinds)
 
