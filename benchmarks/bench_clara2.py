@@ -16,14 +16,12 @@ from typing import Any
 
 import jax
 import numpy as np
-from common import finish, folder, parser, table
+from common import finish, fit_tables, folder, parser, table
 
-from ultr.config import ModelConfig, build_model
 from ultr.evaluation import Estimate, paired_difference, per_query
 from ultr.logs import ClickLog
 from ultr.logs.prepare import prepare
 from ultr.sessions import Sessions
-from ultr.training import adam, fit
 
 MODELS = ("dctr", "pbm", "dbn")
 BUCKETS = ((1, 1), (2, 4), (5, 9), (10, 19), (20, 10**9))
@@ -77,25 +75,11 @@ def main() -> None:
         values["random order"] = np.mean(randoms, axis=0)
         values["logged order"] = judge(Fixed(-known["rank"]))
         for name in MODELS:
-            runs = {}
-            for l2 in chosen.l2:
-                model = build_model(ModelConfig(model=name, relevance="table", seed=chosen.seed), log)
-                runs[l2] = fit(
-                    model,
-                    parts["train"],
-                    parts["valid"],
-                    optimizer=adam(0.003),
-                    epochs=60,
-                    batch_size=256,
-                    seed=chosen.seed,
-                    patience=5,
-                    l2=l2,
-                )
-            l2 = min(runs, key=lambda x: runs[x].history[runs[x].best - 1]["valid_loss"])
-            values[name] = judge(runs[l2].model)
-            settings[name] = {"l2": l2, "epochs": runs[l2].best}
+            l2, fitted = fit_tables(name, parts["train"], parts["valid"], strengths=chosen.l2, seed=chosen.seed)
+            values[name] = judge(fitted.model)
+            settings[name] = {"l2": l2, "epochs": fitted.best}
             order = np.argsort(known["rank"][1:])
-            entry = np.asarray(runs[l2].model.score(_all(log.documents)))[0]
+            entry = np.asarray(fitted.model.score(_all(log.documents)))[0]
             settings[name]["correlation_with_rank"] = float(
                 np.corrcoef(np.argsort(np.argsort(entry)), np.argsort(order))[0, 1]
             )

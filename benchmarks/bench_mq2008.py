@@ -2,8 +2,8 @@
 
 Per seed: 200,000 sessions with examination 1/rank, ranked by a linear ranker trained on a share of the queries with
 Plackett-Luce randomness. The naive ranker and the PBM two-tower learn from the clicks; their own loss on held-out
-queries of the log chooses tower and epoch. Full information learns from the train grades, and its loss on the
-validation grades chooses. The test grades choose nothing.
+queries of the log chooses the epoch (and, with --tower choose, the tower). Full information learns from the train
+grades, and its loss on the validation grades chooses. The test grades choose nothing.
 """
 
 from __future__ import annotations
@@ -65,6 +65,7 @@ def one_seed(lists: dict[str, Any], seed: int, chosen: argparse.Namespace, work:
     from_clicks = {"optimizer": adam(1e-3, tables=30), "epochs": 40, "batch_size": 1024, "seed": seed, "l2": 100.0}
     from_labels = {"optimizer": adam(1e-3), "epochs": 100, "batch_size": 32, "seed": seed, "patience": 10}
     tower = candidates(towers.Scaler(SIZE).fit(lists["train"]), seed)
+    tower = tower if chosen.tower == "choose" else {chosen.tower: tower[chosen.tower]}
     picks = {
         "naive pointwise": best(
             lambda t: baselines.NaivePointwise(relevance=t), tower, clicks["train"], clicks["valid"], **from_clicks
@@ -110,6 +111,7 @@ def main() -> None:
     options.add_argument("--seeds", type=int, default=5)
     options.add_argument("--sessions", type=int, default=200_000)
     options.add_argument("--temperature", type=float, default=0.3)
+    options.add_argument("--tower", choices=["linear", "mlp 32", "choose"], default="linear", help="of all methods")
     options.add_argument("--share", type=float, default=0.01, help="share of the queries that the logger is trained on")
     chosen = options.parse_args()
     data = folder(chosen, "mq2008-fold1")

@@ -12,21 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from common import finish, folder, parser, table
+from common import finish, fit_tables, folder, parser, table
 
-from ultr.config import ModelConfig, build_model
 from ultr.evaluation import evaluate
 from ultr.logs import ClickLog
 from ultr.logs.prepare import prepare
-from ultr.training import adam, fit
 
 MODELS = ("rctr", "dctr", "pbm", "ubm", "dcm", "sdbn", "dbn", "ccm")
 METRICS = ("log_likelihood", "perplexity", "conditional_perplexity")
-
-
-def train(name: str, train: Any, valid: Any, l2: float, seed: int) -> Any:
-    model = build_model(ModelConfig(model=name, relevance="table", seed=seed), train)
-    return fit(model, train, valid, optimizer=adam(0.003), epochs=60, batch_size=256, seed=seed, patience=5, l2=l2)
 
 
 def main() -> None:
@@ -46,18 +39,15 @@ def main() -> None:
         parts = log.split({"train": 0.9, "valid": 0.1}, by="session", seed=chosen.seed)
         for name in MODELS:
             began = time.perf_counter()
-            runs = {l2: train(name, parts["train"], parts["valid"], l2, chosen.seed) for l2 in chosen.l2}
-            l2 = min(runs, key=lambda x: runs[x].history[runs[x].best - 1]["valid_loss"])
+            l2, fitted = fit_tables(name, parts["train"], parts["valid"], strengths=chosen.l2, seed=chosen.seed)
             key = jax.random.key(chosen.seed)
-            found = evaluate(runs[l2].model, test, metrics=METRICS, key=key, cluster="session")
-            by_rank = evaluate(
-                runs[l2].model, test, metrics=["perplexity/rank", "conditional_perplexity/rank"], key=key
-            )
-            result[name] = {"l2": l2, "epochs": runs[l2].best} | {
+            found = evaluate(fitted.model, test, metrics=METRICS, key=key, cluster="session")
+            by_rank = evaluate(fitted.model, test, metrics=["perplexity/rank", "conditional_perplexity/rank"], key=key)
+            result[name] = {"l2": l2, "epochs": fitted.best} | {
                 metric: e.to_json() for metric, e in (found | by_rank).items()
             }
             cells = [f"{found[m].value:.4f} ± {1.96 * found[m].standard_error:.4f}" for m in METRICS]
-            rows.append([name, f"{l2:g}", str(runs[l2].best), *cells, f"{time.perf_counter() - began:.0f}"])
+            rows.append([name, f"{l2:g}", str(fitted.best), *cells, f"{time.perf_counter() - began:.0f}"])
             print(table([rows[0], rows[-1]]).splitlines()[-1], flush=True)
         facts = f"train {len(log):,} lists, test {len(test):,} lists; 95 % intervals over sessions"
     finish(chosen, result, f"\n{table(rows)}\n\n{facts}")

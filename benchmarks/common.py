@@ -8,8 +8,12 @@ import json
 import os
 import platform
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from ultr.config import ModelConfig, build_model
+from ultr.training import Fitted, adam, fit
 
 PACKAGES = ("jax", "flax", "optax", "rax", "numpy", "pyarrow", "duckdb")
 
@@ -45,6 +49,22 @@ def finish(options: argparse.Namespace, result: dict[str, Any], text: str) -> No
     print("\n" + ", ".join(f"{k} {v}" for k, v in result["versions"].items()))
     if options.json:
         options.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def fit_tables(name: str, log: Any, valid: Any, *, strengths: Sequence[float], seed: int) -> tuple[float, Fitted]:
+    """A click model on per-document tables, with the strength of the prior that gives the lowest validation loss.
+
+    Returns:
+      (the strength, the fit).
+    """
+    runs: dict[float, Fitted] = {}
+    for l2 in strengths:
+        model = build_model(ModelConfig(model=name, relevance="table", seed=seed), log)
+        runs[l2] = fit(
+            model, log, valid, optimizer=adam(0.003), epochs=60, batch_size=256, seed=seed, patience=5, l2=l2
+        )
+    best = min(runs, key=lambda x: runs[x].history[runs[x].best - 1]["valid_loss"])
+    return best, runs[best]
 
 
 def table(rows: list[list[str]]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from stored import PER_QUERY, QUERIES, make_rows, write_log
 
 from ultr.errors import ConfigError, DataError
 from ultr.logs import Collection, open_data, write_collection
+from ultr.logs.prepare import prepare
 
 
 def small_collection() -> Collection:
@@ -182,3 +184,37 @@ def test_collections_have_named_splits(tmp_path: Path) -> None:
 def test_arrays_that_do_not_fit_are_named(change: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError, match=message):
         Collection.from_arrays(**({"query": [0, 0, 1], "label": [0, 1, 2]} | change))
+
+
+def test_the_identity_tells_collections_and_parts_apart(tmp_path: Path) -> None:
+    def made(last: float = 2.0, weight: float = 1.0) -> Collection:
+        features = [[0.0], [1.0], [2.0], [weight]]
+        return Collection.from_arrays(query=["a", "a", "b", "c"], label=[0.0, 1.0, 1.0, last], features=features)
+
+    whole = made()
+    assert made().identity == whole.identity
+    whole.save(tmp_path / "whole")
+    made().save(tmp_path / "same")
+    made(last=3.0).save(tmp_path / "other")
+    opened = Collection.open(tmp_path / "whole")
+    assert Collection.open(tmp_path / "same").identity == opened.identity
+    parts = [opened.select([0, 1]), opened.select([1, 0]), opened.select([2]), whole.select([0, 1])]
+    distinct = [whole, made(last=3.0), made(weight=5.0), opened, Collection.open(tmp_path / "other"), *parts]
+    assert len({json.dumps(x.identity) for x in distinct}) == len(distinct)
+    assert opened.select(slice(None)).identity == opened.identity
+    assert opened.select(np.array([True, True, False])).identity == parts[0].identity
+
+
+def test_a_split_of_a_collection_is_its_identity(tmp_path: Path) -> None:
+    (tmp_path / "grades").write_text("".join(f"q{i} 0 d {i % 3}\n" for i in range(30)))
+    whole = prepare(tmp_path / "grades", tmp_path / "c", format="qrels", split={"train": 0.5, "test": 0.5})
+    train = Collection.open(tmp_path / "c", split="train")
+    assert train.identity == whole.identity | {"split": "train"}
+    assert len(train) == whole.metadata["splits"]["train"]
+    assert Collection.open(tmp_path / "c", split="test").identity != train.identity
+
+
+def test_a_collection_without_splits_says_so(tmp_path: Path) -> None:
+    Collection.from_arrays(query=[0], label=[1.0]).save(tmp_path / "c")
+    with pytest.raises(DataError, match="prepared without splits, so that there is no 'test'"):
+        Collection.open(tmp_path / "c", split="test")

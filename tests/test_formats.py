@@ -461,6 +461,10 @@ def test_letor_keeps_the_first_of_equal_documents_and_the_ids_of_a_vocabulary(tm
     assert found.labels.tolist() == [1, 0, 3, 3]
     assert found.features[:, 0].tolist() == [1, 2, 5, 4]
     assert Collection.open(tmp_path / "one").metadata["report"]["duplicate_documents"] == 1
+    # Grades below 0 are an error there, and each document has one grade: nothing to say about them.
+    assert not {"negative_read_as_0", "pairs_with_differing_grades"} & set(
+        Collection.open(tmp_path / "one").metadata["report"]
+    )
 
 
 @pytest.mark.parametrize(

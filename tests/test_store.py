@@ -27,7 +27,7 @@ from stored import (
 )
 
 from ultr.errors import ConfigError, DataError
-from ultr.logs import ClickLog, LogWriter, assign_split, open_data, store, writer
+from ultr.logs import ClickLog, Collection, LogWriter, assign_split, open_data, store, writer
 from ultr.logs.splits import assign_by_time
 from ultr.logs.stream import bucket_widths
 from ultr.logs.vocabulary import fingerprint
@@ -740,3 +740,76 @@ def test_a_bad_document_is_named(tmp_path: Path, column: str, value: Any, messag
     rewrite(log, replace(column, 6, value), name="documents.parquet")
     with pytest.raises(DataError, match=r"documents\.parquet, row 7, " + message):
         ClickLog.open(log.path).collection()
+
+
+# Folders of another kind, splits that are not there, and what tells logs apart
+
+
+def test_a_folder_of_the_other_kind_is_named(tmp_path: Path) -> None:
+    log = write_log(tmp_path / "log", make_rows(5))
+    found = log.collection()
+    assert found is not None
+    found.save(tmp_path / "collection")
+    with pytest.raises(DataError, match=r"this is a collection of graded lists .* a click log \(ultr-click-log\) is"):
+        ClickLog.open(tmp_path / "collection")
+    with pytest.raises(DataError, match=r"this is a click log .* a collection of graded lists .* is needed here"):
+        Collection.open(tmp_path / "log")
+
+
+def test_damaged_metadata_is_called_damaged(tmp_path: Path) -> None:
+    log = write_log(tmp_path / "log", make_rows(5))
+    (log.path / "metadata.json").write_text((log.path / "metadata.json").read_text()[:-10])
+    with pytest.raises(DataError, match=r"the file is damaged: expected JSON.* Prepare the data again"):
+        ClickLog.open(log.path)
+
+
+def test_a_log_without_splits_says_so(tmp_path: Path) -> None:
+    log = write_log(tmp_path / "log", make_rows(5))
+    with pytest.raises(DataError, match=r"prepared without splits, so that there is no 'test'. .*--split"):
+        ClickLog.open(log.path, split="test")
+
+
+def test_a_declared_split_is_listed_even_when_empty(tmp_path: Path) -> None:
+    rows = [row | {"split": "train"} for row in make_rows(5)]
+    log = write_log(tmp_path / "log", rows, splits=["train", "test"])
+    assert log.metadata["splits"] == {"train": 5, "test": 0}
+    with pytest.raises(DataError, match="the split 'test' is empty: it has none of the 5 sessions"):
+        ClickLog.open(log.path, split="test")
+
+
+def test_the_identity_tells_logs_and_views_apart(tmp_path: Path) -> None:
+    rows = [row | {"split": "train" if i % 2 else "test"} for i, row in enumerate(make_rows(40))]
+    log = write_log(tmp_path / "log", rows)
+    same = write_log(tmp_path / "same", rows, report={"rows": 7})
+    # One click moves to the other of two lists of the same length: sizes, counts and ranges stay.
+    pair = [dict(row) for row in make_rows(40, length=4)]
+    pair[0]["clicks"], pair[1]["clicks"] = [1, 0, 0, 0], [0, 1, 0, 0]
+    swapped = [dict(row) for row in pair]
+    swapped[0]["clicks"], swapped[1]["clicks"] = [0, 1, 0, 0], [1, 0, 0, 0]
+    regraded = documents_table()
+    regraded = regraded.set_column(2, "label", pa.array(np.ones(len(regraded), np.float32)))
+    others = [
+        write_log(tmp_path / "pair", pair),
+        write_log(tmp_path / "swapped", swapped),
+        write_log(tmp_path / "regraded", rows, documents=regraded),
+    ]
+    assert same.identity == log.identity == ClickLog.open(log.path).identity
+    assert log.identity["split"] is None
+    assert ClickLog.open(log.path, split="train").identity == log.identity | {"split": "train"}
+    first, second = {"a": 0.5, "b": 0.5}, {"a": 0.25, "b": 0.75}
+    views = [
+        *log.split(first, seed=0).values(),
+        *log.split(first, seed=1).values(),
+        *log.split(second, seed=0).values(),
+        *log.split(first, by="query", seed=0).values(),
+        *log.split(first, by="time").values(),
+        ClickLog.open(log.path, split="train"),
+        ClickLog.open(log.path, split="test"),
+        ClickLog.open(log.path, split="test").split(first, seed=0)["a"],
+        log.split(first, seed=0)["a"].split(first, seed=0)["a"],
+    ]
+    identities = [json.dumps(x.identity) for x in [log, *others, *views]]
+    assert len(set(identities)) == len(identities)
+    again = log.split(first, seed=0)["a"].split(first, seed=0)["a"]
+    assert json.loads(identities[-1]) == again.identity
+    assert {x.identity["fingerprint"] for x in views} == {log.identity["fingerprint"]}

@@ -104,7 +104,7 @@ def test_weights_count_like_repetitions() -> None:
     weight = np.arange(30) % 4
     repeated = once[np.repeat(np.arange(30), weight)]
     weighted = once.replace(weight=weight.astype(np.float32))  # type: ignore[attr-defined]
-    options: dict[str, Any] = {"epochs": 5, "batch_size": 64, "seed": 0, "l2": 0.0}
+    options: dict[str, Any] = {"epochs": 5, "batch_size": 64, "seed": 0, "l2": 5.0}
     a, b = (fit(pbm(), InMemory(s), **options) for s in (weighted, repeated))
     assert a.history[-1]["loss"] == pytest.approx(b.history[-1]["loss"], rel=1e-4)
     assert a.history[-1]["sessions"] == b.history[-1]["sessions"] == weight.sum()
@@ -373,6 +373,10 @@ def test_dropout_and_batch_statistics_are_trained_saved_and_resumed(tmp_path: Pa
     rest = fit(model(), log(64), epochs=3, resume=True, **options)
     whole = fit(model(), log(64), epochs=3, batch_size=32, seed=0)
     assert [h["loss"] for h in rest.history] == [h["loss"] for h in whole.history]
+    judged = fit(model(), log(64), log(64), epochs=1, batch_size=64, seed=0)
+    quiet = nnx.merge(*nnx.split(judged.model))
+    quiet.eval()
+    assert judged.history[0]["valid_loss"] == pytest.approx(float(quiet.loss(log(64)).mean()), rel=1e-5)
     loaded = load(tmp_path / "model", like=model())
     np.testing.assert_array_equal(loaded.relevance.norm.mean[...], whole.model.relevance.norm.mean[...])
     assert (np.asarray(loaded.relevance.norm.mean[...]) != 0).all()

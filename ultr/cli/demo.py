@@ -55,7 +55,9 @@ def command(out: Path, sessions: int, seed: int, as_json: bool) -> None:
         f"{sessions:,} sessions of 10 documents, {result['clicks']:,} clicks, seed {seed}",
         "",
         table(rows),
-        f"The two-tower closes {100 * result['gap_closed']:.0f} % of the gap between naive and full information.",
+        "There is no gap between naive and full information."
+        if result["gap_closed"] is None
+        else f"The two-tower closes {result['gap_closed']:.0%} of the gap between naive and full information.",
         "",
         "Examination and click rate relative to rank 1:",
         table(curve),
@@ -152,7 +154,7 @@ def _run(folder: Path, *, sessions: int, seed: int) -> dict[str, Any]:
         "seed": seed,
         "clicks": log.metadata["clicks"],
         "ndcg@10": {name: estimate.to_json() for name, estimate in ndcg.items()},
-        "gap_closed": (mid - low) / (high - low),
+        "gap_closed": (mid - low) / (high - low) if high > low else None,
         "examination": {
             "true": [round(1 / k, 4) for k in range(1, log.ranks + 1)],
             "learned": [float(x) for x in two_tower.propensity(log.ranks)],

@@ -132,6 +132,7 @@ def fit(
     judge = jax.jit(partial(_judge, graphdef), donate_argnums=(2,))
     seen = partial(_checked, model, put)
     total_sessions = _length(train)
+    prior = jnp.asarray(l2 / _weight(train) if l2 else 0.0, jnp.float32)
     saved, saved_at = len(run["history"]), time.perf_counter()
 
     def keep() -> None:
@@ -142,7 +143,6 @@ def fit(
         if _exhausted(run, patience):
             break
         began = time.perf_counter()
-        prior = jnp.asarray(l2 / total_sessions if l2 else 0.0, jnp.float32)
         sums = place(jnp.zeros(3))
         order = int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
         bar = _bar(progress, f"epoch {epoch}/{epochs}", total_sessions)
@@ -217,7 +217,9 @@ def _step(graphdef: Any, optimizer: Any, state: Any, sums: Any, batch: Sessions,
 
 
 def _judge(graphdef: Any, params: Any, rest: Any, sums: Any, batch: Sessions) -> Any:
-    return sums + _losses(nnx.merge(graphdef, params, rest), batch)[1]
+    model = nnx.merge(graphdef, params, rest, copy=True)
+    model.eval()  # no dropout, and batch statistics as they are
+    return sums + _losses(model, batch)[1]
 
 
 def _placement(mesh: Mesh | None, batch_size: int) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
@@ -245,6 +247,15 @@ def _length(train: Source) -> int:
     if not sessions:
         raise DataError("expected training data with at least one session, found none")
     return sessions
+
+
+def _weight(train: Source) -> float:
+    """How many sessions there are, each counted by its weight."""
+    total = 0.0
+    for batch in train.batches(8192):
+        shown = np.asarray(batch.mask).any(1)
+        total += float(shown.sum() if batch.weight is None else np.asarray(batch.weight, np.float64)[shown].sum())
+    return max(total, 1.0)
 
 
 def _mean(sums: Any, source: str, epoch: int) -> tuple[float, float, float]:
