@@ -153,6 +153,16 @@ def test_training_takes_the_split_that_it_is_told(ultr: Any, tmp_path: Path) -> 
     assert "leaves none to judge the epochs by" in tiny.err
 
 
+def test_a_log_of_one_query_holds_sessions_out(ultr: Any, tmp_path: Path) -> None:
+    rows = [f"{s},q,d{k},{k},{int(s % k == 0)},{k}.5" for s in range(100) for k in (1, 2, 3)]
+    (tmp_path / "c.csv").write_text("\n".join(["session,query,document,rank,click,price", *rows]) + "\n")
+    assert ultr("prepare", tmp_path / "c.csv", "--out", tmp_path / "log", "--feature", "price").code == 0
+    result = ultr("train", tmp_path / "log", "--out", tmp_path / "run", "--epochs", 1, "--json")
+    assert "sessions are held out instead" in result.err
+    assert 0 < result.json["validation_sessions"] < 30
+    assert result.json["config"]["relevance"] == "mlp"
+
+
 def test_the_demo_writes_its_results(ultr: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from ultr.cli import demo
 

@@ -47,7 +47,7 @@ def test_the_shell_commands_of_the_readme_run(tmp_path: Path, monkeypatch: pytes
     monkeypatch.chdir(tmp_path)
     table = re.findall(r"    (session,query.*?)\n\n", README, re.DOTALL)[0]
     head, *rows = [line.strip() for line in table.splitlines()]
-    many = [re.sub(r"^\d+", str(session), row) for session in range(40) for row in rows]
+    many = [re.sub(r"^\d+,", f"{session},{session % 20} ", row) for session in range(200) for row in rows]
     Path("clicks.csv").write_text("\n".join([head, *many]) + "\n")
     commands = re.findall(r"^    ultr ((?:prepare|train|evaluate) .*)$", README, re.MULTILINE)
     assert [c.split()[0] for c in commands] == ["prepare", "train", "evaluate"]

@@ -189,7 +189,12 @@ def _splits(
         return train, None
     # A table knows nothing of queries that it was not trained on; a network is judged on how it carries over.
     by: Literal["session", "query"] = "session" if relevance_kind(relevance, train) in TABLES else "query"
-    parts = train.split({"train": 1 - fraction, "valid": fraction}, by=by, seed=seed)
+    shares = {"train": 1 - fraction, "valid": fraction}
+    parts = train.split(shares, by=by, seed=seed)
+    if by == "query" and not all(len(part) for part in parts.values()):
+        by = "session"
+        parts = train.split(shares, by=by, seed=seed)
+        click.echo("note: too few queries to hold some out; sessions are held out instead", err=True)
     for name, part in parts.items():
         if not len(part):
             what = "to train on" if name == "train" else "to judge the epochs by"
