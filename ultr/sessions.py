@@ -13,6 +13,7 @@ import numpy as np
 from ultr.errors import DataError
 
 Array = jax.Array | np.ndarray
+_PER_RANK = ("mask", "position", "clicks", "labels", "last_click")
 
 
 @flax.struct.dataclass
@@ -29,6 +30,9 @@ class Sessions:
       labels: [B, K] float32 grades (NaN: not judged), or None.
       query: [B] int32 query id, or None.
       weight: [B] float32, how many identical lists this row stands for (None: 1).
+      last_click: [B, K] int32, the 1-based rank of the last click above each document, 0 for none; None: as the
+        clicks of the row say. Given where a row is not a whole list (`ultr.logs.collapse`).
+      rank_axis: 1; or 0 where every [B, K, ...] array is held as [K, B, ...] (see `rank_first`).
     """
 
     mask: Array
@@ -38,14 +42,29 @@ class Sessions:
     labels: Array | None = None
     query: Array | None = None
     weight: Array | None = None
+    last_click: Array | None = None
+    rank_axis: int = flax.struct.field(pytree_node=False, default=1)
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(B, K)."""
+        """(B, K); (K, B) where ranks come first."""
         return self.mask.shape  # type: ignore[return-value]
 
     def __len__(self) -> int:
-        return self.mask.shape[0]
+        return self.mask.shape[1 - self.rank_axis]
+
+    def rank_first(self) -> Sessions:
+        """The same lists with ranks as the first axis: [K, B, ...].
+
+        The long axis of lists then lies contiguous, which is what a CPU computes fast on.
+        """
+        if self.rank_axis == 0:
+            return self
+        fields: dict[str, Any] = {"features": {n: x.swapaxes(0, 1) for n, x in self.features.items()}, "rank_axis": 0}
+        for name in _PER_RANK:
+            value = getattr(self, name)
+            fields[name] = None if value is None else value.swapaxes(0, 1)
+        return self.replace(**fields)  # type: ignore[attr-defined]
 
     def __getitem__(self, rows: Any) -> Sessions:
         """The given rows (a slice, an index array or a boolean mask); the batch axis stays."""
@@ -137,16 +156,15 @@ class Sessions:
             widths += [(0, 0)] * (x.ndim - len(widths))
             return (np if isinstance(x, np.ndarray) else jnp).pad(x, widths)
 
-        per_session = {"query", "weight"}
         fields: dict[str, Any] = {"features": {n: grow(x, True) for n, x in self.features.items()}}
-        for name in ("mask", "position", "clicks", "labels", "query", "weight"):
+        for name in (*_PER_RANK, "query", "weight"):
             value = getattr(self, name)
-            fields[name] = None if value is None else grow(value, name not in per_session)
+            fields[name] = None if value is None else grow(value, name in _PER_RANK)
         return Sessions(**fields)
 
     def unbiased(self) -> Sessions:
         """The same lists without clicks and positions: what a ranker may see."""
-        return self.replace(clicks=None, position=np.zeros(self.shape, np.int32))  # type: ignore[attr-defined]
+        return self.replace(clicks=None, last_click=None, position=np.zeros(self.shape, np.int32))  # type: ignore[attr-defined]
 
     def validate(self, *, source: str = "sessions") -> Sessions:
         """Checks shapes and values on the host; returns self.
@@ -159,7 +177,7 @@ class Sessions:
             raise DataError(f"expected bool [B, K], found {mask.dtype} {mask.shape}", file=source, field="mask")
         gaps = (~mask[:, :-1] & mask[:, 1:]).any(1)
         self._reject(gaps, "mask", source, "expected the shown documents first and padding after them")
-        per_rank: dict[str, Any] = {"position": self.position, "clicks": self.clicks, "labels": self.labels}
+        per_rank: dict[str, Any] = {name: getattr(self, name) for name in _PER_RANK[1:]}
         per_rank |= {f"features[{name}]": x for name, x in self.features.items()}
         for name, value in per_rank.items():
             if value is None:
@@ -170,8 +188,9 @@ class Sessions:
             if name == "clicks":
                 bad = (array != 0) & (array != 1)
                 self._reject((bad & mask).any(1), name, source, "expected clicks of 0 or 1")
-            elif name == "position":
-                self._reject(((array < 0) & mask).any(1), name, source, "expected positions of at least 0")
+            elif name in ("position", "last_click"):
+                what = "positions" if name == "position" else "ranks"
+                self._reject(((array < 0) & mask).any(1), name, source, f"expected {what} of at least 0")
             elif np.issubdtype(array.dtype, np.floating):
                 bad = np.isinf(array) if name == "labels" else ~np.isfinite(array)
                 bad = bad.any(axis=tuple(range(2, bad.ndim)))
