@@ -298,8 +298,24 @@ def padded_case(index: int, draw: Callable[..., Logits], dtype: str) -> tuple[Se
 # --- What a model says ------------------------------------------------------------------------------------
 
 
-def model_of(contract: Contract) -> ClickModel:
-    return contract.build(**{name: lambda s, name=name: s.features[name] for name in contract.towers})
+class Pointwise:
+    """A tower that reads its logits from a feature and says that each belongs to its own impression."""
+
+    pointwise = True
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __call__(self, sessions: Sessions) -> Any:
+        return sessions.features[self.name]
+
+    def given(self, sessions: Sessions, last: Any) -> Any:
+        return jnp.take_along_axis(sessions.features[self.name], last[:, :, None], axis=2)[:, :, 0]
+
+
+def model_of(contract: Contract, tower: Callable[[str], Any] | None = None) -> ClickModel:
+    tower = tower or (lambda name: lambda s: s.features[name])
+    return contract.build(**{name: tower(name) for name in contract.towers})
 
 
 def answers(contract: Contract, sessions: Sessions) -> dict[str, Any]:
@@ -312,12 +328,12 @@ def answers(contract: Contract, sessions: Sessions) -> dict[str, Any]:
     }
 
 
-def gradient(contract: Contract, sessions: Sessions) -> dict[str, Any]:
+def gradient(contract: Contract, sessions: Sessions, tower: Callable[[str], Any] | None = None) -> dict[str, Any]:
     """The loss and its derivative by every logit: sessions share none, so one sum gives all of them."""
 
     def total(features: Mapping[str, Any]) -> tuple[Any, Any]:
-        loss = model_of(contract).loss(sessions.replace(features=features))  # type: ignore[attr-defined]
-        return loss.sum(), loss
+        loss = model_of(contract, tower).loss(sessions.replace(features=features))  # type: ignore[attr-defined]
+        return jnp.where(jnp.isinf(loss), 0.0, loss).sum(), loss
 
     slopes, loss = jax.grad(total, has_aux=True)(sessions.features)
     return {"loss": loss, "gradient": slopes}
@@ -325,6 +341,21 @@ def gradient(contract: Contract, sessions: Sessions) -> dict[str, Any]:
 
 def everything(contract: Contract, sessions: Sessions) -> dict[str, Any]:
     return answers(contract, sessions) | gradient(contract, sessions)
+
+
+def ranks_first(contract: Contract, sessions: Sessions) -> dict[str, Any]:
+    """What `everything` says, computed with the ranks as the first axis wherever the model can."""
+    found, model = gradient(contract, sessions, Pointwise), model_of(contract, Pointwise)
+    if not model.pointwise or contract.name == "UBM":
+        return found | answers(contract, sessions)
+    lists = sessions.rank_first()
+    assert lists.clicks is not None
+    distribution = model(lists)
+    return found | {
+        "log_prob": distribution.log_prob(lists.clicks),
+        "conditional": distribution.conditional(lists.clicks).T,
+        "marginal": distribution.marginal().T,
+    }
 
 
 def sample(contract: Contract, sessions: Sessions, key: Any) -> Any:
@@ -388,13 +419,25 @@ def test_padding_changes_nothing(index: int, dtype: str, draw: Callable[..., Log
 
 @every_model
 @both_precisions
+@pytest.mark.parametrize("draw", [random_logits, wide_logits])
+def test_ranks_may_come_first(index: int, dtype: str, draw: Callable[..., Logits]) -> None:
+    sessions, wanted = padded_case(index, draw, dtype)
+    found, direct = run(ranks_first, index, sessions), run(everything, index, sessions)
+    slopes, expected = found.pop("gradient"), direct.pop("gradient")
+    assert_agrees(found, {"loss": -np.asarray(wanted["log_prob"]), **wanted}, TOLERANCE[dtype])
+    for name in expected:
+        np.testing.assert_allclose(slopes[name], expected[name], rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+
+
+@every_model
+@both_precisions
 def test_gradient_is_the_slope_of_the_enumeration(index: int, dtype: str) -> None:
     sessions, wanted = padded_case(index, random_logits, dtype)
     found = run(everything, index, sessions)
     assert_sane_gradient(index, sessions, found["gradient"])
     possible = np.isfinite(wanted["log_prob"])
     assert possible.all() != CONTRACTS[index].impossible
-    loss = np.where(possible, -wanted["log_prob"], 0)
+    loss = -np.asarray(wanted["log_prob"])
     np.testing.assert_allclose(found["loss"], loss, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
     start = 0
     for width in WIDTHS:
@@ -437,9 +480,7 @@ def test_extreme_logits(index: int) -> None:
     sessions, wanted = padded_case(index, extreme_logits, "float32")
     found = run(everything, index, sessions)
     assert_sane_gradient(index, sessions, found["gradient"])
-    possible = np.isfinite(wanted["log_prob"])
-    loss = np.where(possible, -wanted["log_prob"], 0)
-    assert_agrees(found, {"loss": loss, **wanted}, 2e-6, scale=EXTREME)
+    assert_agrees(found, {"loss": -np.asarray(wanted["log_prob"]), **wanted}, 2e-6, scale=EXTREME)
     assert (found["marginal"] <= 0).all()
     assert (found["conditional"] <= 0).all()
 
@@ -454,9 +495,8 @@ def test_eager_equals_compiled(index: int) -> None:
     with jax.enable_x64(True):
         assert_agrees(compiled, answers(CONTRACTS[index], bools), 16 * np.finfo(np.float64).eps)
         model = model_of(CONTRACTS[index])
-        possible, loss, score = model.possible(bools), model.loss(bools), model.score(bools)
-    assert (possible == np.isfinite(wanted["log_prob"])).all()
-    np.testing.assert_allclose(loss, np.where(possible, -wanted["log_prob"], 0), rtol=1e-12, atol=1e-12)
+        loss, score = model.loss(bools), model.score(bools)
+    np.testing.assert_allclose(loss, -np.asarray(wanted["log_prob"]), rtol=1e-12, atol=1e-12)
     relevance = np.repeat(CONTRACTS[index].relevance(logits).T, 8, axis=0)
     np.testing.assert_allclose(probability(np.asarray(score)), relevance, rtol=1e-12)
 

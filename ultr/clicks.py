@@ -3,6 +3,8 @@
 Each holds logits or log-probabilities of shape [B, K] and answers in log space: `conditional`, `observed`,
 `marginal` and `log_prob`; and it draws a `sample`. Padding is never clicked: it has log-probability
 -inf of a click in `conditional` and `marginal`, adds nothing to `log_prob`, and clicks given for it are ignored.
+
+With `rank_axis=0` every [B, K] array, given or returned, is held as [K, B] instead (`Sessions.rank_first`).
 """
 
 from __future__ import annotations
@@ -41,12 +43,23 @@ class ClickDistribution(Protocol):
         ...
 
 
-def _last_click(clicks: Array) -> jax.Array:
-    """[B, K] int32: 0 where nothing was clicked above the rank, else 1 + index of the last click above."""
-    index = jnp.arange(1, clicks.shape[1] + 1, dtype=jnp.int32)
-    clicked = jnp.where(clicks, index[None, :], 0)
-    running = jax.lax.cummax(clicked, axis=1)
-    return jnp.pad(running[:, :-1], ((0, 0), (min(clicks.shape[1], 1), 0)))
+def last_click(clicked: Array, rank: Array, axis: int = 1) -> jax.Array:
+    """[B, K] int32: 0 where nothing was clicked above, else the 1-based `rank` of the last click above."""
+    running = jax.lax.cummax(jnp.where(clicked, rank, 0).astype(jnp.int32), axis=axis)
+    return _shifted(running, axis, 0)
+
+
+def _shifted(x: jax.Array, axis: int, first: float) -> jax.Array:
+    """Every value one rank further down, `first` at the top."""
+    pads = [(0, 0)] * x.ndim
+    pads[axis] = (min(x.shape[axis], 1), 0)
+    return jnp.pad(jax.lax.slice_in_dim(x, 0, max(x.shape[axis] - 1, 0), axis=axis), pads, constant_values=first)
+
+
+def _index(mask: Array, axis: int) -> jax.Array:
+    """0, 1, 2, ... along the ranks, with length 1 along the lists."""
+    index = jnp.arange(mask.shape[axis], dtype=jnp.int32)
+    return jnp.expand_dims(index, 1 - axis)
 
 
 @flax.struct.dataclass
@@ -55,17 +68,18 @@ class PositionClicks:
 
     Attributes:
       logits: [B, K] click logits; or [B, K, K+1], the last axis chosen by the last click
-        above rank k: 0 for none, 1 + j for the document at index j.
+        above rank k: 0 for none, 1 + j for the document at index j (with `rank_axis=1` only).
       mask: [B, K] bool.
     """
 
     logits: Array
     mask: Array
+    rank_axis: int = flax.struct.field(pytree_node=False, default=1)
 
     def _given(self, clicks: Array) -> jax.Array:
         logits = jnp.asarray(self.logits)
         if logits.ndim == 3:
-            last = _last_click((clicks != 0) & self.mask)
+            last = last_click((clicks != 0) & self.mask, _index(self.mask, 1) + 1)
             logits = jnp.take_along_axis(logits, last[:, :, None], axis=2)[:, :, 0]
         return jnp.where(self.mask, logits, 0.0)
 
@@ -78,7 +92,7 @@ class PositionClicks:
         return jnp.where(self.mask, each, 0.0)
 
     def log_prob(self, clicks: Array) -> jax.Array:
-        return jnp.sum(self.observed(clicks), axis=1)
+        return jnp.sum(self.observed(clicks), axis=self.rank_axis)
 
     def marginal(self) -> jax.Array:
         logits = jnp.asarray(self.logits)
@@ -139,34 +153,32 @@ class CascadeClicks:
     go_after_skip: Array
     stop_after_skip: Array
     mask: Array
+    rank_axis: int = flax.struct.field(pytree_node=False, default=1)
 
     def _attraction(self) -> tuple[jax.Array, jax.Array]:
         logits = jnp.where(self.mask, self.relevance, 0.0)
         return log_sigmoid(logits), log_sigmoid(-logits)
 
     def log_prob(self, clicks: Array) -> jax.Array:
-        b, k = self.mask.shape
-        if k == 0:
-            return jnp.zeros(b)
+        axis = self.rank_axis
+        if self.mask.shape[axis] == 0:
+            return jnp.zeros(self.mask.shape[1 - axis])
         attract, ignore = self._attraction()
         clicked = (clicks != 0) & self.mask
-        index = jnp.arange(k, dtype=jnp.int32)[None, :]
-        last = jnp.max(jnp.where(clicked, index, -1), axis=1, keepdims=True)
-        until, before = index <= last, index < last
+        index = _index(self.mask, axis)
+        last = jnp.max(jnp.where(clicked, index, -1), axis=axis, keepdims=True)
         after = (index > last) & self.mask
-        seen = jnp.where(until, jnp.where(clicked, attract, ignore), 0.0)
-        went = jnp.where(before, jnp.where(clicked, self.go_after_click, self.go_after_skip), 0.0)
+        seen = jnp.where(index <= last, jnp.where(clicked, attract, ignore), 0.0)
+        went = jnp.where(index < last, jnp.where(clicked, self.go_after_click, self.go_after_skip), 0.0)
         step = jnp.where(after, ignore + self.go_after_skip, 0.0)
-        stop = exclusive_cumsum(step) + jnp.where(after, ignore + self.stop_after_skip, 0.0)
-        end = jnp.sum(step, axis=1, keepdims=True)
-        nothing_more = logsumexp(
-            jnp.concatenate([stop, end], axis=1), where=jnp.concatenate([after, jnp.ones((b, 1), bool)], axis=1)
-        )
-        at = jnp.maximum(last, 0)
-        stopped = jnp.take_along_axis(jnp.asarray(self.stop_after_click), at, axis=1)[:, 0]
-        went_on = jnp.take_along_axis(jnp.asarray(self.go_after_click), at, axis=1)[:, 0]
-        tail = jnp.where(last[:, 0] >= 0, logaddexp(stopped, went_on + nothing_more), nothing_more)
-        return jnp.sum(seen + went, axis=1) + tail
+        stop = exclusive_cumsum(step, axis) + jnp.where(after, ignore + self.stop_after_skip, 0.0)
+        nothing_more = logaddexp(logsumexp(stop, axis, where=after), jnp.sum(step, axis=axis))
+        # A sum with one term: the value at the last click, without a gather.
+        stopped = jnp.sum(jnp.where(index == last, self.stop_after_click, 0.0), axis=axis)
+        went_on = jnp.sum(jnp.where(index == last, self.go_after_click, 0.0), axis=axis)
+        clicked_at_all = jnp.squeeze(last, axis) >= 0
+        tail = jnp.where(clicked_at_all, logaddexp(stopped, went_on + nothing_more), nothing_more)
+        return jnp.sum(seen + went, axis=axis) + tail
 
     def _examining(self, clicks: Array) -> tuple[jax.Array, jax.Array]:
         """[B, K] each: log-weights of examining the rank and of having stopped above it, given the clicks above."""
@@ -185,11 +197,8 @@ class CascadeClicks:
                 jnp.where(reset2, off2, logaddexp(off1, on1 + off2)),
             )
 
-        _, on, off = jax.lax.associative_scan(join, (clicked, on, off), axis=1)
-        first = min(self.mask.shape[1], 1)
-        on = jnp.pad(on[:, :-1], ((0, 0), (first, 0)))
-        off = jnp.pad(off[:, :-1], ((0, 0), (first, 0)), constant_values=-jnp.inf)
-        return on, off
+        _, on, off = jax.lax.associative_scan(join, (clicked, on, off), axis=self.rank_axis)
+        return _shifted(on, self.rank_axis, 0.0), _shifted(off, self.rank_axis, -jnp.inf)
 
     def conditional(self, clicks: Array) -> jax.Array:
         on, off = self._examining(clicks)
@@ -205,14 +214,14 @@ class CascadeClicks:
     def marginal(self) -> jax.Array:
         attract, ignore = self._attraction()
         go = logaddexp(attract + self.go_after_click, ignore + self.go_after_skip)
-        return jnp.where(self.mask, attract + exclusive_cumsum(jnp.where(self.mask, go, 0.0)), -jnp.inf)
+        return jnp.where(self.mask, attract + exclusive_cumsum(jnp.where(self.mask, go, 0.0), self.rank_axis), -jnp.inf)
 
     def sample(self, key: Array) -> jax.Array:
         attracted, goes = jax.random.uniform(key, (2, *self.mask.shape))
         attract, _ = self._attraction()
         would_click = jnp.log(attracted) < attract
         go = jnp.log(goes) < jnp.where(would_click, self.go_after_click, self.go_after_skip)
-        stopped = jnp.cumsum(~go, axis=1) - ~go
+        stopped = jnp.cumsum(~go, axis=self.rank_axis) - ~go
         return (would_click & (stopped == 0) & self.mask).astype(jnp.int8)
 
 
@@ -229,6 +238,7 @@ class MixtureClicks:
     components: tuple[ClickDistribution, ...]
     log_prior: Array
     mask: Array
+    rank_axis: int = flax.struct.field(pytree_node=False, default=1)
 
     def log_prob(self, clicks: Array) -> jax.Array:
         each = jnp.stack([c.log_prob(clicks) for c in self.components], axis=1)
@@ -245,18 +255,22 @@ class MixtureClicks:
     def _mixed(self, clicks: Array, event: jax.Array) -> jax.Array:
         """log P(event at rank k | clicks above), from the components' [M, B, K]."""
         # Responsibilities from the clicks above only: the whole session would leak the click predicted.
-        above = exclusive_cumsum(jnp.stack([c.observed(clicks) for c in self.components]))
-        log_weight = self.log_prior.T[:, :, None] + above
+        above = exclusive_cumsum(jnp.stack([c.observed(clicks) for c in self.components]), 1 + self.rank_axis)
+        log_weight = self._log_prior() + above
         total = logsumexp(log_weight, axis=0)
         possible = total > -jnp.inf
         return jnp.where(possible, logsumexp(log_weight + event, axis=0) - jnp.where(possible, total, 0.0), -jnp.inf)
 
     def marginal(self) -> jax.Array:
         each = jnp.stack([c.marginal() for c in self.components])
-        return logsumexp(self.log_prior.T[:, :, None] + each, axis=0)
+        return logsumexp(self._log_prior() + each, axis=0)
+
+    def _log_prior(self) -> jax.Array:
+        """[M, B, 1]."""
+        return jnp.expand_dims(self.log_prior.T, 1 + self.rank_axis)
 
     def sample(self, key: Array) -> jax.Array:
         choice_key, *keys = jax.random.split(key, len(self.components) + 1)
         choice = jax.random.categorical(choice_key, self.log_prior, axis=1)
         each = jnp.stack([c.sample(k) for c, k in zip(self.components, keys, strict=True)])
-        return jnp.take_along_axis(each, choice[None, :, None], axis=0)[0]
+        return jnp.take_along_axis(each, jnp.expand_dims(choice, (0, 1 + self.rank_axis)), axis=0)[0]

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from ultr.clicks import CascadeClicks, ClickDistribution, MixtureClicks, PositionClicks
+from ultr.clicks import CascadeClicks, ClickDistribution, MixtureClicks, PositionClicks, last_click
 from ultr.errors import ConfigError
 from ultr.logspace import log_sigmoid, logaddexp, logit_and, logsumexp
 from ultr.sessions import Array, Sessions
@@ -33,7 +33,14 @@ def _logits(tower: Tower, sessions: Sessions, slot: str) -> jax.Array:
 
 
 class ClickModel(nnx.Module):
-    """Towers plus a click distribution; abstract, its subclasses are final."""
+    """Towers plus a click distribution; abstract, its subclasses are final.
+
+    Attributes:
+      statistics: what the likelihood depends on, the `by` of `ultr.logs.collapse`: "rank" (counts per document and
+        rank), "last-click" (and last clicked rank), "list" (distinct lists with their clicks).
+    """
+
+    statistics = "list"
 
     @abc.abstractmethod
     def __call__(self, sessions: Sessions) -> ClickDistribution:
@@ -43,20 +50,30 @@ class ClickModel(nnx.Module):
     def score(self, sessions: Sessions) -> jax.Array:
         """[B, K] scores to rank by: higher is more relevant; sees neither positions nor clicks."""
 
+    @property
+    def pointwise(self) -> bool:
+        """Whether every tower's logit depends on its own impression only (the towers say so by `pointwise`)."""
+        return all(getattr(tower, "pointwise", False) for tower in vars(self).values() if callable(tower))
+
     def log_prob(self, sessions: Sessions) -> jax.Array:
         """[B] log-likelihood of each list's clicks; -inf for clicks that the model cannot produce."""
         if sessions.clicks is None:
             raise ConfigError("a click likelihood needs clicks: these sessions have none")
-        return self(sessions).log_prob(sessions.clicks)
+        # With the lists along the contiguous axis XLA vectorises on a CPU: three to four times as fast.
+        sessions = sessions.rank_first() if self.pointwise else sessions
+        return self._log_prob(sessions, jnp.asarray(sessions.clicks))
+
+    def _log_prob(self, sessions: Sessions, clicks: jax.Array) -> jax.Array:
+        if sessions.last_click is not None and self.statistics != "rank":
+            raise ConfigError(
+                f"{type(self).__name__} needs whole lists; these rows are single documents. "
+                "Collapse the log with by='list', or use it as it is"
+            )
+        return self(sessions).log_prob(clicks)
 
     def loss(self, sessions: Sessions) -> jax.Array:
-        """[B] negative log-likelihood; 0 for lists whose clicks the model cannot produce (see `possible`)."""
-        log_prob = self.log_prob(sessions)
-        return jnp.where(log_prob == -jnp.inf, 0.0, -log_prob)
-
-    def possible(self, sessions: Sessions) -> jax.Array:
-        """[B] bool: False where the model gives the clicks probability zero."""
-        return self.log_prob(sessions) != -jnp.inf
+        """[B] negative log-likelihood; infinite for lists whose clicks the model cannot produce."""
+        return -self.log_prob(sessions)
 
 
 class _OneRelevance(ClickModel):
@@ -71,11 +88,13 @@ class _OneRelevance(ClickModel):
 class _CTR(ClickModel):
     """Click-through rate: P(click) = sigmoid(tower). One class, four names for what the tower reads."""
 
+    statistics = "rank"
+
     def __init__(self, tower: Tower) -> None:
         self.tower = tower
 
     def __call__(self, sessions: Sessions) -> PositionClicks:
-        return PositionClicks(_logits(self.tower, sessions, "tower"), sessions.mask)
+        return PositionClicks(_logits(self.tower, sessions, "tower"), sessions.mask, sessions.rank_axis)
 
     def score(self, sessions: Sessions) -> jax.Array:
         return _logits(self.tower, sessions.unbiased(), "tower")
@@ -103,6 +122,8 @@ class PBM(_OneRelevance):
     Only the examination relative to rank 1 is identified.
     """
 
+    statistics = "rank"
+
     def __init__(self, *, relevance: Tower, examination: Tower) -> None:
         self.relevance = relevance
         self.examination = examination
@@ -110,7 +131,7 @@ class PBM(_OneRelevance):
     def __call__(self, sessions: Sessions) -> PositionClicks:
         relevance = _logits(self.relevance, sessions, "relevance")
         examination = _logits(self.examination, sessions, "examination")
-        return PositionClicks(logit_and(examination, relevance), sessions.mask)
+        return PositionClicks(logit_and(examination, relevance), sessions.mask, sessions.rank_axis)
 
     def propensity(self, ranks: int) -> np.ndarray:
         """[ranks] examination relative to rank 1; for towers that read the position alone."""
@@ -125,6 +146,8 @@ class TrustPBM(_OneRelevance):
 
     Agarwal 2019. P(click) = alpha_k relevance + beta_k, and only alpha and beta are identified.
     """
+
+    statistics = "rank"
 
     def __init__(self, *, relevance: Tower, examination: Tower, trust_relevant: Tower, trust_irrelevant: Tower) -> None:
         self.relevance = relevance
@@ -142,7 +165,7 @@ class TrustPBM(_OneRelevance):
         click = examined + logaddexp(yes + log_sigmoid(relevant), no + log_sigmoid(irrelevant))
         perceived = logaddexp(yes + log_sigmoid(-relevant), no + log_sigmoid(-irrelevant))
         skip = logaddexp(log_sigmoid(-examination), examined + perceived)
-        return PositionClicks(click - skip, sessions.mask)
+        return PositionClicks(click - skip, sessions.mask, sessions.rank_axis)
 
 
 class AdditivePBM(_OneRelevance):
@@ -152,13 +175,16 @@ class AdditivePBM(_OneRelevance):
     (`towers.RankTable(..., pin_first=True)`).
     """
 
+    statistics = "rank"
+
     def __init__(self, *, relevance: Tower, examination: Tower) -> None:
         self.relevance = relevance
         self.examination = examination
 
     def __call__(self, sessions: Sessions) -> PositionClicks:
         relevance = _logits(self.relevance, sessions, "relevance")
-        return PositionClicks(relevance + _logits(self.examination, sessions, "examination"), sessions.mask)
+        examination = _logits(self.examination, sessions, "examination")
+        return PositionClicks(relevance + examination, sessions.mask, sessions.rank_axis)
 
 
 class UBM(_OneRelevance):
@@ -167,6 +193,8 @@ class UBM(_OneRelevance):
     The examination tower returns logits [B, K, K+1], last axis: no click above, then the last click
     at index 0..K-1 (`towers.LastClickTable`); logits [B, K] hold for every last click.
     """
+
+    statistics = "last-click"
 
     def __init__(self, *, relevance: Tower, examination: Tower) -> None:
         self.relevance = relevance
@@ -185,6 +213,21 @@ class UBM(_OneRelevance):
             )
         return PositionClicks(logit_and(examination, relevance[:, :, None]), sessions.mask)
 
+    def _log_prob(self, sessions: Sessions, clicks: jax.Array) -> jax.Array:
+        given = getattr(self.examination, "given", None)
+        if given is not None:  # the logits of the one last click that happened, instead of all K + 1
+            last = sessions.last_click
+            if last is None:
+                clicked = (clicks != 0) & sessions.mask
+                last = last_click(clicked, jnp.asarray(sessions.position) + 1, sessions.rank_axis)
+            examination = jnp.asarray(given(sessions, jnp.asarray(last)))
+        else:
+            examination = jnp.asarray(self.examination(sessions))
+            if examination.shape != sessions.shape:
+                return super()._log_prob(sessions, clicks)
+        relevance = _logits(self.relevance, sessions, "relevance")
+        return PositionClicks(logit_and(examination, relevance), sessions.mask, sessions.rank_axis).log_prob(clicks)
+
 
 def _cascade(
     sessions: Sessions,
@@ -197,7 +240,7 @@ def _cascade(
     never = jnp.full_like(relevance, -jnp.inf)
     go, stop = after_click or (never, zero)
     go_skip, stop_skip = (zero, never) if after_skip is None else (log_sigmoid(after_skip), log_sigmoid(-after_skip))
-    return CascadeClicks(relevance, go, stop, go_skip, stop_skip, sessions.mask)
+    return CascadeClicks(relevance, go, stop, go_skip, stop_skip, sessions.mask, sessions.rank_axis)
 
 
 class CascadeModel(_OneRelevance):
@@ -334,7 +377,14 @@ class Mixture(ClickModel):
         return jax.nn.log_softmax(logits, axis=1)
 
     def __call__(self, sessions: Sessions) -> MixtureClicks:
-        return MixtureClicks(tuple(c(sessions) for c in self.components), self._log_prior(sessions), sessions.mask)
+        each = tuple(c(sessions) for c in self.components)
+        return MixtureClicks(each, self._log_prior(sessions), sessions.mask, sessions.rank_axis)
+
+    @property
+    def pointwise(self) -> bool:
+        """As in every model; UBM's distribution over all last clicks needs lists as the first axis."""
+        fixed = isinstance(self.prior_logits, nnx.Variable)
+        return fixed and all(c.pointwise and not isinstance(c, UBM) for c in self.components)
 
     def score(self, sessions: Sessions) -> jax.Array:
         """[B, K] logit of the relevance that an average user finds."""

@@ -1,5 +1,6 @@
 """Towers: `Sessions -> logits [B, K]`. Constant, tables over ranks and documents, networks over features."""
 
+from ultr.towers.lookup import lookup, read_by, row_tables
 from ultr.towers.networks import DCNV2, MLP, Linear, Scaler, Sum
 from ultr.towers.tables import (
     Constant,
@@ -27,5 +28,8 @@ __all__ = [
     "Sum",
     "check",
     "logits",
+    "lookup",
+    "read_by",
     "reads",
+    "row_tables",
 ]

@@ -100,6 +100,7 @@ def _features(sessions: Sessions, names: str | Sequence[str], size: int, tower: 
 class _Network(nnx.Module):
     """Reads, scales and hands [B, K, F] to `logits`."""
 
+    pointwise = True
     size: int
     feature: str | tuple[str, ...]
     scaler: Scaler | None
@@ -246,6 +247,9 @@ class Sum(nnx.Module):
         if not towers:
             raise ConfigError("a sum needs at least one tower, found none")
         self.towers = nnx.List(list(towers))
+        self.pointwise = all(getattr(tower, "pointwise", False) for tower in towers) and not any(
+            hasattr(tower, "given") for tower in towers
+        )
 
     def __call__(self, sessions: Sessions) -> jax.Array:
         parts = [jnp.asarray(tower(sessions)) for tower in self.towers]

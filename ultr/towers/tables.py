@@ -12,6 +12,7 @@ from flax import nnx
 
 from ultr.errors import ConfigError, DataError
 from ultr.sessions import Array, Sessions
+from ultr.towers.lookup import lookup
 
 
 def logits(probabilities: Sequence[float] | np.ndarray | float) -> np.ndarray:
@@ -43,7 +44,7 @@ def check(model: nnx.Module, sessions: Sessions, *, source: str = "sessions") ->
     mask = np.asarray(sessions.mask)
     for _, module in nnx.iter_modules(model):
         for name, size, what in getattr(module, "limits", ()):
-            own = {"position": sessions.position, "labels": sessions.labels}
+            own = {"position": sessions.position, "labels": sessions.labels, "last_click": sessions.last_click}
             values = own[name] if name in own else sessions.features.get(name)
             if values is None:
                 continue
@@ -74,6 +75,8 @@ class Constant(nnx.Module):
       initial: the logit at the start.
     """
 
+    pointwise = True
+
     def __init__(self, initial: float = 0.0) -> None:
         self.initial = float(initial)
         self.value = nnx.Param(jnp.asarray(self.initial))
@@ -90,6 +93,8 @@ class RankTable(nnx.Module):
       initial: logit at the start: one number, or one per rank.
       pin_first: hold the logit of rank 1 at 0, against the constant that may move between additive towers.
     """
+
+    pointwise = True
 
     def __init__(
         self, ranks: int, *, initial: float | Sequence[float] | np.ndarray = 0.0, pin_first: bool = False
@@ -116,11 +121,18 @@ class LastClickTable(nnx.Module):
       initial: logit at the start.
     """
 
+    pointwise = True  # `given` is
+
     def __init__(self, ranks: int, *, initial: float = 0.0) -> None:
         self.ranks = ranks
         self.initial = float(initial)
-        self.limits = (("position", ranks, "ranks"),)
+        self.limits = (("position", ranks, "ranks"), ("last_click", ranks + 1, "ranks"))
         self.table = nnx.Param(jnp.full((ranks, ranks + 1), self.initial))
+
+    def given(self, sessions: Sessions, last_click: jax.Array) -> jax.Array:
+        """[B, K] logits after the given last clicks [B, K]: 1-based ranks, 0 for none."""
+        index = jnp.asarray(sessions.position) * (self.ranks + 1) + last_click
+        return jnp.take(self.table[...].reshape(-1), index, axis=0)
 
     def __call__(self, sessions: Sessions) -> jax.Array:
         position = jnp.asarray(sessions.position)
@@ -146,6 +158,7 @@ class DocumentTable(nnx.Module):
     """
 
     kinds = ("full", "hashed", "quotient-remainder", "robe")
+    pointwise = True
 
     def __init__(
         self,
@@ -165,6 +178,7 @@ class DocumentTable(nnx.Module):
         self.documents, self.kind, self.rows, self.dimension = documents, kind, rows, dimension
         self.initial, self.feature = float(initial), feature
         self.limits = ((feature, documents + 1, "ids"),)
+        self.row_tables = () if kind == "quotient-remainder" else ("table",)
         self.common = nnx.Param(jnp.asarray(self.initial))
         size = documents + 1 if kind == "full" else rows or 1
         if kind in ("full", "hashed"):
@@ -184,18 +198,18 @@ class DocumentTable(nnx.Module):
         return self.common[...] + jnp.where(ids == 0, 0.0, self._entry(ids))
 
     def _entry(self, ids: jax.Array) -> jax.Array:
-        table = self.table[...]
         if self.kind == "full":
-            return jnp.take(table, ids, axis=0)
+            return lookup(self.table, ids)
         rows = self.rows or 1
         if self.kind == "hashed":
-            return jnp.take(table, _mix(ids) % rows, axis=0)
+            return lookup(self.table, (_mix(ids) % rows).astype(jnp.int32))
         direction = self.direction[...]
         if self.kind == "quotient-remainder":
-            return jnp.sum(jnp.take(table, ids // rows, axis=0) * jnp.take(direction, ids % rows, axis=0), axis=-1)
-        start = _mix(ids) % rows
+            quotient = jnp.take(self.table[...], ids // rows, axis=0)
+            return jnp.sum(quotient * jnp.take(direction, ids % rows, axis=0), axis=-1)
+        start = (_mix(ids) % rows).astype(jnp.int32)
         cells = jnp.stack([(start + i) % rows for i in range(self.dimension)], axis=-1)
-        return jnp.take(table, cells, axis=0) @ direction[0]
+        return lookup(self.table, cells) @ direction[0]
 
 
 def _mix(ids: jax.Array) -> jax.Array:
@@ -215,6 +229,9 @@ class RankDocumentTable(nnx.Module):
       initial: common logit at the start.
     """
 
+    pointwise = True
+    row_tables = ("table",)
+
     def __init__(self, documents: int, *, ranks: int, initial: float = 0.0) -> None:
         self.documents, self.ranks, self.initial = documents, ranks, float(initial)
         self.limits = (("document", documents + 1, "ids"), ("position", ranks, "ranks"))
@@ -224,7 +241,7 @@ class RankDocumentTable(nnx.Module):
     def __call__(self, sessions: Sessions) -> jax.Array:
         ids = read(sessions, "document", "RankDocumentTable").astype(jnp.int32)
         position = jnp.asarray(sessions.position)
-        entry = self.table[...][ids, position]
+        entry = lookup(self.table, ids * self.ranks + position)
         return jnp.take(self.common[...], position, axis=0) + jnp.where(ids == 0, 0.0, entry)
 
 
@@ -234,6 +251,8 @@ class GradeTable(nnx.Module):
     Args:
       logits: one logit per grade 0, 1, 2, ...
     """
+
+    pointwise = True
 
     def __init__(self, logits: Sequence[float]) -> None:
         self.logits = tuple(float(x) for x in logits)

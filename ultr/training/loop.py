@@ -193,8 +193,8 @@ def _split(model: Any) -> tuple[Any, Any, Any]:
 def _losses(model: Any, batch: Sessions) -> tuple[jax.Array, jax.Array]:
     """Weighted loss sum, and [loss sum, weight counted, weight of impossible sessions]."""
     loss = model.loss(batch)
-    possible = model.possible(batch) if hasattr(model, "possible") else jnp.ones(loss.shape, bool)
-    weight = jnp.any(jnp.asarray(batch.mask), axis=1).astype(jnp.float32)
+    possible = loss != jnp.inf  # a NaN shall be seen, not left out
+    weight = jnp.any(jnp.asarray(batch.mask), axis=batch.rank_axis).astype(jnp.float32)
     if batch.weight is not None:
         weight = weight * batch.weight
     used = jnp.where(possible, weight, 0.0)

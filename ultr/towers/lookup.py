@@ -1,0 +1,52 @@
+"""Reading tables by index: the one place where training learns which rows a batch touches."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from ultr.sessions import Array
+
+Reader = Callable[[nnx.Param, jax.Array], jax.Array | None]
+
+_reader: ContextVar[Reader | None] = ContextVar("reader", default=None)
+
+
+def lookup(table: nnx.Param, index: Array) -> jax.Array:
+    """The table's numbers at the given indices, in the indices' shape.
+
+    A table of several axes is indexed as if flattened. Towers whose tables shall be trained row by row
+    (`ultr.training.lazy_adam`) read them through this function and name them in an attribute `row_tables`.
+
+    Args:
+      table: parameter of any shape.
+      index: int32 of any shape.
+    """
+    index = jnp.asarray(index)
+    reader = _reader.get()
+    values = None if reader is None else reader(table, index)
+    return jnp.take(table[...].reshape(-1), index, axis=0) if values is None else values
+
+
+@contextlib.contextmanager
+def read_by(reader: Reader) -> Iterator[None]:
+    """Inside the block `lookup` asks the reader first; it returns None for tables that it does not know."""
+    token = _reader.set(reader)
+    try:
+        yield
+    finally:
+        _reader.reset(token)
+
+
+def row_tables(model: nnx.Module) -> dict[tuple[str | int, ...], nnx.Param]:
+    """Path -> the tables of a model that are read through `lookup`, as their towers name them in `row_tables`."""
+    return {
+        (*path, name): getattr(module, name)
+        for path, module in nnx.iter_modules(model)
+        for name in getattr(module, "row_tables", ())
+    }
