@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +44,7 @@ def read_by(reader: Reader) -> Iterator[None]:
         _reader.reset(token)
 
 
-def row_tables(model: nnx.Module) -> dict[tuple[str | int, ...], nnx.Param]:
+def row_tables(model: nnx.Module) -> dict[tuple[Any, ...], nnx.Param]:
     """Path -> the tables of a model that are read through `lookup`, as their towers name them in `row_tables`."""
     return {
         (*path, name): getattr(module, name)

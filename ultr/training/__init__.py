@@ -1,7 +1,8 @@
-"""Training: the loop, and models on disk."""
+"""Training: the loop, its optimizers, and models on disk."""
 
 from ultr.training.checkpoint import load, save
 from ultr.training.loop import Fitted, fit
 from ultr.training.optimizers import adam
+from ultr.training.rows import RowAdagrad, RowAdam, RowSparse, lazy_adagrad, lazy_adam
 
-__all__ = ["Fitted", "adam", "fit", "load", "save"]
+__all__ = ["Fitted", "RowAdagrad", "RowAdam", "RowSparse", "adam", "fit", "lazy_adagrad", "lazy_adam", "load", "save"]

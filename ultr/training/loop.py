@@ -16,17 +16,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 from ultr.errors import ConfigError, DataError, UltrError
 from ultr.sessions import InMemory, Sessions, Source
-from ultr.towers import check
+from ultr.towers import check, row_tables
 from ultr.training.checkpoint import describe, read_meta, restore_arrays, save, save_arrays
+from ultr.training.feed import Batches, Block, blocks
 from ultr.training.optimizers import adam
+from ultr.training.rows import RowSparse, lazy_adam
+from ultr.training.steps import Trainer
 
 STATE_SECONDS = 10.0
+LARGE_ROWS = 100_000  # a larger table is not swept in every step
 
 
 class Trainable(Protocol):
@@ -44,7 +47,8 @@ class Fitted:
     Attributes:
       model: the model with the parameters of the best epoch.
       history: one dict per epoch: epoch (from 1), loss, valid_loss (None without validation), sessions,
-        impossible (sessions that the model cannot produce, left out of the loss), seconds.
+        impossible (sessions that the model cannot produce, left out of the loss), seconds, and of these those spent
+        waiting for data.
       best: the epoch whose parameters `model` holds; 0 means the start, before any epoch.
     """
 
@@ -58,7 +62,7 @@ def fit(
     train: Source | Sessions,
     valid: Source | Sessions | None = None,
     *,
-    optimizer: optax.GradientTransformation | None = None,
+    optimizer: optax.GradientTransformation | RowSparse | None = None,
     epochs: int = 20,
     batch_size: int = 512,
     seed: int,
@@ -76,7 +80,9 @@ def fit(
       model: has `loss(sessions) -> [B]`; it is left as it is, the result holds a trained copy.
       train: streams batches: a `ClickLog`, a `Collection`, or sessions in memory.
       valid: judges the epochs by the same loss; None: the last epoch counts as the best.
-      optimizer: an optax transformation; None: `ultr.training.adam()`, .003 for networks and .03 for tables.
+      optimizer: an optax transformation, or `ultr.training.lazy_adam` and its kind, whose steps cost what a batch
+        touches of the tables; None: `adam()`, .003 for networks and .03 for tables, and `lazy_adam()`, the same row
+        by row, where a table has more than 100,000 rows.
       epochs: passes over `train`, at most.
       batch_size: sessions per step, fixed: shorter batches are padded with masked rows.
       seed: decides the order of the sessions; with the same seed and data the result is the same.
@@ -107,12 +113,11 @@ def fit(
     if resume and directory is None:
         raise ConfigError("resume needs directory=, the folder of the interrupted run")
     directory = None if directory is None else Path(directory)
-    optimizer = optimizer or adam()
-    graphdef, params, rest = _split(model)
-    params, rest = jax.tree.map(jnp.copy, (params, rest))
-    place, put = _placement(mesh, batch_size)
-    state = place((params, rest, optimizer.init(params)))
-    best_state = jax.tree.map(jnp.copy, state[:2])
+    sessions = _length(train)
+    trainer = Trainer(model, optimizer or (lazy_adam() if _large(model) else adam()))
+    place, put = _placement(mesh, batch_size, trainer.rank_first)
+    state = place(trainer.init())
+    best = trainer.parameters(state)
     run: dict[str, Any] = {"history": [], "best": 0, "best_loss": None}
     setting: dict[str, Any] = {
         "seed": seed,
@@ -125,50 +130,59 @@ def fit(
     }
     setting = json.loads(json.dumps(setting))
     if resume and directory is not None and (directory / "state" / "meta.json").exists():
-        run, (state, best_state) = _resume(directory / "state", setting, (state, best_state))
-        state, best_state = place(state), place(best_state)
-
-    step = jax.jit(partial(_step, graphdef, optimizer), donate_argnums=(0, 1))
-    judge = jax.jit(partial(_judge, graphdef), donate_argnums=(2,))
-    seen = partial(_checked, model, put)
-    total_sessions = _length(train)
-    prior = jnp.asarray(l2 / _weight(train) if l2 else 0.0, jnp.float32)
+        run, (state, best) = _resume(directory / "state", setting, (state, best))
+        state, best = place(state), place(best)
+    scratch = place(trainer.scratch(state))
+    facts = place(_facts(train, batch_size, sessions, l2))
     saved, saved_at = len(run["history"]), time.perf_counter()
+
+    def feed(source: Source, seed: int | None, name: str) -> Iterator[Block]:
+        return blocks(
+            source,
+            batch_size,
+            seed=seed,
+            length=sessions,
+            rank_first=trainer.rank_first,
+            look=partial(check, model, source=name),
+            put=put,
+        )
 
     def keep() -> None:
         if directory is not None and saved < len(run["history"]):
-            save_arrays(directory / "state", (state, best_state), {"format": "ultr-state", "run": run} | setting)
+            save_arrays(directory / "state", (state, best), {"format": "ultr-state", "run": run} | setting)
 
     for epoch in range(len(run["history"]) + 1, epochs + 1):
         if _exhausted(run, patience):
             break
-        began = time.perf_counter()
-        sums = place(jnp.zeros(3))
+        began, waited = time.perf_counter(), 0.0
         order = int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
-        bar = _bar(progress, f"epoch {epoch}/{epochs}", total_sessions)
-        with bar:
-            for batch, rows in seen(train.batches(batch_size, seed=order), "training data"):
-                state, sums = step(state, sums, batch, prior)
-                _advance(bar, rows, sums)
-        loss, sessions, impossible = _mean(sums, "training data", epoch)
+        sums = place(jnp.zeros(3))
+        with _bar(progress, f"epoch {epoch}/{epochs}", sessions) as bar:
+            for block, seconds in _timed(feed(train, order, "training data")):
+                state, scratch, sums = trainer.block(state, scratch, sums, block.batches, block.count, facts)
+                waited += seconds
+                sums.block_until_ready()  # so that what is waited for next is the data, and nothing else
+                _advance(bar, block.sessions, sums)
+        loss, counted, impossible = _mean(sums, "training data", epoch)
+        parameters = trainer.parameters(state)
         valid_loss = None
         if valid is not None:
             sums = place(jnp.zeros(3))
-            for batch, _ in seen(valid.batches(batch_size), "validation data"):
-                sums = judge(state[0], state[1], sums, batch)
+            for block in feed(valid, None, "validation data"):
+                sums = trainer.judge(parameters, sums, block.batches, block.count)
             valid_loss, _, _ = _mean(sums, "validation data", epoch)
         judged = loss if valid_loss is None else valid_loss
         if valid_loss is None or run["best_loss"] is None or judged < run["best_loss"]:
-            run["best"], run["best_loss"] = epoch, judged
-            best_state = jax.tree.map(jnp.copy, state[:2])
+            run["best"], run["best_loss"], best = epoch, judged, jax.tree.map(jnp.copy, parameters)
         run["history"].append(
             {
                 "epoch": epoch,
                 "loss": loss,
                 "valid_loss": valid_loss,
-                "sessions": sessions,
+                "sessions": counted,
                 "impossible": impossible,
                 "seconds": round(time.perf_counter() - began, 3),
+                "waiting": round(waited, 3),
             }
         )
         if time.perf_counter() - saved_at > STATE_SECONDS:
@@ -176,7 +190,7 @@ def fit(
             saved, saved_at = epoch, time.perf_counter()
 
     keep()
-    fitted = nnx.merge(graphdef, *jax.tree.map(jnp.copy, best_state))
+    fitted = trainer.model(best)
     if directory is not None:
         vocabulary = getattr(train, "vocabulary", None)
         known = {"vocabulary": None if vocabulary is None else vocabulary.identity}
@@ -184,59 +198,49 @@ def fit(
     return Fitted(fitted, run["history"], run["best"])
 
 
-def _split(model: Any) -> tuple[Any, Any, Any]:
-    """(structure, trained parameters, everything else) of a model."""
-    graphdef, params, rest = nnx.split(model, nnx.Param, ...)  # type: ignore[misc]
-    return graphdef, params, rest
+def _large(model: Any) -> bool:
+    return any(table[...].size > LARGE_ROWS for table in row_tables(model).values())
 
 
-def _losses(model: Any, batch: Sessions) -> tuple[jax.Array, jax.Array]:
-    """Weighted loss sum, and [loss sum, weight counted, weight of impossible sessions]."""
-    loss = model.loss(batch)
-    possible = loss != jnp.inf  # a NaN shall be seen, not left out
-    weight = jnp.any(jnp.asarray(batch.mask), axis=batch.rank_axis).astype(jnp.float32)
-    if batch.weight is not None:
-        weight = weight * batch.weight
-    used = jnp.where(possible, weight, 0.0)
-    total = jnp.sum(jnp.where(used > 0, loss, 0.0) * used)
-    return total, jnp.stack([total, jnp.sum(used), jnp.sum(weight - used)])
+def _facts(train: Source, batch_size: int, sessions: int, l2: float) -> dict[str, jax.Array]:
+    """What a step has to know of the whole source.
+
+    `weight`: of an average batch where the rows have weights, since dividing by the weight of each batch itself would
+    make light those that hold much; 0 where they have none. `prior`: strength of l2 per session.
+    """
+    first = next(iter(train.batches(batch_size)), None)
+    weighted = first is not None and first.weight is not None
+    total = _weight(train) if weighted or l2 else 0.0
+    weight = total / math.ceil(sessions / batch_size) if weighted else 0.0
+    return {"weight": jnp.float32(weight), "prior": jnp.float32(l2 / total if l2 else 0.0)}
 
 
-def _step(graphdef: Any, optimizer: Any, state: Any, sums: Any, batch: Sessions, prior: Any) -> Any:
-    params, rest, optimizer_state = state
-
-    def objective(params: Any) -> Any:
-        model = nnx.merge(graphdef, params, rest, copy=True)  # so that dropout and batch statistics may change
-        total, sums = _losses(model, batch)
-        return total / jnp.maximum(sums[1], 1.0), (sums, _split(model)[2])
-
-    gradients, (new, rest) = jax.grad(objective, has_aux=True)(params)
-    gradients = jax.tree.map(lambda g, p: g + prior * p, gradients, params)
-    updates, optimizer_state = optimizer.update(gradients, optimizer_state, params)
-    return (optax.apply_updates(params, updates), rest, optimizer_state), sums + new
+def _timed(items: Iterator[Block]) -> Iterator[tuple[Block, float]]:
+    """The items with the seconds that each was waited for."""
+    began = time.perf_counter()
+    for item in items:
+        yield item, time.perf_counter() - began
+        began = time.perf_counter()
 
 
-def _judge(graphdef: Any, params: Any, rest: Any, sums: Any, batch: Sessions) -> Any:
-    model = nnx.merge(graphdef, params, rest, copy=True)
-    model.eval()  # no dropout, and batch statistics as they are
-    return sums + _losses(model, batch)[1]
-
-
-def _placement(mesh: Mesh | None, batch_size: int) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
-    """How to place the state (on every device) and a batch (split over its rows)."""
+def _placement(
+    mesh: Mesh | None, batch_size: int, rank_first: bool
+) -> tuple[Callable[[Any], Any], Callable[[Batches], Batches]]:
+    """How to place the state (on every device) and stacked batches (split over their rows)."""
     if mesh is None:
-        return (lambda tree: tree), (lambda batch: batch)
+        return (lambda tree: tree), jax.device_put
     if batch_size % mesh.size:
         raise ConfigError(f"batch_size {batch_size} must be a multiple of the mesh's {mesh.size} devices")
     everywhere = NamedSharding(mesh, PartitionSpec())
-    rows = NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
-    return (lambda tree: jax.device_put(tree, everywhere)), (lambda batch: jax.device_put(batch, rows))
 
+    def put(batches: Batches) -> Batches:
+        def rows(x: np.ndarray) -> NamedSharding:
+            lead = (None, None) if rank_first and x.ndim > 2 else (None,)
+            return NamedSharding(mesh, PartitionSpec(*lead, mesh.axis_names[0]))
 
-def _checked(model: Any, put: Callable[[Any], Any], batches: Iterator[Sessions], source: str) -> Any:
-    for batch in batches:
-        check(model, batch, source=source)
-        yield put(batch), int(batch.mask.any(1).sum())
+        return jax.device_put(batches, jax.tree.map(rows, batches))
+
+    return (lambda tree: jax.device_put(tree, everywhere)), put
 
 
 def _length(train: Source) -> int:

@@ -1,0 +1,153 @@
+"""Batches on their way to the device: stacked into blocks, in the background, while the last block is trained on."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ultr.sessions import Array, Sessions, Source
+
+BLOCK_SESSIONS = 1 << 16  # a block holds about so many sessions, whatever the size of a batch
+BLOCK_VALUES = 1 << 26  # unless they hold more numbers than this
+T = TypeVar("T")
+
+
+@flax.struct.dataclass
+class Batches:
+    """Batches of one shape, one after another, without what follows from the lengths of the lists.
+
+    Attributes:
+      lengths: [S, B] int32, documents of each list.
+      sessions: arrays [S, ...]; no mask, and no position where that is the place in the list.
+      width: K.
+    """
+
+    lengths: Array
+    sessions: Any
+    width: int = flax.struct.field(pytree_node=False)
+
+    def at(self, i: Array) -> Sessions:
+        """Batch number `i`, in compiled code."""
+        lengths, one = jax.tree.map(
+            lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False), (self.lengths, self.sessions)
+        )
+        lengths = jnp.expand_dims(lengths, one.rank_axis)
+        index = jnp.expand_dims(jnp.arange(self.width, dtype=jnp.int32), 1 - one.rank_axis)
+        mask = index < lengths
+        position = jnp.broadcast_to(index, mask.shape) if one.position is None else one.position
+        return one.replace(mask=mask, position=position)  # type: ignore[no-any-return]
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """Several batches of one shape.
+
+    Attributes:
+      batches: S batches.
+      count: how many of the S are there; the others are empty.
+      sessions: how many lists they hold.
+    """
+
+    batches: Batches
+    count: int
+    sessions: int
+
+
+def blocks(
+    source: Source,
+    batch_size: int,
+    *,
+    seed: int | None,
+    length: int,
+    rank_first: bool,
+    look: Callable[[Sessions], None],
+    put: Callable[[Batches], Batches],
+) -> Iterator[Block]:
+    """Every batch of a source once, in blocks of fixed shapes, the next one being made while one is used.
+
+    Args:
+      source: streams the batches.
+      batch_size: sessions per batch.
+      seed: order of the sessions; None: stored order.
+      length: sessions in the source; a block is not made longer than that.
+      rank_first: hand the batches over as [K, B] arrays.
+      look: called with every batch, on the host; raises where a value does not fit the model.
+      put: moves the stacked arrays to the device.
+    """
+    return _ahead(_blocks(source, batch_size, seed, length, rank_first, look, put))
+
+
+def _blocks(
+    source: Source,
+    batch_size: int,
+    seed: int | None,
+    length: int,
+    rank_first: bool,
+    look: Callable[[Sessions], None],
+    put: Callable[[Batches], Batches],
+) -> Iterator[Block]:
+    waiting: dict[Any, tuple[list[Sessions], int]] = {}
+
+    def block(held: list[Sessions], steps: int) -> Block:
+        shown = sum(int(np.count_nonzero(b.mask[:, 0])) for b in held) if held[0].shape[1] else 0
+        return Block(put(_stack(held, steps, rank_first)), len(held), shown)
+
+    for batch in source.batches(batch_size, seed=seed):
+        look(batch)
+        kind = (batch.shape, jax.tree.structure(batch))
+        if kind not in waiting:
+            values = sum(np.size(x) for x in jax.tree.leaves(batch))
+            steps = min(BLOCK_SESSIONS // batch_size, BLOCK_VALUES // max(values, 1), -(-length // batch_size))
+            waiting[kind] = ([], max(steps, 1))
+        held, steps = waiting[kind]
+        held.append(batch)
+        if len(held) == steps:
+            yield block(held, steps)
+            held.clear()
+    for held, steps in waiting.values():
+        if held:
+            yield block(held, steps)
+
+
+def _stack(batches: list[Sessions], steps: int, rank_first: bool) -> Batches:
+    width = batches[0].shape[1]
+    lengths = np.zeros((steps, len(batches[0])), np.int32)
+    index = np.arange(width, dtype=np.int32)
+    implied = True
+    for row, batch in zip(lengths, batches, strict=False):
+        mask = np.asarray(batch.mask)
+        row[:] = width if mask.all() else mask.sum(1)
+        position = np.asarray(batch.position)
+        implied = implied and bool(((position == index) | ~mask).all())
+    first, *others = (_lean(b, implied, rank_first) for b in batches)
+
+    def stack(*arrays: np.ndarray) -> np.ndarray:
+        out = np.empty((steps, *arrays[0].shape), arrays[0].dtype)
+        for i, x in enumerate(arrays):
+            out[i] = x
+        out[len(arrays) :] = 0
+        return out
+
+    return Batches(lengths, jax.tree.map(stack, first, *others), width)
+
+
+def _lean(batch: Sessions, implied: bool, rank_first: bool) -> Sessions:
+    lists = batch.rank_first() if rank_first else batch
+    return lists.replace(mask=None, position=None if implied else lists.position)  # type: ignore[attr-defined]
+
+
+def _ahead(items: Iterator[T]) -> Iterator[T]:
+    """The items, each one being computed while the one before it is used."""
+    end: Any = object()
+    with ThreadPoolExecutor(1, thread_name_prefix="ultr-feed") as worker:
+        pending = worker.submit(next, items, end)
+        while (item := pending.result()) is not end:
+            pending = worker.submit(next, items, end)
+            yield item

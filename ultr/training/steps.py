@@ -1,0 +1,170 @@
+"""What `fit` compiles: many optimizer steps in one call, and the loss over many batches."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from ultr.sessions import Sessions
+from ultr.towers import read_by, row_tables
+from ultr.training.feed import Batches
+from ultr.training.rows import RowSparse, update_rows
+
+State = dict[str, Any]
+
+
+class Trainer:
+    """The compiled training of one model by one optimizer.
+
+    Its state is a dict of arrays: `tables` (with their optimizer state, where that is row-sparse), `params`, `rest`
+    (what is not trained), `optimizer` and `count`, the number of steps.
+    """
+
+    def __init__(self, model: nnx.Module, optimizer: optax.GradientTransformation | RowSparse) -> None:
+        self.rank_first = bool(getattr(model, "pointwise", False))
+        self._rule = optimizer.tables if isinstance(optimizer, RowSparse) else None
+        self._optax = optimizer.rest if isinstance(optimizer, RowSparse) else optimizer
+        paths = set(row_tables(model)) if self._rule else set()
+        self._filters = (lambda path, _: tuple(path) in paths, nnx.Param, ...)
+        self._graph, *parts = nnx.split(model, *self._filters)  # type: ignore[misc]
+        self._parts = jax.tree.map(jnp.copy, tuple(parts))
+        self._names = _names(self._parts[0])
+        self._shapes = [x.shape for x in jax.tree.leaves(self._parts[0])]
+        self.block = jax.jit(self._block, donate_argnums=(0, 1, 2))
+        self.judge = jax.jit(self._judge, donate_argnums=(1,))
+        self.parameters = jax.jit(self._parameters)
+
+    def init(self) -> State:
+        """The state before the first step."""
+        tables, params, rest = self._parts
+        rule = self._rule
+        return {
+            "tables": jax.tree.map(rule.init, tables) if rule else tables,
+            "params": params,
+            "rest": rest,
+            "optimizer": self._optax.init(params),
+            "count": jnp.zeros((), jnp.int32),
+        }
+
+    def scratch(self, state: State) -> list[jax.Array]:
+        """Working memory of the row-sparse update, not part of the state."""
+        return [jnp.zeros(len(x), jnp.int32) for x in jax.tree.leaves(state["tables"])]
+
+    def model(self, parameters: Any) -> Any:
+        """The model with the given parameters, as `parameters(state)` returns them."""
+        return nnx.merge(self._graph, *parameters)
+
+    def _parameters(self, state: State) -> Any:
+        """(tables, other parameters, everything else) of the model."""
+        leaves, structure = jax.tree.flatten(state["tables"])
+        values = [x[:, 0].reshape(shape) for x, shape in zip(leaves, self._shapes, strict=True)]
+        return jax.tree.unflatten(structure, values), state["params"], state["rest"]
+
+    def _block(
+        self, state: State, scratch: list[jax.Array], sums: jax.Array, batches: Batches, count: Any, facts: Any
+    ) -> Any:
+        """The first `count` of the stacked batches, one step each."""
+
+        def body(i: jax.Array, carry: Any) -> Any:
+            state, scratch, sums = carry
+            state, scratch, new = self._step(state, scratch, batches.at(i), facts)
+            return state, scratch, sums + new
+
+        return jax.lax.fori_loop(0, count, body, (state, scratch, sums))
+
+    def _judge(self, parameters: Any, sums: jax.Array, batches: Batches, count: Any) -> jax.Array:
+        """Adds `losses` of the first `count` batches, without dropout and with batch statistics as they are."""
+
+        def body(i: jax.Array, sums: jax.Array) -> jax.Array:
+            model = nnx.merge(self._graph, *parameters, copy=True)
+            model.eval()
+            return sums + losses(model, batches.at(i))[1]
+
+        return jax.lax.fori_loop(0, count, body, sums)
+
+    def _step(self, state: State, scratch: list[jax.Array], batch: Sessions, facts: dict[str, Any]) -> Any:
+        tables, structure = jax.tree.flatten(state["tables"])
+        read_tables: list[int] = []  # which table each look-up of the model reads
+
+        def objective(params: Any, moves: list[jax.Array] | None) -> Any:
+            """The mean loss, each looked-up number being moved by an addend: its gradient is that of the number."""
+            empty = jax.tree.unflatten(structure, [jnp.zeros(()) for _ in tables])
+            model = nnx.merge(self._graph, empty, params, state["rest"], copy=True)
+            numbers = self._numbers(model)
+            read_tables.clear()
+            reads: list[tuple[jax.Array, jax.Array]] = []
+
+            def reader(table: nnx.Param, index: jax.Array) -> jax.Array | None:
+                number = numbers.get(id(table))
+                if number is None:
+                    return None
+                flat = index.reshape(-1)
+                rows = jnp.take(tables[number], flat, axis=0, mode="clip")  # `towers.check` looks at the bounds
+                read_tables.append(number)
+                reads.append((flat, rows))
+                values = rows[:, 0].reshape(index.shape)
+                return values if moves is None else values + moves[len(reads) - 1].reshape(index.shape)
+
+            with read_by(reader):
+                total, sums = losses(model, batch)
+            scale = jnp.where(facts["weight"] > 0, facts["weight"], jnp.maximum(sums[1], 1.0))
+            _, _, _, rest = nnx.split(model, *self._filters)  # type: ignore[misc]
+            return total / scale, (sums, rest, reads)
+
+        if self._rule is None:
+            gradient, (sums, rest, _) = jax.grad(objective, has_aux=True)(state["params"], [])
+            moved: list[jax.Array] = []
+            reads: list[tuple[jax.Array, jax.Array]] = []
+        else:
+            _, (_, _, shapes) = jax.eval_shape(partial(objective, moves=None), state["params"])
+            moves = [jnp.zeros(index.shape) for index, _ in shapes]
+            (gradient, moved), (sums, rest, reads) = jax.grad(objective, argnums=(0, 1), has_aux=True)(
+                state["params"], moves
+            )
+        count = state["count"] + 1
+        gradient = jax.tree.map(lambda g, p: g + facts["prior"] * p, gradient, state["params"])
+        updates, optimizer = self._optax.update(gradient, state["optimizer"], state["params"])
+        scratch = list(scratch)
+        for number, rule in ((n, self._rule) for n in sorted(set(read_tables)) if self._rule):
+            own = [(*reads[i], moved[i]) for i, n in enumerate(read_tables) if n == number]
+            index, rows, slopes = (jnp.concatenate(parts) for parts in zip(*own, strict=True))
+            tables[number], scratch[number] = update_rows(
+                rule, tables[number], scratch[number], (index, rows, slopes), count, facts["prior"]
+            )
+        state = {
+            "tables": jax.tree.unflatten(structure, tables),
+            "params": optax.apply_updates(state["params"], updates),
+            "rest": rest,
+            "optimizer": optimizer,
+            "count": count,
+        }
+        return state, scratch, sums
+
+    def _numbers(self, model: Any) -> dict[int, int]:
+        """Which leaf of `tables` each table of a merged model is."""
+        places = {".".join(map(str, path)): id(table) for path, table in row_tables(model).items()}
+        return {places[name]: number for number, name in enumerate(self._names)}
+
+
+def losses(model: Any, batch: Sessions) -> tuple[jax.Array, jax.Array]:
+    """Weighted loss sum, and [loss sum, weight counted, weight of impossible sessions]."""
+    loss = model.loss(batch)
+    possible = loss != jnp.inf  # a NaN shall be seen, not left out
+    weight = jnp.any(jnp.asarray(batch.mask), axis=batch.rank_axis).astype(jnp.float32)
+    if batch.weight is not None:
+        weight = weight * batch.weight
+    used = jnp.where(possible, weight, 0.0)
+    total = jnp.sum(jnp.where(used > 0, loss, 0.0) * used)
+    return total, jnp.stack([total, jnp.sum(used), jnp.sum(weight - used)])
+
+
+def _names(tables: Any) -> list[str]:
+    """Dotted paths of the leaves, without what nnx appends for a variable's value."""
+    flat, _ = jax.tree_util.tree_flatten_with_path(tables)
+    names = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in flat]
+    return [name.removesuffix(".value") for name in names]
