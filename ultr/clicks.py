@@ -141,13 +141,14 @@ class CascadeClicks:
     tail marginalises over where the user stopped (Guo 2009; Chapelle and Zhang 2009).
 
     Attributes:
-      relevance: [B, K] logits of a click given examination.
+      click, skip: [B, K] log-probabilities of what the user does with an examined document, complements.
       go_after_click, stop_after_click: [B, K] log-probabilities, complements of each other.
       go_after_skip, stop_after_skip: [B, K] log-probabilities, complements of each other.
       mask: [B, K] bool.
     """
 
-    relevance: Array
+    click: Array
+    skip: Array
     go_after_click: Array
     stop_after_click: Array
     go_after_skip: Array
@@ -156,20 +157,15 @@ class CascadeClicks:
     rank_axis: int = flax.struct.field(pytree_node=False, default=1)
 
     def _attraction(self) -> tuple[jax.Array, jax.Array]:
-        logits = jnp.where(self.mask, self.relevance, 0.0)
-        return log_sigmoid(logits), log_sigmoid(-logits)
+        return jnp.where(self.mask, self.click, 0.0), jnp.where(self.mask, self.skip, 0.0)
 
     def log_prob(self, clicks: Array) -> jax.Array:
         axis = self.rank_axis
         if self.mask.shape[axis] == 0:
             return jnp.zeros(self.mask.shape[1 - axis])
-        attract, ignore = self._attraction()
-        clicked = (clicks != 0) & self.mask
-        index = _index(self.mask, axis)
-        last = jnp.max(jnp.where(clicked, index, -1), axis=axis, keepdims=True)
+        index, last = self._last(clicks)
+        _, ignore = self._attraction()
         after = (index > last) & self.mask
-        seen = jnp.where(index <= last, jnp.where(clicked, attract, ignore), 0.0)
-        went = jnp.where(index < last, jnp.where(clicked, self.go_after_click, self.go_after_skip), 0.0)
         step = jnp.where(after, ignore + self.go_after_skip, 0.0)
         stop = exclusive_cumsum(step, axis) + jnp.where(after, ignore + self.stop_after_skip, 0.0)
         nothing_more = logaddexp(logsumexp(stop, axis, where=after), jnp.sum(step, axis=axis))
@@ -178,7 +174,32 @@ class CascadeClicks:
         went_on = jnp.sum(jnp.where(index == last, self.go_after_click, 0.0), axis=axis)
         clicked_at_all = jnp.squeeze(last, axis) >= 0
         tail = jnp.where(clicked_at_all, logaddexp(stopped, went_on + nothing_more), nothing_more)
-        return jnp.sum(seen + went, axis=axis) + tail
+        return self._until(clicks, index, last) + tail
+
+    def log_prob_stopping(self, clicks: Array) -> jax.Array:
+        """[B] log-probability of the clicks and of examining nothing below the last one; all, where none was clicked.
+
+        What the counting estimators of SDBN and DCM maximise (Chapelle and Zhang 2009; Guo 2009).
+        """
+        index, last = self._last(clicks)
+        last_rank = jnp.sum(jnp.asarray(self.mask), axis=self.rank_axis, keepdims=True) - 1
+        end = jnp.where(last >= 0, last, last_rank)
+        stopped = jnp.sum(jnp.where(index == last, self.stop_after_click, 0.0), axis=self.rank_axis)
+        return self._until(clicks, index, end) + stopped
+
+    def _last(self, clicks: Array) -> tuple[jax.Array, jax.Array]:
+        """Indices of the ranks, and that of the last click of each list, -1 for none."""
+        index = _index(self.mask, self.rank_axis)
+        clicked = (clicks != 0) & self.mask
+        return index, jnp.max(jnp.where(clicked, index, -1), axis=self.rank_axis, keepdims=True, initial=-1)
+
+    def _until(self, clicks: Array, index: jax.Array, end: jax.Array) -> jax.Array:
+        """[B] log-probability of examining up to index `end` and of the clicks there."""
+        attract, ignore = self._attraction()
+        clicked = (clicks != 0) & self.mask
+        seen = jnp.where(index <= end, jnp.where(clicked, attract, ignore), 0.0)
+        went = jnp.where(index < end, jnp.where(clicked, self.go_after_click, self.go_after_skip), 0.0)
+        return jnp.sum(seen + went, axis=self.rank_axis)
 
     def _examining(self, clicks: Array) -> tuple[jax.Array, jax.Array]:
         """[B, K] each: log-weights of examining the rank and of having stopped above it, given the clicks above."""

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,6 +22,17 @@ from ultr.logspace import log_sigmoid, logaddexp, logit_and, logsumexp
 from ultr.sessions import Array, Sessions
 
 Tower = Callable[[Sessions], Array]
+
+
+class Coin(NamedTuple):
+    """Log-probabilities of the two outcomes of something that the user does out of our sight."""
+
+    yes: jax.Array
+    no: jax.Array
+
+
+def _coin(logits: jax.Array) -> Coin:
+    return Coin(log_sigmoid(logits), log_sigmoid(-logits))
 
 
 def _logits(tower: Tower, sessions: Sessions, slot: str) -> jax.Array:
@@ -38,9 +51,11 @@ class ClickModel(nnx.Module):
     Attributes:
       statistics: what the likelihood depends on, the `by` of `ultr.logs.collapse`: "rank" (counts per document and
         rank), "last-click" (and last clicked rank), "list" (distinct lists with their clicks).
+      slots: names of its towers.
     """
 
     statistics = "list"
+    slots: tuple[str, ...] = ()
 
     @abc.abstractmethod
     def __call__(self, sessions: Sessions) -> ClickDistribution:
@@ -76,6 +91,19 @@ class ClickModel(nnx.Module):
         return -self.log_prob(sessions)
 
 
+class CoinModel(ClickModel):
+    """A click model whose user flips one coin per tower and impression: what EM can be run on; abstract."""
+
+    @staticmethod
+    @abc.abstractmethod
+    def from_coins(sessions: Sessions, *coins: Coin) -> ClickDistribution | CoinClicks:
+        """The distribution over clicks that the coins of the slots make, in the order of `slots`.
+
+        The two log-probabilities of a coin need not belong together: the derivative of `log_prob` by that of one
+        outcome is the expected number of times, given the clicks, that the coin came up so (Fisher's identity).
+        """
+
+
 class _OneRelevance(ClickModel):
     """The models that rank by their relevance tower."""
 
@@ -85,10 +113,36 @@ class _OneRelevance(ClickModel):
         return _logits(self.relevance, sessions.unbiased(), "relevance")
 
 
-class _CTR(ClickModel):
+@flax.struct.dataclass
+class CoinClicks:
+    """Clicks that are independent given where the list and the clicks above them are: [B, K] log-probabilities."""
+
+    click: jax.Array
+    skip: jax.Array
+    mask: Array
+    rank_axis: int = flax.struct.field(pytree_node=False, default=1)
+
+    def log_prob(self, clicks: Array) -> jax.Array:
+        """[B]."""
+        each = jnp.where(clicks != 0, self.click, self.skip)
+        return jnp.sum(jnp.where(self.mask, each, 0.0), axis=self.rank_axis)
+
+
+def _examined(sessions: Sessions, relevance: Coin, examination: Coin) -> CoinClicks:
+    click = examination.yes + relevance.yes
+    skip = logaddexp(examination.no, examination.yes + relevance.no)
+    return CoinClicks(click, skip, sessions.mask, sessions.rank_axis)
+
+
+class _CTR(CoinModel):
     """Click-through rate: P(click) = sigmoid(tower). One class, four names for what the tower reads."""
 
     statistics = "rank"
+    slots = ("tower",)
+
+    @staticmethod
+    def from_coins(sessions: Sessions, tower: Coin) -> CoinClicks:  # type: ignore[override]
+        return CoinClicks(tower.yes, tower.no, sessions.mask, sessions.rank_axis)
 
     def __init__(self, tower: Tower) -> None:
         self.tower = tower
@@ -116,13 +170,15 @@ class RDCTR(_CTR):
     """CTR by (rank, document); tower: `towers.RankDocumentTable`. Ranks by the click rate at rank 1."""
 
 
-class PBM(_OneRelevance):
+class PBM(_OneRelevance, CoinModel):
     """Position-based model: P(click) = examination_k relevance (Richardson 2007; Craswell 2008).
 
     Only the examination relative to rank 1 is identified.
     """
 
     statistics = "rank"
+    slots = ("relevance", "examination")
+    from_coins = staticmethod(_examined)  # type: ignore[assignment]
 
     def __init__(self, *, relevance: Tower, examination: Tower) -> None:
         self.relevance = relevance
@@ -187,7 +243,7 @@ class AdditivePBM(_OneRelevance):
         return PositionClicks(relevance + examination, sessions.mask, sessions.rank_axis)
 
 
-class UBM(_OneRelevance):
+class UBM(_OneRelevance, CoinModel):
     """User browsing model: examination depends on the rank and the last clicked rank (Dupret 2008).
 
     The examination tower returns logits [B, K, K+1], last axis: no click above, then the last click
@@ -195,6 +251,8 @@ class UBM(_OneRelevance):
     """
 
     statistics = "last-click"
+    slots = ("relevance", "examination")
+    from_coins = staticmethod(_examined)  # type: ignore[assignment]
 
     def __init__(self, *, relevance: Tower, examination: Tower) -> None:
         self.relevance = relevance
@@ -229,46 +287,57 @@ class UBM(_OneRelevance):
         return PositionClicks(logit_and(examination, relevance), sessions.mask, sessions.rank_axis).log_prob(clicks)
 
 
-def _cascade(
-    sessions: Sessions,
-    relevance: jax.Array,
-    after_click: tuple[jax.Array, jax.Array] | None,
-    after_skip: jax.Array | None = None,
-) -> CascadeClicks:
-    """after_click: log-probabilities of going on and stopping (None: always stop); after_skip: logit (None: go on)."""
-    zero = jnp.zeros_like(relevance)
-    never = jnp.full_like(relevance, -jnp.inf)
-    go, stop = after_click or (never, zero)
-    go_skip, stop_skip = (zero, never) if after_skip is None else (log_sigmoid(after_skip), log_sigmoid(-after_skip))
-    return CascadeClicks(relevance, go, stop, go_skip, stop_skip, sessions.mask, sessions.rank_axis)
+class _Chain(CoinModel):
+    """The cascade family: the coins make the steps of one chain."""
+
+    def __call__(self, sessions: Sessions) -> CascadeClicks:
+        return self.from_coins(sessions, *(_coin(_logits(getattr(self, slot), sessions, slot)) for slot in self.slots))
+
+    @staticmethod
+    @abc.abstractmethod
+    def from_coins(sessions: Sessions, *coins: Coin) -> CascadeClicks:
+        """As in `CoinModel`."""
 
 
-class CascadeModel(_OneRelevance):
+def _cascade(sessions: Sessions, relevance: Coin, after_click: Coin | None, after_skip: Coin | None) -> CascadeClicks:
+    """after_click, after_skip: going on (yes) and stopping (no); None: a click always stops, a skip never."""
+    zero, never = jnp.zeros_like(relevance.yes), jnp.full_like(relevance.yes, -jnp.inf)
+    after_click = after_click or Coin(never, zero)
+    after_skip = after_skip or Coin(zero, never)
+    return CascadeClicks(*relevance, *after_click, *after_skip, sessions.mask, sessions.rank_axis)
+
+
+class CascadeModel(_OneRelevance, _Chain):
     """Cascade model: the first attractive document is clicked and ends the session (Craswell 2008).
 
     Sessions with two clicks are impossible.
     """
 
+    slots = ("relevance",)
+
     def __init__(self, *, relevance: Tower) -> None:
         self.relevance = relevance
 
-    def __call__(self, sessions: Sessions) -> CascadeClicks:
-        return _cascade(sessions, _logits(self.relevance, sessions, "relevance"), None)
+    @staticmethod
+    def from_coins(sessions: Sessions, relevance: Coin) -> CascadeClicks:  # type: ignore[override]
+        return _cascade(sessions, relevance, None, None)
 
 
-class DCM(_OneRelevance):
+class DCM(_OneRelevance, _Chain):
     """Dependent click model: after a click at rank k the user goes on with probability continuation_k (Guo 2009)."""
+
+    slots = ("relevance", "continuation")
 
     def __init__(self, *, relevance: Tower, continuation: Tower) -> None:
         self.relevance = relevance
         self.continuation = continuation
 
-    def __call__(self, sessions: Sessions) -> CascadeClicks:
-        go = _logits(self.continuation, sessions, "continuation")
-        return _cascade(sessions, _logits(self.relevance, sessions, "relevance"), (log_sigmoid(go), log_sigmoid(-go)))
+    @staticmethod
+    def from_coins(sessions: Sessions, relevance: Coin, continuation: Coin) -> CascadeClicks:  # type: ignore[override]
+        return _cascade(sessions, relevance, continuation, None)
 
 
-class _Satisfaction(ClickModel):
+class _Satisfaction(_Chain):
     """The models that tell attraction from satisfaction and rank by their product (Chapelle and Zhang 2009)."""
 
     relevance: Tower
@@ -282,17 +351,15 @@ class _Satisfaction(ClickModel):
 class SDBN(_Satisfaction):
     """Simplified DBN: goes on until satisfied by a clicked document (Chapelle and Zhang 2009)."""
 
+    slots = ("relevance", "satisfaction")
+
     def __init__(self, *, relevance: Tower, satisfaction: Tower) -> None:
         self.relevance = relevance
         self.satisfaction = satisfaction
 
-    def __call__(self, sessions: Sessions) -> CascadeClicks:
-        satisfied = _logits(self.satisfaction, sessions, "satisfaction")
-        return _cascade(
-            sessions,
-            _logits(self.relevance, sessions, "relevance"),
-            (log_sigmoid(-satisfied), log_sigmoid(satisfied)),
-        )
+    @staticmethod
+    def from_coins(sessions: Sessions, relevance: Coin, satisfaction: Coin) -> CascadeClicks:  # type: ignore[override]
+        return _cascade(sessions, relevance, Coin(satisfaction.no, satisfaction.yes), None)
 
 
 class DBN(_Satisfaction):
@@ -301,25 +368,29 @@ class DBN(_Satisfaction):
     after a click and after a skip alike (Chapelle and Zhang 2009).
     """
 
+    slots = ("relevance", "satisfaction", "continuation")
+
     def __init__(self, *, relevance: Tower, satisfaction: Tower, continuation: Tower) -> None:
         self.relevance = relevance
         self.satisfaction = satisfaction
         self.continuation = continuation
 
-    def __call__(self, sessions: Sessions) -> CascadeClicks:
-        satisfied = _logits(self.satisfaction, sessions, "satisfaction")
-        go = _logits(self.continuation, sessions, "continuation")
-        both = logit_and(-satisfied, go)
-        return _cascade(
-            sessions, _logits(self.relevance, sessions, "relevance"), (log_sigmoid(both), log_sigmoid(-both)), go
-        )
+    @staticmethod
+    def from_coins(  # type: ignore[override]
+        sessions: Sessions, relevance: Coin, satisfaction: Coin, continuation: Coin
+    ) -> CascadeClicks:
+        stop = logaddexp(satisfaction.yes, satisfaction.no + continuation.no)
+        after_click = Coin(satisfaction.no + continuation.yes, stop)
+        return _cascade(sessions, relevance, after_click, continuation)
 
 
-class CCM(_OneRelevance):
+class CCM(_OneRelevance, _Chain):
     """Click chain model (Guo 2009): the user goes on with probability tau_1 after a skip, tau_2 after a click
 
     on a document that turns out irrelevant, tau_3 after a click on a relevant one.
     """
+
+    slots = ("relevance", "after_skip", "after_irrelevant_click", "after_relevant_click")
 
     def __init__(
         self, *, relevance: Tower, after_skip: Tower, after_irrelevant_click: Tower, after_relevant_click: Tower
@@ -329,14 +400,14 @@ class CCM(_OneRelevance):
         self.after_irrelevant_click = after_irrelevant_click
         self.after_relevant_click = after_relevant_click
 
-    def __call__(self, sessions: Sessions) -> CascadeClicks:
-        relevance = _logits(self.relevance, sessions, "relevance")
-        bad = _logits(self.after_irrelevant_click, sessions, "after_irrelevant_click")
-        good = _logits(self.after_relevant_click, sessions, "after_relevant_click")
-        yes, no = log_sigmoid(relevance), log_sigmoid(-relevance)
-        go = logaddexp(no + log_sigmoid(bad), yes + log_sigmoid(good))
-        stop = logaddexp(no + log_sigmoid(-bad), yes + log_sigmoid(-good))
-        return _cascade(sessions, relevance, (go, stop), _logits(self.after_skip, sessions, "after_skip"))
+    @staticmethod
+    def from_coins(  # type: ignore[override]
+        sessions: Sessions, relevance: Coin, after_skip: Coin, after_irrelevant_click: Coin, after_relevant_click: Coin
+    ) -> CascadeClicks:
+        bad, good = after_irrelevant_click, after_relevant_click
+        go = logaddexp(relevance.no + bad.yes, relevance.yes + good.yes)
+        stop = logaddexp(relevance.no + bad.no, relevance.yes + good.no)
+        return _cascade(sessions, relevance, Coin(go, stop), after_skip)
 
 
 class Mixture(ClickModel):

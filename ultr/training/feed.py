@@ -41,7 +41,8 @@ class Batches:
         lengths = jnp.expand_dims(lengths, one.rank_axis)
         index = jnp.expand_dims(jnp.arange(self.width, dtype=jnp.int32), 1 - one.rank_axis)
         mask = index < lengths
-        position = jnp.broadcast_to(index, mask.shape) if one.position is None else one.position
+        # Padding reads rank 1, since a batch may be wider than a table of ranks is long.
+        position = jnp.where(mask, index, 0) if one.position is None else one.position
         return one.replace(mask=mask, position=position)  # type: ignore[no-any-return]
 
 

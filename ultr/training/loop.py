@@ -163,7 +163,7 @@ def fit(
                 waited += seconds
                 sums.block_until_ready()  # so that what is waited for next is the data, and nothing else
                 _advance(bar, block.sessions, sums)
-        loss, counted, impossible = _mean(sums, "training data", epoch)
+        loss, counted, impossible = _mean(sums, "training data", epoch, getattr(train, "rows_per_session", 1.0))
         parameters = trainer.parameters(state)
         valid_loss = None
         if valid is not None:
@@ -262,8 +262,10 @@ def _weight(train: Source) -> float:
     return max(total, 1.0)
 
 
-def _mean(sums: Any, source: str, epoch: int) -> tuple[float, float, float]:
+def _mean(sums: Any, source: str, epoch: int, rows_per_session: float = 1.0) -> tuple[float, float, float]:
+    """Loss per session, sessions counted, impossible sessions."""
     total, used, impossible = (float(x) for x in sums)
+    used, impossible = used / rows_per_session, impossible / rows_per_session
     if not used and not impossible:
         raise DataError(f"{source}: expected sessions with documents and a weight above 0, found none")
     if not used:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
+from ultr.errors import ConfigError
 from ultr.sessions import Sessions
 from ultr.towers import read_by, row_tables
 from ultr.training.feed import Batches
@@ -93,8 +94,8 @@ class Trainer:
 
         def objective(params: Any, moves: list[jax.Array] | None) -> Any:
             """The mean loss, each looked-up number being moved by an addend: its gradient is that of the number."""
-            empty = jax.tree.unflatten(structure, [jnp.zeros(()) for _ in tables])
-            model = nnx.merge(self._graph, empty, params, state["rest"], copy=True)
+            absent = jax.tree.unflatten(structure, [_Absent() for _ in tables])
+            model = nnx.merge(self._graph, absent, params, state["rest"], copy=True)
             numbers = self._numbers(model)
             read_tables.clear()
             reads: list[tuple[jax.Array, jax.Array]] = []
@@ -161,6 +162,16 @@ def losses(model: Any, batch: Sessions) -> tuple[jax.Array, jax.Array]:
     used = jnp.where(possible, weight, 0.0)
     total = jnp.sum(jnp.where(used > 0, loss, 0.0) * used)
     return total, jnp.stack([total, jnp.sum(used), jnp.sum(weight - used)])
+
+
+class _Absent:
+    """Stands for a table that is trained row by row: its values are there for `lookup` alone."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(name)
+
+    def __getitem__(self, _: Any) -> Any:
+        raise ConfigError("X")
 
 
 def _names(tables: Any) -> list[str]:
