@@ -52,10 +52,9 @@ class Layout:
             out[CONTEXT + name] = "int32" if about["kind"] == "category" else "float"
         return out | {FEATURE + name: "list<float>" for name in self.impression_features}
 
-    @property
-    def streamed(self) -> list[str]:
-        """The columns that a batch is made of."""
-        return [name for name in self.types if name not in ("session", "time", "split")]
+    def streamed(self, *, ranks: bool) -> list[str]:
+        """The columns that a batch is made of; `ranks` where they are not known without."""
+        return [n for n in self.types if n not in ("session", "time", "split") and (ranks or n != "ranks")]
 
     def values_per_session(self, length: float) -> float:
         """How many numbers a session of `length` documents brings, which is what memory is measured by."""
@@ -140,7 +139,7 @@ def unpack(columns: Mapping[str, pa.Array | pa.ChunkedArray], *, file: Any, star
     scalars: dict[str, np.ndarray] = {}
     reference = ""
     for name, column in columns.items():
-        array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+        array = _joined(column)
         if array.null_count:
             row = start + pc.index(array.is_null(), True).as_py() + 1
             raise DataError("expected a value in every row, found null", file=file, row=row, field=name)
@@ -170,6 +169,12 @@ def unpack(columns: Mapping[str, pa.Array | pa.ChunkedArray], *, file: Any, star
     if offsets is None:
         offsets = np.zeros(len(next(iter(scalars.values()), ())) + 1, np.int32)
     return Block(offsets, lists, scalars)
+
+
+def _joined(column: pa.Array | pa.ChunkedArray) -> pa.Array:
+    if isinstance(column, pa.Array):
+        return column
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()  # which copies
 
 
 def check(block: Block, layout: Layout, *, file: Any, start: int = 0) -> None:
@@ -203,15 +208,15 @@ def check(block: Block, layout: Layout, *, file: Any, start: int = 0) -> None:
                 row=start + int(empty.argmax()) + 1,
                 field=next(iter(lists)),
             )
+    # As unsigned numbers the negative ones are too large as well, and the largest tells whether there are any.
     if (clicks := lists.get("clicks")) is not None:
-        reject_list(clicks.view(np.uint8) > 1, "clicks", "clicks of 0 or 1")
+        unsigned = clicks.view(np.uint8)
+        if unsigned.max(initial=0) > 1:
+            reject_list(unsigned > 1, "clicks", "clicks of 0 or 1")
     if (documents := lists.get("documents")) is not None:
-        # As unsigned numbers the negative ones are beyond the table too: one pass.
-        reject_list(
-            documents.view(np.uint32) > layout.documents,
-            "documents",
-            f"document ids of 0 to {layout.documents}",
-        )
+        unsigned = documents.view(np.uint32)
+        if unsigned.max(initial=0) > layout.documents:
+            reject_list(unsigned > layout.documents, "documents", f"document ids of 0 to {layout.documents}")
     if (ranks := lists.get("ranks")) is not None and len(ranks):
         lowest = np.ones(len(ranks), np.int32)
         np.add(ranks[:-1], 1, out=lowest[1:])

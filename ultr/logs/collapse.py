@@ -149,7 +149,7 @@ def _sums(log: ClickLog, keys: int, weighted: bool, memory: int, beside: Path | 
     # No key comes more often than there are sessions.
     kind = np.dtype(np.float64 if weighted else np.uint32 if log.sessions < 1 << 32 else np.uint64)
     impressions = log.metadata["impressions"] / log.metadata["sessions"] * log.sessions
-    if keys * kind.itemsize <= memory // 2 and keys <= _DENSE * impressions:
+    if keys * kind.itemsize <= memory // 8 and keys <= _DENSE * impressions:
         return Table(keys, kind)
     return Groups(sums, memory=memory, beside=beside)
 

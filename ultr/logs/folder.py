@@ -24,6 +24,7 @@ COLLECTION_FORMAT = "ultr-collection"
 QUERIES_FILE = "queries.parquet"
 DOCUMENTS_FILE = "documents.parquet"
 METADATA_FILE = "metadata.json"
+CONSECUTIVE = "consecutive"  # what the record of a file says whose ranks are 1, 2, ... in every row
 
 OVERWRITE = "Choose another folder, or pass --overwrite (in Python: overwrite=True)."
 
@@ -259,15 +260,20 @@ def open_parquet(folder: Path, record: Mapping[str, Any]) -> pq.FileMetaData:
     return footer
 
 
-def read_row_groups(file: Path, groups: Iterable[int], columns: Sequence[str], *, footer: pq.FileMetaData) -> pa.Table:
+def read_row_groups(
+    file: Path, groups: Iterable[int], columns: Sequence[str], *, footer: pq.FileMetaData, threads: bool = True
+) -> pa.Table:
     """Reads row groups with their checksums verified.
+
+    Args:
+      threads: whether columns are decoded side by side.
 
     Raises:
       DataError: a page fails its checksum, or the file cannot be read.
     """
     picked = list(groups)
     with reading(file), pq.ParquetFile(file, metadata=footer, page_checksum_verification=True) as source:
-        table = source.read_row_groups(picked, columns=list(columns))
+        table = source.read_row_groups(picked, columns=list(columns), use_threads=threads)
     rows = sum(footer.row_group(i).num_rows for i in picked)
     if len(table) != rows:  # a damaged page header, which no checksum covers, makes the reader skip the page
         raise DataError(f"expected {rows:,} rows, found {len(table):,}", fix="Copy or prepare it again.", file=file)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import functools
+import itertools
 import json
 import os
 import zlib
@@ -20,6 +22,7 @@ from ultr.logs.blocks import CONTEXT, FEATURE, Block, Layout, check, unpack
 from ultr.logs.collection import Collection
 from ultr.logs.folder import (
     COLLECTION_FORMAT,
+    CONSECUTIVE,
     LOG_FORMAT,
     METADATA_FILE,
     check_columns,
@@ -32,7 +35,7 @@ from ultr.logs.folder import (
     require,
 )
 from ultr.logs.splits import OUTSIDE, assign_by_time, assign_split, check_fractions
-from ultr.logs.stream import Rows, ahead, join, rebatch, used_widths
+from ultr.logs.stream import WORKERS, Rows, ahead, join, rebatch, used_widths
 from ultr.logs.vocabulary import Vocabulary, known_documents
 from ultr.logs.writer import LogWriter
 from ultr.sessions import Sessions
@@ -92,6 +95,7 @@ class ClickLog:
         self.documents: int = metadata["documents"]
         self._groups = groups
         self._layout = _layout(path, metadata, groups)
+        self._consecutive = all(record.get("ranks") == CONSECUTIVE for record in metadata["files"])
         self._codes: np.ndarray | None = None  # [sessions of the log] uint8; this view has those of self._code
         self._code = 0
         self._salt = 0
@@ -168,7 +172,8 @@ class ClickLog:
         longest list. The last batch of a width is filled up with masked rows. Batches hold `document` and,
         where the log has them, `features` (document features, then impression features), every context
         column ([B, K], the session's value at each document), clicks, query, weight and labels (NaN: not
-        judged).
+        judged). Arrays may be read-only; batches of whole lists share one mask, and one position where ranks are
+        1, 2, ... everywhere. Two threads read ahead, a pool of sessions at most.
 
         Args:
           batch_size: rows per batch.
@@ -178,8 +183,10 @@ class ClickLog:
         Raises:
           DataError: a file is damaged or a value out of range; names the file and row.
         """
-        for width, rows in rebatch(self._pools(seed), batch_size):
-            batch = self._batch(rows, width)
+        rng = None if seed is None else np.random.default_rng(seed)
+        whole = functools.cache(_whole)
+        for width, rows in rebatch(self._pools(rng), batch_size, rng=rng):
+            batch = self._batch(rows, width, whole)
             yield batch if len(batch) == batch_size else batch.pad(rows=batch_size)
 
     def split(
@@ -285,13 +292,13 @@ class ClickLog:
             parts.append(batch[name].to_numpy(zero_copy_only=False))
         return np.concatenate(parts) if parts else np.zeros(0)
 
-    def _table(self, group: _Group, names: Sequence[str]) -> pa.Table:
+    def _table(self, group: _Group, names: Sequence[str], *, threads: bool = True) -> pa.Table:
         if not names or not set(names) <= set(self._layout.types):
             raise DataError(
                 f"expected some of the columns {list(self._layout.types)}, found {list(names)}",
                 file=self.path,
             )
-        return read_row_groups(group.file, [group.index], names, footer=group.footer)
+        return read_row_groups(group.file, [group.index], names, footer=group.footer, threads=threads)
 
     def _block(self, group: _Group, table: pa.Table) -> Block:
         numeric = {name: table[name] for name in table.column_names if name not in ("session", "split")}
@@ -299,64 +306,66 @@ class ClickLog:
         check(block, self._layout, file=group.file, start=group.file_row)
         return block
 
-    def _pools(self, seed: int | None) -> Iterator[tuple[int, Rows]]:
-        """(width, rows) of whole pools: single row groups in stored order, or shuffled unions of several."""
+    def _pools(self, rng: np.random.Generator | None) -> Iterator[tuple[int, Rows]]:
+        """(width, rows) of whole pools: single row groups in stored order, or unions of several in random order."""
         kept = [g.rows if (keep := self._keep(g)) is None else int(keep.sum()) for g in self._groups]
         used = [g for g, n in zip(self._groups, kept, strict=True) if n]
-        lengths = np.array([int(n) for n in self.metadata["lengths"]])
-        widths = used_widths(lengths)
-        if seed is None:
-            pools = [[g] for g in used]
-        else:
-            order = np.random.default_rng(seed).permutation(len(used))
+        pools = [[g] for g in used]
+        if rng is not None:
             sizes = [n for n in kept if n]
             values = self._layout.values_per_session(self.metadata["impressions"] / self.metadata["sessions"])
             limit = min(POOL_SESSIONS, POOL_VALUES / values)
             pools, held = [], limit
-            for i in order:
+            for i in rng.permutation(len(used)):
                 if held >= limit:
                     pools.append([])
                     held = 0
                 pools[-1].append(used[i])
                 held += sizes[i]
+        widths = used_widths(np.array([int(n) for n in self.metadata["lengths"]]))
+        # So that the next pool is in memory when one ends, or two row groups where they are used one by one.
+        loaded = ahead(
+            (functools.partial(self._load, group, widths) for pool in pools for group in pool),
+            depth=max([WORKERS, *map(len, pools)]),
+        )
+        for pool in pools:
+            found: dict[int, list[Rows]] = {}
+            for parts in itertools.islice(loaded, len(pool)):
+                for width, rows in parts:
+                    found.setdefault(width, []).append(rows)
+            for width in sorted(found):
+                yield width, join(found.pop(width))
 
-        def task(number: int, pool: list[_Group]) -> Callable[[], list[tuple[int, Rows]]]:
-            rng = None if seed is None else np.random.default_rng((seed, number))
-            return lambda: self._load(pool, widths, rng)
-
-        for loaded in ahead(task(i, pool) for i, pool in enumerate(pools)):
-            yield from loaded
-
-    def _load(self, pool: list[_Group], widths: np.ndarray, rng: np.random.Generator | None) -> list[tuple[int, Rows]]:
-        found: dict[int, list[Rows]] = {}
-        for group in pool:
-            block = self._block(group, self._table(group, self._layout.streamed))
-            keep = self._keep(group)
-            bucket = np.searchsorted(widths, block.lengths)
-            if bucket.max(initial=0) == len(widths):
-                row = int(bucket.argmax()) + 1
-                raise DataError(
-                    f"expected lists of at most {widths[-1]} documents, as the metadata says",
-                    file=group.file,
-                    row=group.file_row + row,
-                    field="documents",
-                )
-            for number, width in enumerate(widths.tolist()):
-                inside = bucket == number if keep is None else (bucket == number) & keep
-                rows = None if inside.all() else np.flatnonzero(inside)
-                if rows is None or len(rows):
-                    found.setdefault(width, []).append(block.padded(rows, width))
+    def _load(self, group: _Group, widths: np.ndarray) -> list[tuple[int, Rows]]:
+        """The view's rows of one row group, by width."""
+        names = self._layout.streamed(ranks=not self._consecutive)
+        block = self._block(group, self._table(group, names, threads=False))
+        keep = self._keep(group)
+        lengths = block.lengths
+        if lengths.max(initial=0) > widths[-1]:
+            raise DataError(
+                f"expected lists of at most {widths[-1]} documents, as the metadata says",
+                file=group.file,
+                row=group.file_row + int((lengths > widths[-1]).argmax()) + 1,
+                field="documents",
+            )
+        bucket = np.searchsorted(widths, np.arange(lengths.max(initial=0) + 1)).take(lengths)
         out = []
-        for width, parts in found.items():
-            rows_ = join(parts)
-            if rng is not None:
-                order = rng.permutation(len(rows_["length"]))
-                rows_ = {name: x.take(order, axis=0) for name, x in rows_.items()}
-            out.append((width, rows_))
+        for number, width in enumerate(widths.tolist()):
+            inside = bucket == number if keep is None else (bucket == number) & keep
+            rows = None if inside.all() else np.flatnonzero(inside)
+            if rows is None or len(rows):
+                out.append((width, block.padded(rows, width)))
         return out
 
-    def _batch(self, rows: Rows, width: int) -> Sessions:
-        mask = np.arange(width) < rows["length"][:, None]
+    def _batch(self, rows: Rows, width: int, whole: Callable[[int, int], tuple[np.ndarray, np.ndarray]]) -> Sessions:
+        lengths = rows["length"]
+        mask, position = whole(len(lengths), width)
+        if (lengths != width).any():
+            mask = position < lengths[:, None]
+            position = np.where(mask, position, np.int32(0))
+        if (ranks := rows.get("ranks")) is not None:
+            position = np.maximum(ranks - 1, 0)
         ids = rows["documents"]
         known = ids if self.documents == self._layout.documents else np.where(ids > self.documents, 0, ids)
         features: dict[str, np.ndarray] = {"document": known}
@@ -374,7 +383,7 @@ class ClickLog:
         grades = self.vocabulary.labels
         return Sessions(
             mask=mask,
-            position=np.maximum(rows["ranks"] - 1, 0),
+            position=position,
             features=features,
             clicks=rows["clicks"],
             labels=None if grades is None else np.where(mask, grades[ids], np.float32(0)),
@@ -406,6 +415,14 @@ def _layout(path: Path, metadata: Mapping[str, Any], groups: Sequence[_Group]) -
     for file, schema in files.items():
         check_columns(schema, layout.types, file)
     return layout
+
+
+def _whole(rows: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Mask and position [rows, width] of lists that are shown whole; read-only, as batches share them."""
+    mask = np.ones((rows, width), bool)
+    position = np.tile(np.arange(width, dtype=np.int32), (rows, 1))
+    mask.flags.writeable = position.flags.writeable = False
+    return mask, position
 
 
 def _without_unseen(batch: pa.RecordBatch, documents: int) -> pa.RecordBatch:
