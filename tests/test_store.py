@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,9 @@ from stored import (
 
 from ultr.errors import ConfigError, DataError
 from ultr.logs import ClickLog, Collection, LogWriter, assign_split, open_data, store, writer
+from ultr.logs.folder import describe
 from ultr.logs.splits import assign_by_time
-from ultr.logs.stream import bucket_widths
+from ultr.logs.stream import ahead, bucket_widths
 from ultr.logs.vocabulary import fingerprint
 
 
@@ -374,6 +376,153 @@ def test_a_stream_can_be_left_early(tmp_path: Path, small_files: None) -> None:
     next(stream)
     stream.close()
     assert len(streamed(log, seed=0)) == 100
+
+
+def consecutive(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows with ranks 1, 2, ..."""
+    return [row | {"ranks": list(range(1, len(row["ranks"]) + 1))} for row in rows]
+
+
+def set_records(log: ClickLog, change: Any) -> ClickLog:
+    """The log with `change` made to each of the metadata's records of session files."""
+    metadata = json.loads((log.path / "metadata.json").read_text())
+    metadata["files"] = [change(record) for record in metadata["files"]]
+    (log.path / "metadata.json").write_text(json.dumps(metadata))
+    return ClickLog.open(log.path)
+
+
+def without_ranks(record: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in record.items() if name != "ranks"}
+
+
+def assert_same_batches(first: Any, second: Any, **options: Any) -> None:
+    for a, b in zip(first.batches(16, **options), second.batches(16, **options), strict=True):
+        assert jax.tree.structure(a) == jax.tree.structure(b)
+        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+            assert x.dtype == y.dtype
+            np.testing.assert_array_equal(x, y)
+
+
+def flip(file: Path, column: str, *, group: int = 0) -> None:
+    """Flips a bit in the last byte that a row group holds of a column."""
+    about = pq.read_metadata(file).row_group(group)
+    (chunk,) = (c for c in map(about.column, range(about.num_columns)) if c.path_in_schema.split(".list.")[0] == column)
+    content = bytearray(file.read_bytes())
+    start = chunk.data_page_offset if chunk.dictionary_page_offset is None else chunk.dictionary_page_offset
+    content[start + chunk.total_compressed_size - 1] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("seed", [None, 3])
+@pytest.mark.parametrize("length", [4, None])
+def test_ranks_that_leave_none_out_come_without_being_read(
+    tmp_path: Path, small_files: None, length: int | None, seed: int | None
+) -> None:
+    rows = consecutive(make_rows(100, length=length))
+    log = write_log(tmp_path / "log", rows)
+    assert {record["ranks"] for record in log.metadata["files"]} == {"consecutive"}
+    read = set_records(write_log(tmp_path / "read", rows), without_ranks)
+    assert_same_batches(log, read, seed=seed)
+    part, same = (x.split({"a": 0.5, "b": 0.5}, seed=1)["a"] for x in (log, read))
+    assert_same_batches(part, same, seed=seed)
+    for copy in (log, read):
+        for record in copy.metadata["files"]:
+            flip(copy.path / record["name"], "ranks")
+    assert len(streamed(log, seed=seed)) == 100
+    for damaged in (read.batches(16, seed=seed), log.columns(["ranks"])):
+        with pytest.raises(DataError, match=r"sessions-0000\d\.parquet: the Parquet file cannot be read"):
+            list(damaged)
+
+
+@pytest.mark.parametrize("ranks", [[1, 2, 4], [2, 3, 4]])
+def test_one_rank_left_out_anywhere_has_all_ranks_read(tmp_path: Path, small_files: None, ranks: list[int]) -> None:
+    rows = consecutive(make_rows(50, length=3))
+    rows[37]["ranks"] = ranks
+    log = write_log(tmp_path / "log", rows)
+    assert not any("ranks" in record for record in log.metadata["files"])
+    again = set_records(log, lambda record: record | ({"ranks": "consecutive"} if "00000" in record["name"] else {}))
+    for seen in (log, again):
+        positions = np.concatenate([batch.position for batch in seen.batches(10)])
+        assert positions.tolist() == [[0, 1, 2]] * 37 + [[rank - 1 for rank in ranks]] + [[0, 1, 2]] * 12
+
+
+@pytest.mark.parametrize("seed", [None, 3])
+def test_another_encoding_of_the_same_rows_streams_alike(tmp_path: Path, small_files: None, seed: int | None) -> None:
+    log = write_log(tmp_path / "log", make_rows(100))
+    other = write_log(tmp_path / "other", make_rows(100))
+
+    def nullable(table: pa.Table) -> pa.Table:
+        kinds = {kind: pa.list_(kind.value_type) if pa.types.is_list(kind) else kind for kind in table.schema.types}
+        return table.cast(
+            pa.schema([pa.field(name, kinds[table.schema.field(name).type]) for name in table.schema.names])
+        )
+
+    for record in other.metadata["files"]:
+        file = other.path / record["name"]
+        table = nullable(pq.read_table(file))
+        pq.write_table(table, file, row_group_size=8, compression="zstd", write_page_checksum=True)
+    other = set_records(other, lambda record: describe(other.path / record["name"], record["rows"]))
+    encodings = [
+        {pq.read_metadata(x.path / "sessions-00000.parquet").row_group(0).column(2).encodings} for x in (log, other)
+    ]
+    assert encodings[0] != encodings[1]
+    assert_same_batches(log, other, seed=seed)
+
+
+def test_batches_of_whole_lists_share_what_is_the_same_in_all(tmp_path: Path) -> None:
+    log = write_log(tmp_path / "log", consecutive(make_rows(40, length=3)))
+    first, second, last = log.batches(16, seed=0)
+    assert first.mask is second.mask
+    assert first.position is second.position
+    for shared in (first.mask, first.position):
+        with pytest.raises(ValueError, match="read-only"):
+            shared[0, 0] = 0
+    assert last.mask[:, 0].tolist() == [True] * 8 + [False] * 8
+    assert last.position.tolist() == [[0, 1, 2]] * 8 + [[0, 0, 0]] * 8
+
+
+@pytest.mark.parametrize("column", ["query", "documents", "ranks", "clicks", "weight", "context.device", "feature.age"])
+def test_a_damaged_page_of_any_column_is_noticed(tmp_path: Path, small_files: None, column: str) -> None:
+    log = write_log(tmp_path / "log", make_rows(40))
+    flip(log.path / "sessions-00001.parquet", column, group=1)
+    with pytest.raises(DataError, match=r"sessions-00001\.parquet: the Parquet file cannot be read"):
+        list(ClickLog.open(log.path).batches(16, seed=0))
+
+
+def readers() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("ultr-read")]
+
+
+@pytest.mark.parametrize("seed", [None, 0])
+def test_no_thread_outlives_a_stream(tmp_path: Path, small_files: None, seed: int | None) -> None:
+    log = write_log(tmp_path / "log", make_rows(100))
+    stream = log.batches(4, seed=seed)
+    next(stream)
+    assert readers()
+    stream.close()
+    assert readers() == []
+    rewrite(log, replace("query", 3, 99))
+    with pytest.raises(DataError, match="expected query ids"):
+        list(ClickLog.open(log.path).batches(4, seed=seed))
+    assert readers() == []
+
+
+def test_tasks_ahead_are_few_in_order_and_dropped_with_the_stream() -> None:
+    began: list[int] = []
+    given: list[int] = []
+
+    def tasks() -> Any:
+        for number in range(50):
+            given.append(number)
+            yield lambda number=number: began.append(number) or number
+
+    results = ahead(tasks(), 3)
+    for expected in range(20):
+        assert next(results) == expected
+        assert given == list(range(expected + 4))
+    results.close()
+    assert set(began) <= set(range(23))
+    assert list(ahead(iter([lambda: 1, lambda: 2]), 3)) == [1, 2]
 
 
 def test_a_batch_size_below_one_is_refused(tmp_path: Path) -> None:

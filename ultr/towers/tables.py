@@ -12,7 +12,7 @@ from flax import nnx
 
 from ultr.errors import ConfigError, DataError
 from ultr.sessions import Array, Sessions
-from ultr.towers.lookup import lookup
+from ultr.towers.lookup import lookup, lookup_small
 
 
 def logits(probabilities: Sequence[float] | np.ndarray | float) -> np.ndarray:
@@ -110,7 +110,7 @@ class RankTable(nnx.Module):
         table = self.table[...]
         if self.pin_first:
             table = table - table[:1]
-        return jnp.take(table, jnp.asarray(sessions.position), axis=0)
+        return lookup_small(table, sessions.position)
 
 
 class LastClickTable(nnx.Module):
@@ -132,7 +132,7 @@ class LastClickTable(nnx.Module):
     def given(self, sessions: Sessions, last_click: jax.Array) -> jax.Array:
         """[B, K] logits after the given last clicks [B, K]: 1-based ranks, 0 for none."""
         index = jnp.asarray(sessions.position) * (self.ranks + 1) + last_click
-        return jnp.take(self.table[...].reshape(-1), index, axis=0)
+        return lookup_small(self.table[...].reshape(-1), index)
 
     def __call__(self, sessions: Sessions) -> jax.Array:
         position = jnp.asarray(sessions.position)

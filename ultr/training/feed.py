@@ -102,7 +102,7 @@ def _blocks(
 
     for batch in source.batches(batch_size, seed=seed):
         look(batch)
-        kind = (batch.shape, jax.tree.structure(batch))
+        kind = (jax.tree.structure(batch), *((x.shape, x.dtype) for x in jax.tree.leaves(batch)))
         if kind not in waiting:
             values = sum(np.size(x) for x in jax.tree.leaves(batch))
             steps = min(BLOCK_SESSIONS // batch_size, BLOCK_VALUES // max(values, 1), -(-length // batch_size))

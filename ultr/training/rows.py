@@ -144,7 +144,7 @@ def update_rows(
       rule: how a row is updated.
       table: [V, width] rows.
       owner: [V] int32 scratch; what it holds does not matter.
-      reads: index [N] of the rows read, one entry per impression; their content [N, width]; gradients [N].
+      reads: index [N] of the rows read, one entry per impression, V for none; their content [N, width]; gradients [N].
       count: this step's number, from 1.
       prior: strength of a Gaussian prior per step; what the steps owe since the last read is made up for.
 

@@ -12,7 +12,6 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.optimize
 from flax import nnx
 
 from ultr.clicks import CascadeClicks, last_click
@@ -21,6 +20,7 @@ from ultr.logs import ClickLog, collapse
 from ultr.models import Coin, CoinModel
 from ultr.sessions import InMemory, Sessions, Source
 from ultr.towers import Constant, DocumentTable, LastClickTable, RankDocumentTable, RankTable, check
+from ultr.towers.lookup import LANES, spread
 from ultr.training.feed import Batches, Block, blocks
 from ultr.training.loop import Fitted
 from ultr.training.steps import losses
@@ -214,20 +214,17 @@ class _Problem:
     def expect(self, logits: list[jax.Array]) -> Expected:
         """One pass: the E-step of EM, from which the gradient follows too."""
         coins = [(jax.nn.log_sigmoid(x), jax.nn.log_sigmoid(-x)) for x in logits]
-        large = [[jnp.zeros(c.size if c.size > SMALL else 0) for c in self.cells] for _ in range(2)]
-        small = [[np.zeros(c.size) for c in self.cells] for _ in range(2)]
+        large = [jnp.zeros((c.size, 2)) for c in self.cells if c.size > SMALL]
+        small = [np.zeros((c.size, 2)) for c in self.cells if c.size <= SMALL]
         sums = np.zeros(3)
         for block in self.data:
             large, found, new = self._pass(coins, large, block.batches, block.count)
             sums += np.asarray(new, np.float64)
             for total, part in zip(small, found, strict=True):
-                for x, y in zip(total, part, strict=True):
-                    if y.size:
-                        x += np.asarray(y, np.float64)
-        yes, no = (
-            [x if x.size else jnp.asarray(y, jnp.float32) for x, y in zip(a, b, strict=True)]
-            for a, b in zip(large, small, strict=True)
-        )
+                total += np.asarray(part, np.float64).reshape(-1, LANES, 2).sum(1)
+        many, few = iter(large), iter(small)
+        outcomes = [next(many) if c.size > SMALL else jnp.asarray(next(few), jnp.float32) for c in self.cells]
+        yes, no = ([x[:, side] for x in outcomes] for side in (0, 1))
         if not sums[1]:
             raise DataError(f"none of the {sums[2]:.0f} sessions is possible under the model")
         if not math.isfinite(sums[0]):
@@ -240,7 +237,8 @@ class _Problem:
         return Expected(yes, no, float(sums[0]), *(float(x) / self.rows_per_session for x in sums[1:]))
 
     def _block(self, coins: Any, large: Any, batches: Batches, count: Any) -> Any:
-        small = [[jnp.zeros(c.size if c.size <= SMALL else 0) for c in self.cells] for _ in range(2)]
+        """The outcomes in one block: added to `large`, and of the small tables, whose cells stand LANES times."""
+        small = [jnp.zeros((c.size * LANES, 2)) for c in self.cells if c.size <= SMALL]
 
         def body(i: jax.Array, carry: Any) -> Any:
             large, small, sums = carry
@@ -252,12 +250,20 @@ class _Problem:
                 last = last_click(clicked, jnp.asarray(batch.position) + 1, batch.rank_axis)
             index = [cells.index(batch, jnp.asarray(last)) for cells in self.cells]
             read = [[jnp.take(x, at, mode="clip") for x in pair] for pair, at in zip(coins, index, strict=True)]
+            # Without barriers XLA computes the derivatives anew inside each scatter, one element at a time.
+            read = jax.lax.optimization_barrier(read)
             outcomes, (total, new) = jax.grad(partial(self._log_likelihood, batch), has_aux=True)(read)
-            for side in (0, 1):
-                for n, at in enumerate(index):
-                    part = jnp.where(batch.mask, outcomes[n][side], 0.0)
-                    target = large if self.cells[n].size > SMALL else small
-                    target[side][n] = target[side][n].at[at].add(part)
+            outcomes = jax.lax.optimization_barrier(outcomes)
+            large, small = list(large), list(small)
+            many, few = iter(range(len(large))), iter(range(len(small)))
+            for cells, at, pair in zip(self.cells, index, outcomes, strict=True):
+                part = jnp.stack([jnp.where(batch.mask, x, 0.0).reshape(-1) for x in pair], axis=-1)
+                if cells.size > SMALL:
+                    n = next(many)
+                    large[n] = large[n].at[at.reshape(-1)].add(part)
+                else:
+                    n = next(few)
+                    small[n] = small[n].at[spread(at).reshape(-1)].add(part)
             return large, small, sums + jnp.stack([total, *new])
 
         return jax.lax.fori_loop(0, count, body, (large, small, jnp.zeros(3)))
@@ -450,6 +456,8 @@ class _Search:
             self._record(point, found, objective, point)
             slope = [g / s for g, s in zip(self.problem.slope(point, found), scale, strict=True)]
             return -objective, -join(slope)
+
+        import scipy.optimize  # here, since importing it takes as long as a pass
 
         start = join([x * s for x, s in zip(logits, scale, strict=True)])
         options = {"maxiter": left, "maxcor": 7, "ftol": self.tolerance, "gtol": 0.0}

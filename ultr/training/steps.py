@@ -33,7 +33,8 @@ class Trainer:
         paths = set(row_tables(model)) if self._rule else set()
         self._filters = (lambda path, _: tuple(path) in paths, nnx.Param, ...)
         self._graph, *parts = nnx.split(model, *self._filters)  # type: ignore[misc]
-        self._parts = jax.tree.map(jnp.copy, tuple(parts))
+        # Copies without weak types, which would make the second block be compiled anew.
+        self._parts = jax.tree.map(lambda x: jnp.array(x, x.dtype), tuple(parts))
         self._names = _names(self._parts[0])
         self._shapes = [x.shape for x in jax.tree.leaves(self._parts[0])]
         self.block = jax.jit(self._block, donate_argnums=(0, 1, 2))
@@ -104,6 +105,9 @@ class Trainer:
                 number = numbers.get(id(table))
                 if number is None:
                     return None
+                if index.shape[:2] == batch.mask.shape:  # padding reads no row: the update drops what lies beyond
+                    shown = batch.mask.reshape(*batch.mask.shape, *(1,) * (index.ndim - 2))
+                    index = jnp.where(shown, index, len(tables[number]))
                 flat = index.reshape(-1)
                 rows = jnp.take(tables[number], flat, axis=0, mode="clip")  # `towers.check` looks at the bounds
                 read_tables.append(number)
@@ -165,13 +169,17 @@ def losses(model: Any, batch: Sessions) -> tuple[jax.Array, jax.Array]:
 
 
 class _Absent:
-    """Stands for a table that is trained row by row: its values are there for `lookup` alone."""
-
-    def __getattr__(self, name: str) -> Any:
-        raise AttributeError(name)
+    """Stands for the values of a table that is trained row by row; read in another way, they would get no gradient."""
 
     def __getitem__(self, _: Any) -> Any:
-        raise ConfigError("X")
+        raise ConfigError(
+            "a table that is trained row by row was read without `towers.lookup`. Read it through that function, "
+            "leave it out of the tower's `row_tables`, or train with a dense optimizer, such as optimizer=adam()"
+        )
+
+
+def _strong(x: jax.Array) -> jax.Array:
+    return jnp.copy(x) if jnp.issubdtype(x.dtype, jax.dtypes.extended) else jnp.array(x, x.dtype)
 
 
 def _names(tables: Any) -> list[str]:

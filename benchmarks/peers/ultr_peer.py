@@ -1,0 +1,272 @@
+"""ultr as a contestant, with the commands of the others, so that it too can be measured in a process of its own.
+
+What each measurement calls stands in one function: `optimizer`, `step`, `end_to_end` and `converge`.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import time
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import arrays
+import jax
+import numpy as np
+from protocol import peak_bytes, serve, since_start
+
+from ultr import training
+from ultr.config import ModelConfig, build_model
+from ultr.evaluation import evaluate
+from ultr.logs import ClickLog
+from ultr.sessions import Sessions
+from ultr.training.feed import blocks
+from ultr.training.rows import lazy_adam
+from ultr.training.steps import Trainer
+
+RATE = 0.003
+_prepared: dict[tuple[Any, ...], _Windows] = {}
+
+
+def optimizer(rate: float = RATE) -> Any:
+    """Row-sparse Adam for the tables, at ten times the rate of the networks."""
+    return lazy_adam(rate)
+
+
+def build(model: str, log: Any, features: bool = False, seed: int = 42) -> Any:
+    if features:
+        return build_model(ModelConfig(model=model, relevance="mlp", hidden=(256, 256), seed=seed), log)
+    return build_model(ModelConfig(model=model, relevance="table", seed=seed), log)
+
+
+def loader(log: str, sessions: int, batch_size: int) -> dict[str, Any]:
+    """Reading alone, shuffled; at least so many sessions, or all there are."""
+    source = ClickLog.open(log)
+    began, read = time.perf_counter(), 0
+    for batch in source.batches(batch_size, seed=0):
+        read += int(np.count_nonzero(np.asarray(batch.mask)[:, 0]))
+        if read >= sessions:
+            break
+    seconds = time.perf_counter() - began
+    return {"sessions": read, "seconds": seconds, "rate": read / seconds}
+
+
+class _Windows:
+    """The compiled steps of `fit` on batches that lie in memory, in windows of about so many seconds."""
+
+    def __init__(self, model: Any, batches: list[Sessions]) -> None:
+        size = len(batches[0])
+        trainer = Trainer(model, optimizer())
+        self._trainer, self._state = trainer, trainer.init()
+        self._scratch, self._sums = trainer.scratch(self._state), jax.numpy.zeros(3)
+        self._facts = {"weight": jax.numpy.float32(0), "prior": jax.numpy.float32(0)}
+        self._blocks = list(
+            blocks(
+                _Listed(batches),
+                size,
+                seed=None,
+                length=size * len(batches),
+                rank_first=trainer.rank_first,
+                look=lambda batch: None,
+                put=jax.device_put,
+            )
+        )
+        self.run(1)
+        self.run(1)  # the first pass may compile anew for the state that the last one gave
+        self._once = self.run(1)[1]
+
+    def run(self, passes: int) -> tuple[int, float]:
+        """(sessions, seconds)."""
+        began, done = time.perf_counter(), 0
+        for _ in range(passes):
+            for block in self._blocks:
+                self._state, self._scratch, self._sums = self._trainer.block(
+                    self._state, self._scratch, self._sums, block.batches, block.count, self._facts
+                )
+                done += block.sessions
+        jax.block_until_ready((self._state, self._sums))
+        return done, time.perf_counter() - began
+
+    def window(self, seconds: float) -> dict[str, Any]:
+        sessions, took = self.run(max(1, round(seconds / self._once)))
+        return {"sessions": sessions, "seconds": took, "rate": sessions / took}
+
+
+class _Listed:
+    def __init__(self, batches: list[Sessions]) -> None:
+        self._batches = batches
+
+    def batches(self, batch_size: int, *, seed: int | None = None) -> Iterator[Sessions]:
+        return iter(self._batches)
+
+
+def step(
+    model: str, documents: int, batch_size: int, folder: str, seconds: float = 1.0, features: str | None = None
+) -> dict[str, Any]:
+    """Training steps on batches in memory for about so many seconds; compiled at the first call with these sizes.
+
+    With `features`, the path of a matrix [documents + 1, F], the model is a PBM with an MLP with two layers of 256.
+    """
+    key = (model, documents, batch_size, folder, features)
+    compiled = {}
+    if key not in _prepared:
+        began = time.perf_counter()
+        matrix = None if features is None else np.load(features, mmap_mode="r")
+        _, ids, clicks = arrays.read(folder, 12 * batch_size)
+        ids = ids if matrix is not None else arrays.spread(ids, documents)
+        batches = _batches(ids, clicks, batch_size, matrix)
+        built = build(model, _log(documents, ids.shape[1], matrix, batches), matrix is not None)
+        _prepared[key] = _Windows(built, batches)
+        compiled = {"compile_seconds": time.perf_counter() - began}
+    return _prepared[key].window(seconds) | compiled
+
+
+def _batches(ids: np.ndarray, clicks: np.ndarray, batch_size: int, matrix: np.ndarray | None) -> list[Sessions]:
+    made = []
+    for start in range(0, len(ids) - batch_size + 1, batch_size):
+        rows = slice(start, start + batch_size)
+        features = {"document": ids[rows]}
+        if matrix is not None:
+            features["features"] = matrix[ids[rows]]
+        made.append(
+            Sessions(
+                mask=np.ones(ids[rows].shape, bool),
+                position=np.broadcast_to(np.arange(ids.shape[1], dtype=np.int32), ids[rows].shape),
+                features=features,
+                clicks=clicks[rows],
+            )
+        )
+    if not made:
+        raise ValueError(f"expected at least {batch_size} sessions, found {len(ids)}")
+    return made
+
+
+def _log(documents: int, ranks: int, matrix: np.ndarray | None, batches: list[Sessions]) -> Any:
+    """What `build_model` asks a log for."""
+    features = [] if matrix is None else [f"f{i}" for i in range(matrix.shape[1])]
+    return SimpleNamespace(
+        documents=documents,
+        ranks=ranks,
+        metadata={"features": features, "impression_features": []},
+        batches=lambda batch_size, seed=None: iter(batches),
+    )
+
+
+def forget() -> dict[str, Any]:
+    """Frees what `step` keeps between calls."""
+    _prepared.clear()
+    jax.clear_caches()
+    return {}
+
+
+def end_to_end(model: str, log: str, batch_size: int) -> dict[str, Any]:
+    """The third epoch of `fit` from the prepared log: from Parquet to updated tables, compiled beforehand."""
+    source = ClickLog.open(log)
+    fitted = training.fit(
+        build(model, source),
+        source,
+        optimizer=optimizer(),
+        epochs=3,
+        batch_size=batch_size,
+        seed=0,
+        patience=None,
+        progress=False,
+    )
+    first, *_, last = (epoch["seconds"] for epoch in fitted.history)
+    return {"sessions": len(source), "seconds": last, "rate": len(source) / last, "first_seconds": first}
+
+
+class _Judged:
+    """The held-out log: `fit` streams it after each epoch; keeps the time at which that begins and ends."""
+
+    def __init__(self, log: ClickLog) -> None:
+        self.log = log
+        self.begins: list[float] = []
+        self.ends: list[float] = []
+
+    def __len__(self) -> int:
+        return len(self.log)
+
+    def batches(self, batch_size: int, *, seed: int | None = None) -> Iterator[Sessions]:
+        self.begins.append(since_start())
+        yield from self.log.batches(batch_size, seed=seed)
+        self.ends.append(since_start())
+
+
+def train_to_convergence(
+    model: str,
+    batch_size: int,
+    train: str,
+    test: str,
+    epochs: int = 30,
+    rate: float = RATE,
+    l2: float = 0.0,
+    features: bool = False,
+    patience: int = 2,
+    seed: int = 42,
+) -> dict[str, Any]:
+    """From the prepared log; held-out log-likelihood per document and seconds after each epoch.
+
+    Seconds of a point: process start to the end of that epoch, without evaluation.
+    """
+    log = ClickLog.open(train)
+    held_out = ClickLog.open(test, vocabulary=log)
+    began = time.perf_counter()
+    points, fitted = converge(model, log, held_out, batch_size, epochs, rate, l2, features, patience, seed)
+    key = jax.random.key(seed)
+    found = evaluate(fitted, held_out, metrics=["log_likelihood_per_document"], key=key)
+    return {
+        "points": points,
+        "log_likelihood": found["log_likelihood_per_document"].value,
+        "epochs": len(points),
+        "wall_seconds": time.perf_counter() - began,
+        "peak_bytes": peak_bytes(),
+    }
+
+
+def converge(
+    model: str,
+    log: ClickLog,
+    held_out: ClickLog,
+    batch_size: int,
+    epochs: int,
+    rate: float,
+    l2: float,
+    features: bool,
+    patience: int,
+    seed: int,
+) -> tuple[list[dict[str, float]], Any]:
+    """(points of seconds and held-out log-likelihood, the fitted model)."""
+    judged = _Judged(held_out)
+    fitted = training.fit(
+        build(model, log, features, seed),
+        log,
+        judged,
+        optimizer=optimizer(rate),
+        epochs=epochs,
+        batch_size=batch_size,
+        seed=seed,
+        patience=patience,
+        l2=l2,
+        progress=False,
+    )
+    per_session = held_out.metadata["impressions"] / held_out.metadata["sessions"]
+    points, evaluation = [], 0.0
+    for begin, end, epoch in zip(judged.begins, judged.ends, fitted.history, strict=True):
+        points.append({"seconds": begin - evaluation, "log_likelihood": -epoch["valid_loss"] / per_session})
+        evaluation += end - begin
+    return points, fitted.model
+
+
+COMMANDS: dict[str, Callable[..., Any]] = {
+    "loader": loader,
+    "step": step,
+    "forget": forget,
+    "end_to_end": end_to_end,
+    "train_to_convergence": train_to_convergence,
+}
+
+if __name__ == "__main__":
+    names = ("jax", "jaxlib", "flax", "optax", "numpy", "pyarrow")
+    serve(COMMANDS, contestant="ultr", versions={name: importlib.metadata.version(name) for name in names})
