@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -30,8 +30,8 @@ class RowRule(Protocol):
         """Values of any shape -> rows [V, width]; column 0 holds the flattened values."""
         ...
 
-    def update(self, rows: jax.Array, gradient: jax.Array, count: jax.Array) -> jax.Array:
-        """Rows [N, width] and their gradients [N] at step `count` (from 1) -> the new rows."""
+    def update(self, rows: jax.Array, gradient: jax.Array, count: jax.Array) -> tuple[jax.Array, ...]:
+        """Rows [N, width] and their gradients [N] at step `count` (from 1) -> the new columns but the last."""
         ...
 
 
@@ -61,13 +61,13 @@ class RowAdam:
     def init(self, values: jax.Array) -> jax.Array:
         return _packed(values, 0.0, 0.0)
 
-    def update(self, rows: jax.Array, gradient: jax.Array, count: jax.Array) -> jax.Array:
+    def update(self, rows: jax.Array, gradient: jax.Array, count: jax.Array) -> tuple[jax.Array, ...]:
         first = self.b1 * rows[:, 1] + (1 - self.b1) * gradient
         second = self.b2 * rows[:, 2] + (1 - self.b2) * gradient**2
         steps = count.astype(rows.dtype)
         mean, square = first / (1 - self.b1**steps), second / (1 - self.b2**steps)
         value = rows[:, 0] - _rate(self.learning_rate, count) * mean / (jnp.sqrt(square) + self.eps)
-        return jnp.stack([value, first, second, jnp.broadcast_to(steps, value.shape)], axis=1)
+        return value, first, second
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,11 +87,10 @@ class RowAdagrad:
     def init(self, values: jax.Array) -> jax.Array:
         return _packed(values, self.initial)
 
-    def update(self, rows: jax.Array, gradient: jax.Array, count: jax.Array) -> jax.Array:
+    def update(self, rows: jax.Array, gradient: jax.Array, count: jax.Array) -> tuple[jax.Array, ...]:
         squares = rows[:, 1] + gradient**2
         value = rows[:, 0] - _rate(self.learning_rate, count) * gradient * jax.lax.rsqrt(squares + self.eps)
-        steps = count.astype(rows.dtype)
-        return jnp.stack([value, squares, jnp.broadcast_to(steps, value.shape)], axis=1)
+        return value, squares
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,5 +156,21 @@ def update_rows(
     owner = owner.at[index].set(jnp.arange(index.size, dtype=owner.dtype))
     speaker = owner[index]
     total = jnp.zeros_like(gradient).at[speaker].add(gradient)[speaker]
-    total = total + prior * (count.astype(rows.dtype) - rows[:, -1]) * rows[:, 0]
-    return table.at[index].set(rule.update(rows, total, count)), owner
+    steps = count.astype(rows.dtype)
+    total = total + prior * (steps - rows[:, -1]) * rows[:, 0]
+    columns = settled(rule.update(rows, total, count), count)
+    new = jnp.stack([*columns, jnp.broadcast_to(steps, total.shape)], axis=1)
+    return table.at[index].set(new), owner
+
+
+def settled(x: Any, number: Any) -> Any:
+    """`x`, computed and stored before anything that reads it.
+
+    XLA would merge the computation of what a scatter writes into one that goes through it number by number, three
+    times as slow on a CPU, and it drops optimization barriers before it merges. What goes through a branch it stores.
+
+    Args:
+      x: arrays.
+      number: any traced integer of at least 0.
+    """
+    return jax.lax.cond(number >= 0, lambda x: x, lambda x: jax.tree.map(jnp.zeros_like, x), x)

@@ -23,6 +23,7 @@ from ultr.towers import Constant, DocumentTable, LastClickTable, RankDocumentTab
 from ultr.towers.lookup import LANES, spread
 from ultr.training.feed import Batches, Block, blocks
 from ultr.training.loop import Fitted
+from ultr.training.rows import settled
 from ultr.training.steps import losses
 
 ROWS = 1 << 13  # per batch: what a CPU's cache holds
@@ -214,17 +215,17 @@ class _Problem:
     def expect(self, logits: list[jax.Array]) -> Expected:
         """One pass: the E-step of EM, from which the gradient follows too."""
         coins = [(jax.nn.log_sigmoid(x), jax.nn.log_sigmoid(-x)) for x in logits]
-        large = [jnp.zeros((c.size, 2)) for c in self.cells if c.size > SMALL]
-        small = [np.zeros((c.size, 2)) for c in self.cells if c.size <= SMALL]
+        large = [(jnp.zeros(c.size), jnp.zeros(c.size)) for c in self.cells if c.size > SMALL]
+        small = [np.zeros((2, c.size)) for c in self.cells if c.size <= SMALL]
         sums = np.zeros(3)
         for block in self.data:
             large, found, new = self._pass(coins, large, block.batches, block.count)
             sums += np.asarray(new, np.float64)
             for total, part in zip(small, found, strict=True):
-                total += np.asarray(part, np.float64).reshape(-1, LANES, 2).sum(1)
+                total += np.asarray(part, np.float64).reshape(*total.shape, LANES).sum(2)
         many, few = iter(large), iter(small)
         outcomes = [next(many) if c.size > SMALL else jnp.asarray(next(few), jnp.float32) for c in self.cells]
-        yes, no = ([x[:, side] for x in outcomes] for side in (0, 1))
+        yes, no = ([x[side] for x in outcomes] for side in (0, 1))
         if not sums[1]:
             raise DataError(f"none of the {sums[2]:.0f} sessions is possible under the model")
         if not math.isfinite(sums[0]):
@@ -238,7 +239,7 @@ class _Problem:
 
     def _block(self, coins: Any, large: Any, batches: Batches, count: Any) -> Any:
         """The outcomes in one block: added to `large`, and of the small tables, whose cells stand LANES times."""
-        small = [jnp.zeros((c.size * LANES, 2)) for c in self.cells if c.size <= SMALL]
+        small = [(jnp.zeros(c.size * LANES),) * 2 for c in self.cells if c.size <= SMALL]
 
         def body(i: jax.Array, carry: Any) -> Any:
             large, small, sums = carry
@@ -250,21 +251,20 @@ class _Problem:
                 last = last_click(clicked, jnp.asarray(batch.position) + 1, batch.rank_axis)
             index = [cells.index(batch, jnp.asarray(last)) for cells in self.cells]
             read = [[jnp.take(x, at, mode="clip") for x in pair] for pair, at in zip(coins, index, strict=True)]
-            # Without barriers XLA computes the derivatives anew inside each scatter, one element at a time.
-            read = jax.lax.optimization_barrier(read)
             outcomes, (total, new) = jax.grad(partial(self._log_likelihood, batch), has_aux=True)(read)
-            outcomes = jax.lax.optimization_barrier(outcomes)
-            large, small = list(large), list(small)
-            many, few = iter(range(len(large))), iter(range(len(small)))
+            outcomes = settled(outcomes, i)
+
+            def add(sums: Any, at: jax.Array, pair: Any) -> Any:
+                return tuple(s.at[at].add(jnp.where(batch.mask, x, 0.0)) for s, x in zip(sums, pair, strict=True))
+
+            many, few = iter(large), iter(small)
+            found: tuple[list[Any], list[Any]] = ([], [])
             for cells, at, pair in zip(self.cells, index, outcomes, strict=True):
-                part = jnp.stack([jnp.where(batch.mask, x, 0.0).reshape(-1) for x in pair], axis=-1)
                 if cells.size > SMALL:
-                    n = next(many)
-                    large[n] = large[n].at[at.reshape(-1)].add(part)
+                    found[0].append(add(next(many), at, pair))
                 else:
-                    n = next(few)
-                    small[n] = small[n].at[spread(at).reshape(-1)].add(part)
-            return large, small, sums + jnp.stack([total, *new])
+                    found[1].append(add(next(few), spread(at), pair))
+            return *found, sums + jnp.stack([total, *new])
 
         return jax.lax.fori_loop(0, count, body, (large, small, jnp.zeros(3)))
 

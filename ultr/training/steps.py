@@ -14,7 +14,7 @@ from ultr.errors import ConfigError
 from ultr.sessions import Sessions
 from ultr.towers import read_by, row_tables
 from ultr.training.feed import Batches
-from ultr.training.rows import RowSparse, update_rows
+from ultr.training.rows import RowSparse, settled, update_rows
 
 State = dict[str, Any]
 
@@ -42,7 +42,7 @@ class Trainer:
         self.parameters = jax.jit(self._parameters)
 
     def init(self) -> State:
-        """The state before the first step."""
+        """The state before the first step; once, since the first block uses its arrays up."""
         tables, params, rest = self._parts
         rule = self._rule
         return {
@@ -132,6 +132,7 @@ class Trainer:
                 state["params"], moves
             )
         count = state["count"] + 1
+        moved = settled(moved, count)
         gradient = jax.tree.map(lambda g, p: g + facts["prior"] * p, gradient, state["params"])
         updates, optimizer = self._optax.update(gradient, state["optimizer"], state["params"])
         scratch = list(scratch)
