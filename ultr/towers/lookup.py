@@ -22,7 +22,8 @@ _reader: ContextVar[Reader | None] = ContextVar("reader", default=None)
 def lookup(table: nnx.Param, index: Array) -> jax.Array:
     """The table's numbers at the given indices, in the indices' shape.
 
-    A table of several axes is indexed as if flattened. Towers whose tables shall be trained row by row
+    A table of several axes is indexed as if flattened; an index beyond the table reads no row, and what is returned
+    there must not be used. Towers whose tables shall be trained row by row
     (`ultr.training.lazy_adam`) read them through this function and name them in an attribute `row_tables`.
 
     Args:
@@ -32,7 +33,7 @@ def lookup(table: nnx.Param, index: Array) -> jax.Array:
     index = jnp.asarray(index)
     reader = _reader.get()
     values = None if reader is None else reader(table, index)
-    return jnp.take(table[...].reshape(-1), index, axis=0) if values is None else values
+    return jnp.take(table[...].reshape(-1), index, axis=0, mode="clip") if values is None else values
 
 
 def spread(index: jax.Array) -> jax.Array:

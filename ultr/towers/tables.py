@@ -202,14 +202,14 @@ class DocumentTable(nnx.Module):
             return lookup(self.table, ids)
         rows = self.rows or 1
         if self.kind == "hashed":
-            return lookup(self.table, (_mix(ids) % rows).astype(jnp.int32))
+            return lookup(self.table, jnp.where(ids == 0, rows, (_mix(ids) % rows).astype(jnp.int32)))
         direction = self.direction[...]
         if self.kind == "quotient-remainder":
             quotient = jnp.take(self.table[...], ids // rows, axis=0)
             return jnp.sum(quotient * jnp.take(direction, ids % rows, axis=0), axis=-1)
         start = (_mix(ids) % rows).astype(jnp.int32)
         cells = jnp.stack([(start + i) % rows for i in range(self.dimension)], axis=-1)
-        return lookup(self.table, cells) @ direction[0]
+        return lookup(self.table, jnp.where(ids[..., None] == 0, rows, cells)) @ direction[0]
 
 
 def _mix(ids: jax.Array) -> jax.Array:
