@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import inspect
 import json
-import shutil
 import signal
 import threading
 from collections.abc import Iterator
@@ -24,6 +23,7 @@ from flax import nnx
 
 from ultr import baselines, models, towers
 from ultr.errors import CheckpointError, ConfigError
+from ultr.files import new_folder
 
 SCHEMA = 1
 _CLASS, _SHARED = "class", "shared"
@@ -162,23 +162,11 @@ def save_arrays(directory: Path, tree: Any, meta: dict[str, Any]) -> None:
 def _save_arrays(directory: Path, tree: Any, meta: dict[str, Any]) -> None:
     import orbax.checkpoint as ocp
 
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    aside = directory.with_name(f".{directory.name}.partial")
-    old = directory.with_name(f".{directory.name}.old")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir()
-    try:
+    with new_folder(directory, single=True) as aside:
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save((aside / "arrays").resolve(), {k: _plain(v) for k, v in named_arrays(tree).items()})
         files = {str(p.relative_to(aside)): _checksum(p) for p in sorted((aside / "arrays").rglob("*")) if p.is_file()}
         (aside / "meta.json").write_text(json.dumps(meta | {"schema": SCHEMA, "files": files}, indent=1) + "\n")
-        shutil.rmtree(old, ignore_errors=True)
-        if directory.exists():
-            directory.rename(old)
-        aside.rename(directory)
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 def read_meta(directory: Path) -> dict[str, Any]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -61,28 +62,49 @@ class Block:
     sessions: int
 
 
-def blocks(
+def bounds(source: Any) -> dict[str, int]:
+    """The largest values that a log can hand out: it has checked them itself (`towers.check`)."""
+    documents, ranks = getattr(source, "documents", None), getattr(source, "ranks", None)
+    known = {} if documents is None else {"document": documents}
+    return known if ranks is None else known | {"position": ranks - 1, "last_click": ranks}
+
+
+def passes(
     source: Source,
     batch_size: int,
     *,
-    seed: int | None,
+    seeds: Iterable[int | None],
     length: int,
     rank_first: bool,
     look: Callable[[Sessions], None],
     put: Callable[[Batches], Batches],
-) -> Iterator[Block]:
-    """Every batch of a source once, in blocks of fixed shapes, the next one being made while one is used.
+) -> Generator[Block | None, None, None]:
+    """Every batch of a source once for each seed, in blocks of fixed shapes; None at the end of each pass.
+
+    The next block is made while one is used, be it the first of the next pass.
 
     Args:
       source: streams the batches.
       batch_size: sessions per batch.
-      seed: order of the sessions; None: stored order.
+      seeds: order of the sessions in each pass; None: stored order.
       length: sessions in the source; a block is not made longer than that.
       rank_first: hand the batches over as [K, B] arrays.
       look: called with every batch, on the host; raises where a value does not fit the model.
       put: moves the stacked arrays to the device.
     """
-    return _ahead(_blocks(source, batch_size, seed, length, rank_first, look, put))
+
+    def items() -> Iterator[Block | None]:
+        for seed in seeds:
+            yield from _blocks(source, batch_size, seed, length, rank_first, look, put)
+            yield None
+
+    return _ahead(items())
+
+
+def blocks(source: Source, batch_size: int, *, seed: int | None, **options: Any) -> Iterator[Block]:
+    """One pass of `passes`."""
+    with contextlib.closing(passes(source, batch_size, seeds=[seed], **options)) as items:
+        yield from (block for block in items if block is not None)
 
 
 def _blocks(
@@ -121,12 +143,15 @@ def _stack(batches: list[Sessions], steps: int, rank_first: bool) -> Batches:
     width = batches[0].shape[1]
     lengths = np.zeros((steps, len(batches[0])), np.int32)
     index = np.arange(width, dtype=np.int32)
-    implied = True
-    for row, batch in zip(lengths, batches, strict=False):
-        mask = np.asarray(batch.mask)
-        row[:] = width if mask.all() else mask.sum(1)
-        position = np.asarray(batch.position)
+    implied, before = True, None
+    for i, batch in enumerate(batches):
+        mask, position = np.asarray(batch.mask), np.asarray(batch.position)
+        if before is not None and mask is before.mask and position is before.position:
+            lengths[i] = lengths[i - 1]  # a log hands out the same arrays again where all lists are whole
+            continue
+        lengths[i] = width if mask.all() else mask.sum(1)
         implied = implied and bool(((position == index) | ~mask).all())
+        before = batch
     first, *others = (_lean(b, implied, rank_first) for b in batches)
 
     def stack(*arrays: np.ndarray) -> np.ndarray:
@@ -144,7 +169,7 @@ def _lean(batch: Sessions, implied: bool, rank_first: bool) -> Sessions:
     return lists.replace(mask=None, position=None if implied else lists.position)  # type: ignore[attr-defined]
 
 
-def _ahead(items: Iterator[T]) -> Iterator[T]:
+def _ahead(items: Iterator[T]) -> Generator[T, None, None]:
     """The items, each one being computed while the one before it is used."""
     end: Any = object()
     with ThreadPoolExecutor(1, thread_name_prefix="ultr-feed") as worker:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -23,7 +24,7 @@ from ultr.errors import ConfigError, DataError, UltrError
 from ultr.sessions import InMemory, Sessions, Source
 from ultr.towers import check, row_tables
 from ultr.training.checkpoint import describe, read_meta, restore_arrays, save, save_arrays
-from ultr.training.feed import Batches, Block, blocks
+from ultr.training.feed import Batches, Block, blocks, bounds, passes
 from ultr.training.optimizers import adam
 from ultr.training.rows import RowSparse, lazy_adam
 from ultr.training.steps import Trainer
@@ -136,58 +137,55 @@ def fit(
     facts = place(_facts(train, batch_size, sessions, l2))
     saved, saved_at = len(run["history"]), time.perf_counter()
 
-    def feed(source: Source, seed: int | None, name: str) -> Iterator[Block]:
-        return blocks(
-            source,
-            batch_size,
-            seed=seed,
-            length=sessions,
-            rank_first=trainer.rank_first,
-            look=partial(check, model, source=name),
-            put=put,
-        )
+    def options(source: Source, name: str) -> dict[str, Any]:
+        look = partial(check, model, source=name, largest=bounds(source))
+        return {"length": sessions, "rank_first": trainer.rank_first, "look": look, "put": put}
+
+    first = len(run["history"]) + 1
+    seeds = (int(np.random.SeedSequence([seed, e]).generate_state(1)[0]) for e in range(first, epochs + 1))
+    feed = passes(train, batch_size, seeds=seeds, **options(train, "training data"))
 
     def keep() -> None:
         if directory is not None and saved < len(run["history"]):
             save_arrays(directory / "state", (state, best), {"format": "ultr-state", "run": run} | setting)
 
-    for epoch in range(len(run["history"]) + 1, epochs + 1):
-        if _exhausted(run, patience):
-            break
-        began, waited = time.perf_counter(), 0.0
-        order = int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
-        sums = place(jnp.zeros(3))
-        with _bar(progress, f"epoch {epoch}/{epochs}", sessions) as bar:
-            for block, seconds in _timed(feed(train, order, "training data")):
-                state, scratch, sums = trainer.block(state, scratch, sums, block.batches, block.count, facts)
-                waited += seconds
-                sums.block_until_ready()  # so that what is waited for next is the data, and nothing else
-                _advance(bar, block.sessions, sums)
-        loss, counted, impossible = _mean(sums, "training data", epoch, getattr(train, "rows_per_session", 1.0))
-        parameters = trainer.parameters(state)
-        valid_loss = None
-        if valid is not None:
+    with contextlib.closing(feed):
+        for epoch in range(first, epochs + 1):
+            if _exhausted(run, patience):
+                break
+            began, waited = time.perf_counter(), 0.0
             sums = place(jnp.zeros(3))
-            for block in feed(valid, None, "validation data"):
-                sums = trainer.judge(parameters, sums, block.batches, block.count)
-            valid_loss, _, _ = _mean(sums, "validation data", epoch)
-        judged = loss if valid_loss is None else valid_loss
-        if valid_loss is None or run["best_loss"] is None or judged < run["best_loss"]:
-            run["best"], run["best_loss"], best = epoch, judged, jax.tree.map(jnp.copy, parameters)
-        run["history"].append(
-            {
-                "epoch": epoch,
-                "loss": loss,
-                "valid_loss": valid_loss,
-                "sessions": counted,
-                "impossible": impossible,
-                "seconds": round(time.perf_counter() - began, 3),
-                "waiting": round(waited, 3),
-            }
-        )
-        if time.perf_counter() - saved_at > STATE_SECONDS:
-            keep()
-            saved, saved_at = epoch, time.perf_counter()
+            with _bar(progress, f"epoch {epoch}/{epochs}", sessions) as bar:
+                for block, seconds in _timed(feed):
+                    state, scratch, sums = trainer.block(state, scratch, sums, block.batches, block.count, facts)
+                    waited += seconds
+                    sums.block_until_ready()  # so that what is waited for next is the data, and nothing else
+                    _advance(bar, block.sessions, sums)
+            loss, counted, impossible = _mean(sums, "training data", epoch, getattr(train, "rows_per_session", 1.0))
+            parameters = trainer.parameters(state)
+            valid_loss = None
+            if valid is not None:
+                sums = place(jnp.zeros(3))
+                for block in blocks(valid, batch_size, seed=None, **options(valid, "validation data")):
+                    sums = trainer.judge(parameters, sums, block.batches, block.count)
+                valid_loss, _, _ = _mean(sums, "validation data", epoch)
+            judged = loss if valid_loss is None else valid_loss
+            if valid_loss is None or run["best_loss"] is None or judged < run["best_loss"]:
+                run["best"], run["best_loss"], best = epoch, judged, parameters
+            run["history"].append(
+                {
+                    "epoch": epoch,
+                    "loss": loss,
+                    "valid_loss": valid_loss,
+                    "sessions": counted,
+                    "impossible": impossible,
+                    "seconds": round(time.perf_counter() - began, 3),
+                    "waiting": round(waited, 3),
+                }
+            )
+            if time.perf_counter() - saved_at > STATE_SECONDS:
+                keep()
+                saved, saved_at = epoch, time.perf_counter()
 
     keep()
     fitted = trainer.model(best)
@@ -215,11 +213,11 @@ def _facts(train: Source, batch_size: int, sessions: int, l2: float) -> dict[str
     return {"weight": jnp.float32(weight), "prior": jnp.float32(l2 / total if l2 else 0.0)}
 
 
-def _timed(items: Iterator[Block]) -> Iterator[tuple[Block, float]]:
-    """The items with the seconds that each was waited for."""
+def _timed(items: Iterator[Block | None]) -> Iterator[tuple[Block, float]]:
+    """The blocks up to the next None, with the seconds that each was waited for."""
     began = time.perf_counter()
-    for item in items:
-        yield item, time.perf_counter() - began
+    while (block := next(items, None)) is not None:
+        yield block, time.perf_counter() - began
         began = time.perf_counter()
 
 

@@ -21,7 +21,7 @@ from ultr.models import Coin, CoinModel
 from ultr.sessions import InMemory, Sessions, Source
 from ultr.towers import Constant, DocumentTable, LastClickTable, RankDocumentTable, RankTable, check
 from ultr.towers.lookup import LANES, spread
-from ultr.training.feed import Batches, Block, blocks
+from ultr.training.feed import Batches, Block, blocks, bounds
 from ultr.training.loop import Fitted
 from ultr.training.rows import settled
 from ultr.training.steps import losses
@@ -203,7 +203,7 @@ class _Problem:
         self.start = [cells.read(tower) for cells, tower in zip(self.cells, unique.values(), strict=True)]
         source = self._source(train)
         self.rows_per_session = float(getattr(source, "rows_per_session", 1.0))
-        self.data = _Data(source, partial(check, model, source="training data"))
+        self.data = _Data(source, partial(check, model, source="training data", largest=bounds(source)))
         self.average: list[float] | None = None
         self._pass = jax.jit(self._block, donate_argnums=(1,))
 
@@ -354,10 +354,8 @@ def _rows(source: Source) -> int:
 
 def _held_out(problem: _Problem, valid: Source | Sessions) -> Callable[[list[jax.Array]], float]:
     """Logits -> mean loss per session of the validation data."""
-    data = _Data(
-        InMemory(valid) if isinstance(valid, Sessions) else valid,
-        partial(check, problem.model, source="validation data"),
-    )
+    source = InMemory(valid) if isinstance(valid, Sessions) else valid
+    data = _Data(source, partial(check, problem.model, source="validation data", largest=bounds(source)))
 
     @jax.jit
     def add(state: Any, sums: jax.Array, batches: Batches, count: Any) -> jax.Array:

@@ -39,7 +39,7 @@ class Trainer:
         self._shapes = [x.shape for x in jax.tree.leaves(self._parts[0])]
         self.block = jax.jit(self._block, donate_argnums=(0, 1, 2))
         self.judge = jax.jit(self._judge, donate_argnums=(1,))
-        self.parameters = jax.jit(self._parameters)
+        self._values = jax.jit(lambda x: x[:, 0])
 
     def init(self) -> State:
         """The state before the first step; once, since the first block uses its arrays up."""
@@ -61,11 +61,11 @@ class Trainer:
         """The model with the given parameters, as `parameters(state)` returns them."""
         return nnx.merge(self._graph, *parameters)
 
-    def _parameters(self, state: State) -> Any:
-        """(tables, other parameters, everything else) of the model."""
+    def parameters(self, state: State) -> Any:
+        """(tables, other parameters, everything else) of the model: copies, since a step uses its state up."""
         leaves, structure = jax.tree.flatten(state["tables"])
-        values = [x[:, 0].reshape(shape) for x, shape in zip(leaves, self._shapes, strict=True)]
-        return jax.tree.unflatten(structure, values), state["params"], state["rest"]
+        values = [self._values(x).reshape(shape) for x, shape in zip(leaves, self._shapes, strict=True)]
+        return jax.tree.unflatten(structure, values), *jax.tree.map(jnp.copy, (state["params"], state["rest"]))
 
     def _block(
         self, state: State, scratch: list[jax.Array], sums: jax.Array, batches: Batches, count: Any, facts: Any
