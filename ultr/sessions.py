@@ -17,6 +17,36 @@ _PER_RANK = ("mask", "position", "clicks", "labels", "last_click")
 
 
 @flax.struct.dataclass
+class Shared:
+    """A feature [B, K, ...] of which many impressions have the same values: those of their document.
+
+    A tower may compute once per row of `values`; `whole()` is the plain feature.
+
+    Attributes:
+      values: [U, ...].
+      index: [B, K] int32, the row of each impression.
+    """
+
+    values: Array
+    index: Array
+
+    def whole(self) -> Array:
+        """[B, K, ...]."""
+        return self.values[self.index]
+
+    def swapaxes(self, first: int, second: int) -> Shared:
+        """With two axes of the index swapped."""
+        return Shared(self.values, self.index.swapaxes(first, second))
+
+    def distinct(self, rows: int = 0) -> Shared:
+        """The same on the host, with every row that an impression has once, and zeros up to `rows`."""
+        used, index = np.unique(np.asarray(self.index), return_inverse=True)
+        values = np.zeros((max(rows, len(used)), *self.values.shape[1:]), self.values.dtype)
+        np.take(self.values, used, axis=0, out=values[: len(used)])
+        return Shared(values, index.reshape(self.index.shape).astype(np.int32))
+
+
+@flax.struct.dataclass
 class Sessions:
     """B ranked lists of at most K documents, in the order in which they were shown.
 
@@ -25,7 +55,8 @@ class Sessions:
       position: [B, K] int32, 0-based displayed position (rank minus one).
       features: name -> [B, K, ...]; a tower says by name what it reads. Logs bring
         `document` (int32 id from 1; 0 is padding or a document unseen in training),
-        `features` (float32 [B, K, F]) where there are any, and one entry per context column.
+        `features` (float32 [B, K, F]) where there are any, and one entry per context column. `fit` hands features
+        of documents to the toolkit's own towers as `Shared`.
       clicks: [B, K] int8 or bool, or None.
       labels: [B, K] float32 grades (NaN: not judged), or None.
       query: [B] int32 query id, or None.
@@ -37,7 +68,7 @@ class Sessions:
 
     mask: Array
     position: Array
-    features: Mapping[str, Array] = flax.struct.field(default_factory=dict)
+    features: Mapping[str, Any] = flax.struct.field(default_factory=dict)
     clicks: Array | None = None
     labels: Array | None = None
     query: Array | None = None
@@ -151,7 +182,9 @@ class Sessions:
         b, k = self.shape
         more_rows, more_width = max((rows or b) - b, 0), max((width or k) - k, 0)
 
-        def grow(x: Array, per_rank: bool) -> Array:
+        def grow(x: Any, per_rank: bool) -> Any:
+            if isinstance(x, Shared):
+                return Shared(x.values, grow(x.index, per_rank))
             widths = [(0, more_rows)] + ([(0, more_width)] if per_rank else [])
             widths += [(0, 0)] * (x.ndim - len(widths))
             return (np if isinstance(x, np.ndarray) else jnp).pad(x, widths)

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -13,6 +10,7 @@ from typing import Any
 import click
 
 from ultr.cli import json_option, output, seed_option, table
+from ultr.files import new_folder
 
 FORMAT = "ultr-demo"
 QUERIES = {"train": 900, "valid": 100, "test": 500}
@@ -71,23 +69,16 @@ def command(out: Path, sessions: int, seed: int, as_json: bool) -> None:
 def run(out: Path, *, sessions: int, seed: int) -> dict[str, Any]:
     """Everything the demo does; writes log, model and results.json to `out` and returns the results."""
     began = time.perf_counter()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    if out.exists() and not _is_demo(out):
-        raise click.UsageError(f"{out} exists and is not the folder of a demo: choose another --out")
-    aside = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
+    with new_folder(out, check=_refuse) as aside:
         result = _run(aside, sessions=sessions, seed=seed)
         result["seconds"] = round(time.perf_counter() - began, 1)
         (aside / "results.json").write_text(json.dumps(result, indent=1) + "\n")
-        os.chmod(aside, 0o755)
-        old = aside.with_name(f"{aside.name}.old")
-        if out.exists():
-            out.rename(old)
-        aside.rename(out)
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     return result
+
+
+def _refuse(out: Path) -> None:
+    if out.exists() and not _is_demo(out):
+        raise click.UsageError(f"{out} exists and is not the folder of a demo: choose another --out")
 
 
 def _is_demo(folder: Path) -> bool:

@@ -33,7 +33,7 @@ from ultr.logs.folder import (
 )
 from ultr.logs.grouping import starts
 from ultr.logs.vocabulary import Vocabulary
-from ultr.sessions import Sessions
+from ultr.sessions import Sessions, Shared
 
 COUNTS_FORMAT = "ultr-counts"
 COUNTS_FILE = "counts.parquet"
@@ -162,7 +162,7 @@ class Counts:
     def __repr__(self) -> str:
         return f"Counts(by {self.by}: {len(self):,} cells, {self.sessions:,} sessions, {self.documents:,} documents)"
 
-    def batches(self, batch_size: int, *, seed: int | None = None) -> Iterator[Sessions]:
+    def batches(self, batch_size: int, *, seed: int | None = None, shared: bool = False) -> Iterator[Sessions]:
         """Rows of one document each, in host batches of `batch_size`, the last one padded with masked rows.
 
         A cell gives up to two rows: one with a click, weighing its clicks, and one without, weighing its impressions
@@ -174,6 +174,7 @@ class Counts:
           batch_size: rows per batch.
           seed: None gives the order of the cells; a number shuffles the documents, of which each keeps its rows
             together. The same seed gives the same order.
+          shared: give `features` as `Shared`, the whole table with ids.
 
         Raises:
           ConfigError: a batch size below 1.
@@ -189,7 +190,7 @@ class Counts:
             shift = first[order] - (np.cumsum(sizes) - sizes)
             rows = rows[np.repeat(shift, sizes) + np.arange(len(rows))]
         for start in range(0, len(rows), batch_size):
-            yield self._batch(rows[start : start + batch_size]).pad(rows=batch_size)
+            yield self._batch(rows[start : start + batch_size], shared).pad(rows=batch_size)
 
     @cached_property
     def _rows(self) -> np.ndarray:
@@ -197,12 +198,12 @@ class Counts:
         present = np.stack([self.impressions > self.clicks, self.clicks > 0], axis=1)
         return np.flatnonzero(present.ravel())
 
-    def _batch(self, rows: np.ndarray) -> Sessions:
+    def _batch(self, rows: np.ndarray, shared: bool) -> Sessions:
         cell, clicked = rows >> 1, (rows & 1).astype(np.int8)
         ids, clicks = self.document[cell], self.clicks[cell]
-        features = {"document": np.where(ids > self.documents, np.int32(0), ids)[:, None]}
+        features: dict[str, Any] = {"document": np.where(ids > self.documents, np.int32(0), ids)[:, None]}
         if (table := self.vocabulary.features) is not None:
-            features["features"] = table[ids][:, None]
+            features["features"] = Shared(table, ids[:, None]) if shared else table[ids][:, None]
         grades = self.vocabulary.labels
         return Sessions(
             mask=np.ones((len(rows), 1), bool),

@@ -6,10 +6,9 @@ import contextlib
 import hashlib
 import json
 import os
-import secrets
-import shutil
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ultr.errors import DataError
+from ultr.files import new_folder
 
 SCHEMA = 1
 LOG_FORMAT = "ultr-click-log"
@@ -42,30 +42,11 @@ def staged(path: str | os.PathLike[str], *, overwrite: bool = False) -> Iterator
     Raises:
       DataError: something stands at `path` that must not be replaced.
     """
-    target = Path(os.path.abspath(path))
-    _refuse(target, overwrite)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    aside = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
-    aside.mkdir()
-    try:
+    with new_folder(path, check=partial(_refuse, overwrite)) as aside:
         yield aside
-        _refuse(target, overwrite)
-        if target.exists() and any(target.iterdir()):
-            old = target.with_name(f".{target.name}.{secrets.token_hex(4)}.old")
-            target.rename(old)
-            try:
-                aside.rename(target)
-            except BaseException:
-                old.rename(target)
-                raise
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            os.replace(aside, target)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
 
 
-def _refuse(target: Path, overwrite: bool) -> None:
+def _refuse(overwrite: bool, target: Path) -> None:
     if not os.path.lexists(target) or (target.is_dir() and not any(target.iterdir())):
         return
     if not overwrite:

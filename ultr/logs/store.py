@@ -38,7 +38,7 @@ from ultr.logs.splits import OUTSIDE, assign_by_time, assign_split, check_fracti
 from ultr.logs.stream import WORKERS, Rows, ahead, join, rebatch, used_widths
 from ultr.logs.vocabulary import Vocabulary, known_documents
 from ultr.logs.writer import LogWriter
-from ultr.sessions import Sessions
+from ultr.sessions import Sessions, Shared
 
 POOL_SESSIONS = 250_000  # how many sessions are shuffled among each other,
 POOL_VALUES = 1 << 26  # unless they hold more numbers than this
@@ -165,7 +165,7 @@ class ClickLog:
     def __repr__(self) -> str:
         return f"ClickLog({str(self.path)!r}: {self.sessions:,} sessions, {self.documents:,} documents)"
 
-    def batches(self, batch_size: int, *, seed: int | None = None) -> Iterator[Sessions]:
+    def batches(self, batch_size: int, *, seed: int | None = None, shared: bool = False) -> Iterator[Sessions]:
         """Streams every session of the view once, as numpy batches of a few fixed shapes.
 
         Shapes are [batch_size, width]: lists are put together by length, widths being powers of two up to the
@@ -179,6 +179,7 @@ class ClickLog:
           batch_size: rows per batch.
           seed: None streams in stored order (per width); a number shuffles: row groups are drawn in random
             order and pools of about 250,000 sessions permuted. The same seed gives the same order.
+          shared: where `features` are those of documents alone, give them as `Shared`, the whole table with ids.
 
         Raises:
           DataError: a file is damaged or a value out of range; names the file and row.
@@ -186,7 +187,7 @@ class ClickLog:
         rng = None if seed is None else np.random.default_rng(seed)
         whole = functools.cache(_whole)
         for width, rows in rebatch(self._pools(rng), batch_size, rng=rng):
-            batch = self._batch(rows, width, whole)
+            batch = self._batch(rows, width, whole, shared)
             yield batch if len(batch) == batch_size else batch.pad(rows=batch_size)
 
     def split(
@@ -358,7 +359,9 @@ class ClickLog:
                 out.append((width, block.padded(rows, width)))
         return out
 
-    def _batch(self, rows: Rows, width: int, whole: Callable[[int, int], tuple[np.ndarray, np.ndarray]]) -> Sessions:
+    def _batch(
+        self, rows: Rows, width: int, whole: Callable[[int, int], tuple[np.ndarray, np.ndarray]], shared: bool
+    ) -> Sessions:
         lengths = rows["length"]
         mask, position = whole(len(lengths), width)
         if (lengths != width).any():
@@ -368,10 +371,11 @@ class ClickLog:
             position = np.maximum(ranks - 1, 0)
         ids = rows["documents"]
         known = ids if self.documents == self._layout.documents else np.where(ids > self.documents, 0, ids)
-        features: dict[str, np.ndarray] = {"document": known}
-        parts = []
+        features: dict[str, Any] = {"document": known}
+        parts: list[Any] = []
         if (table := self.vocabulary.features) is not None:
-            parts.append(table[ids])
+            alone = shared and not self._layout.impression_features
+            parts.append(Shared(table, ids) if alone else table[ids])
         if self._layout.impression_features:
             names = self._layout.impression_features
             parts.append(np.stack([rows[FEATURE + name] for name in names], -1))

@@ -12,6 +12,7 @@ from ultr.towers.tables import (
     check,
     logits,
     reads,
+    takes_shared,
 )
 
 __all__ = [
@@ -32,4 +33,5 @@ __all__ = [
     "read_by",
     "reads",
     "row_tables",
+    "takes_shared",
 ]

@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 
 from ultr.errors import ConfigError, DataError
-from ultr.sessions import Array, Sessions, Source
+from ultr.sessions import Array, Sessions, Shared, Source
 from ultr.towers.tables import read
 
 _ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -113,11 +113,23 @@ class _Network(nnx.Module):
         self.scaler = scaler
 
     def __call__(self, sessions: Sessions) -> jax.Array:
+        shared = sessions.features.get(self.feature) if isinstance(self.feature, str) else None
+        if isinstance(shared, Shared):  # once per document instead of once per impression
+            values = self._checked(jnp.asarray(shared.values))
+            each = self.logits(values if self.scaler is None else self.scaler(values))
+            return jnp.take(each, jnp.asarray(shared.index), axis=0)
         x = _features(sessions, self.feature, self.size, type(self).__name__)
         if self.scaler is not None:
             x = self.scaler(x)
         # Padding must not reach the network: zeros there can be far outside after scaling.
         return self.logits(jnp.where(jnp.asarray(sessions.mask)[:, :, None], x, 0.0))
+
+    def _checked(self, x: jax.Array) -> jax.Array:
+        """[U, F] float32."""
+        if x.ndim != 2 or x.shape[1] != self.size:
+            found = f"expected {self.size} features, found {x.shape[1:]} in '{self.feature}'"
+            raise ConfigError(f"tower {type(self).__name__}: {found}")
+        return x.astype(jnp.float32)
 
     @abc.abstractmethod
     def logits(self, x: jax.Array) -> jax.Array:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.special
 from flax import nnx
 
 from ultr.errors import ConfigError, DataError
-from ultr.sessions import Array, Sessions
+from ultr.sessions import Array, Sessions, Shared
 from ultr.towers.lookup import lookup, lookup_small
 
 
@@ -24,7 +24,8 @@ def logits(probabilities: Sequence[float] | np.ndarray | float) -> np.ndarray:
     p = np.asarray(probabilities, np.float64)
     if not ((p >= 0) & (p <= 1)).all():
         raise ConfigError(f"expected probabilities from 0 to 1, found {p.tolist()}")
-    return np.clip(scipy.special.logit(p), -40.0, 40.0)
+    with np.errstate(divide="ignore"):
+        return np.clip(np.log(p) - np.log1p(-p), -40.0, 40.0)
 
 
 def read(sessions: Sessions, name: str, tower: str) -> jax.Array:
@@ -32,11 +33,20 @@ def read(sessions: Sessions, name: str, tower: str) -> jax.Array:
     if name not in sessions.features:
         known = ", ".join(sorted(sessions.features)) or "none"
         raise ConfigError(f"tower {tower} reads the feature '{name}'; the sessions have: {known}")
-    return jnp.asarray(sessions.features[name])
+    value = sessions.features[name]
+    return jnp.asarray(value.whole() if isinstance(value, Shared) else value)
 
 
-def check(model: nnx.Module, sessions: Sessions, *, source: str = "sessions") -> None:
+def check(
+    model: nnx.Module, sessions: Sessions, *, source: str = "sessions", largest: Mapping[str, int] | None = None
+) -> None:
     """Rejects ids and positions beyond the tables of a model; on the host, since XLA would clamp them.
+
+    Args:
+      model: has towers with `limits`.
+      sessions: on the host.
+      source: what to call them in an error.
+      largest: what no value of a field exceeds, where that is known; such fields are looked at only if it is too large.
 
     Raises:
       DataError: names the field, the 1-based session and the size of the table.
@@ -44,6 +54,8 @@ def check(model: nnx.Module, sessions: Sessions, *, source: str = "sessions") ->
     mask = np.asarray(sessions.mask)
     for _, module in nnx.iter_modules(model):
         for name, size, what in getattr(module, "limits", ()):
+            if largest is not None and largest.get(name, size) < size:
+                continue
             own = {"position": sessions.position, "labels": sessions.labels, "last_click": sessions.last_click}
             values = own[name] if name in own else sessions.features.get(name)
             if values is None:
@@ -61,6 +73,16 @@ def check(model: nnx.Module, sessions: Sessions, *, source: str = "sessions") ->
                     row=row + 1,
                     field="rank" if name == "position" else name,
                 )
+
+
+def takes_shared(model: Any) -> bool:
+    """Whether all towers of a model are the toolkit's own, which know features that are `Shared`."""
+    own = type(model).__module__
+    if own.startswith("ultr.towers.") and not isinstance(getattr(model, "towers", None), nnx.List):
+        return True
+    parts = [x for part in vars(model).values() for x in (part if isinstance(part, nnx.List) else [part])]
+    towers = [part for part in parts if callable(part) and not isinstance(part, nnx.Variable)]
+    return own.startswith("ultr.") and all(takes_shared(tower) for tower in towers)
 
 
 def reads(model: nnx.Module) -> set[str]:

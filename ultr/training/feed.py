@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import inspect
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -13,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ultr.sessions import Array, Sessions, Source
+from ultr.sessions import Array, Sessions, Shared, Source
 
 BLOCK_SESSIONS = 1 << 16  # a block holds about so many sessions, whatever the size of a batch
 BLOCK_VALUES = 1 << 26  # unless they hold more numbers than this
@@ -78,6 +79,7 @@ def passes(
     rank_first: bool,
     look: Callable[[Sessions], None],
     put: Callable[[Batches], Batches],
+    shared: bool = False,
 ) -> Generator[Block | None, None, None]:
     """Every batch of a source once for each seed, in blocks of fixed shapes; None at the end of each pass.
 
@@ -91,11 +93,13 @@ def passes(
       rank_first: hand the batches over as [K, B] arrays.
       look: called with every batch, on the host; raises where a value does not fit the model.
       put: moves the stacked arrays to the device.
+      shared: take features of documents as `Shared`, each document of a batch once, where the source offers that.
     """
+    shared = shared and "shared" in inspect.signature(source.batches).parameters
 
     def items() -> Iterator[Block | None]:
         for seed in seeds:
-            yield from _blocks(source, batch_size, seed, length, rank_first, look, put)
+            yield from _blocks(source, batch_size, seed, length, rank_first, look, put, shared)
             yield None
 
     return _ahead(items())
@@ -115,6 +119,7 @@ def _blocks(
     rank_first: bool,
     look: Callable[[Sessions], None],
     put: Callable[[Batches], Batches],
+    shared: bool,
 ) -> Iterator[Block]:
     waiting: dict[Any, tuple[list[Sessions], int]] = {}
 
@@ -122,8 +127,11 @@ def _blocks(
         shown = sum(int(np.count_nonzero(b.mask[:, 0])) for b in held) if held[0].shape[1] else 0
         return Block(put(_stack(held, steps, rank_first)), len(held), shown)
 
-    for batch in source.batches(batch_size, seed=seed):
+    rows: dict[str, int] = {}  # of shared features, so that batches can be stacked
+    options = {"shared": True} if shared else {}
+    for batch in source.batches(batch_size, seed=seed, **options):
         look(batch)
+        batch = _compact(batch, rows)
         kind = (jax.tree.structure(batch), *((x.shape, x.dtype) for x in jax.tree.leaves(batch)))
         if kind not in waiting:
             values = sum(np.size(x) for x in jax.tree.leaves(batch))
@@ -137,6 +145,19 @@ def _blocks(
     for held, steps in waiting.values():
         if held:
             yield block(held, steps)
+
+
+def _compact(batch: Sessions, rows: dict[str, int]) -> Sessions:
+    """Each row of shared features once; with a margin, so that few batches need other shapes (`rows`, which grows)."""
+    features = dict(batch.features)
+    for name, value in batch.features.items():
+        if isinstance(value, Shared):
+            found = value.distinct(rows.get(name, 0))
+            if len(found.values) > rows.get(name, 0):
+                rows[name] = min(-(-len(found.values) * 9 // 8 // 64) * 64, value.index.size)
+                found = value.distinct(rows[name])
+            features[name] = found
+    return batch.replace(features=features)  # type: ignore[attr-defined, no-any-return]
 
 
 def _stack(batches: list[Sessions], steps: int, rank_first: bool) -> Batches:

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from ultr.errors import ConfigError, DataError, UltrError
 from ultr.sessions import InMemory, Sessions, Source
-from ultr.towers import check, row_tables
+from ultr.towers import check, row_tables, takes_shared
 from ultr.training.checkpoint import describe, read_meta, restore_arrays, save, save_arrays
 from ultr.training.feed import Batches, Block, blocks, bounds, passes
 from ultr.training.optimizers import adam
@@ -139,7 +139,13 @@ def fit(
 
     def options(source: Source, name: str) -> dict[str, Any]:
         look = partial(check, model, source=name, largest=bounds(source))
-        return {"length": sessions, "rank_first": trainer.rank_first, "look": look, "put": put}
+        return {
+            "length": sessions,
+            "rank_first": trainer.rank_first,
+            "look": look,
+            "put": put,
+            "shared": takes_shared(model),
+        }
 
     first = len(run["history"]) + 1
     seeds = (int(np.random.SeedSequence([seed, e]).generate_state(1)[0]) for e in range(first, epochs + 1))

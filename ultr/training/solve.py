@@ -16,11 +16,12 @@ from flax import nnx
 
 from ultr.clicks import CascadeClicks, last_click
 from ultr.errors import ConfigError, DataError, UltrError
-from ultr.logs import ClickLog, collapse
-from ultr.models import Coin, CoinModel
+from ultr.logs import ClickLog, Counts, collapse
+from ultr.models import DCM, DCTR, GCTR, RCTR, RDCTR, SDBN, UBM, CascadeModel, Coin, CoinModel
 from ultr.sessions import InMemory, Sessions, Source
 from ultr.towers import Constant, DocumentTable, LastClickTable, RankDocumentTable, RankTable, check
 from ultr.towers.lookup import LANES, spread
+from ultr.towers.tables import read
 from ultr.training.feed import Batches, Block, blocks, bounds
 from ultr.training.loop import Fitted
 from ultr.training.rows import settled
@@ -31,6 +32,7 @@ KEPT_BYTES = 1 << 31  # a source that needs more than this is read again in ever
 SMALL = 1 << 12  # tables of up to so many cells are summed in float64
 
 Method = Literal["em", "lbfgs", "counting"]
+COUNTED = (GCTR, RCTR, DCTR, RDCTR, CascadeModel, SDBN, DCM)
 
 
 def solve(
@@ -80,19 +82,15 @@ def solve(
         raise ConfigError(
             f"expected prior > 0, iterations >= 1 and tolerance >= 0, found {prior}, {iterations} and {tolerance}"
         )
-    if method == "counting" and model.statistics != "rank" and not _counts(model):
+    if method == "counting" and not isinstance(model, COUNTED):
         raise ConfigError(f"{type(model).__name__} has no counting estimator. Choose method='em' or 'lbfgs'")
     problem = _Problem(model, train, prior, stopping=method == "counting")
-    search = _Search(problem, None if valid is None else _held_out(problem, valid), iterations, tolerance)
+    search = _Search(problem, None if valid is None else _judge(problem, valid), iterations, tolerance)
     if method == "lbfgs":
         search.lbfgs()
     else:
         search.em(1 if method == "counting" else iterations)
     return Fitted(problem.fitted(search.best), search.history, search.best_epoch)
-
-
-def _counts(model: CoinModel) -> bool:
-    return type(model).__name__ in ("CascadeModel", "SDBN", "DCM")
 
 
 # --- Tables as cells --------------------------------------------------------------------------------------
@@ -105,17 +103,21 @@ class _Cells:
     Attributes:
       size: number of cells.
       index: (sessions, last click) -> the cell of each impression.
-      read: tower -> logits [size]; write: (tower, logits [size], average logit).
+      read: tower -> logits [size]; write: (tower, logits [size]).
     """
 
     size: int
     index: Callable[[Sessions, jax.Array], jax.Array]
     read: Callable[[Any], jax.Array]
-    write: Callable[[Any, jax.Array, float], None]
+    write: Callable[[Any, jax.Array], None]
 
 
 def _set(variable: nnx.Param, value: jax.Array) -> None:
     variable[...] = jnp.asarray(value, jnp.float32).reshape(variable[...].shape)
+
+
+def _position(sessions: Sessions) -> jax.Array:
+    return jnp.asarray(sessions.position, jnp.int32)
 
 
 def _cells(tower: Any, slot: str) -> _Cells:
@@ -124,46 +126,46 @@ def _cells(tower: Any, slot: str) -> _Cells:
             1,
             lambda s, _: jnp.zeros(s.shape, jnp.int32),
             lambda t: t.value[...].reshape(1),
-            lambda t, x, _: _set(t.value, x),
+            lambda t, x: _set(t.value, x),
         )
     if type(tower) is RankTable and not tower.pin_first:
         return _Cells(
             tower.ranks,
-            lambda s, _: jnp.asarray(s.position),
+            lambda s, _: _position(s),
             lambda t: t.table[...],
-            lambda t, x, _: _set(t.table, x),
+            lambda t, x: _set(t.table, x),
         )
     if type(tower) is LastClickTable:
         width = tower.ranks + 1
         return _Cells(
             tower.ranks * width,
-            lambda s, last: jnp.asarray(s.position) * width + last,
+            lambda s, last: _position(s) * width + last,
             lambda t: t.table[...].reshape(-1),
-            lambda t, x, _: _set(t.table, x),
+            lambda t, x: _set(t.table, x),
         )
     if type(tower) is DocumentTable and tower.kind == "full":
         name = tower.feature
 
-        def write(t: Any, x: jax.Array, average: float) -> None:
-            _set(t.common, jnp.float32(average))
-            _set(t.table, (x - average).at[0].set(0.0))
+        def write(t: Any, x: jax.Array) -> None:
+            _set(t.common, x[0])
+            _set(t.table, x - x[0])
 
         return _Cells(
             tower.documents + 1,
-            lambda s, _: jnp.asarray(s.features[name], jnp.int32),
+            lambda s, _: read(s, name, "DocumentTable").astype(jnp.int32),
             lambda t: (t.common[...] + t.table[...]).at[0].set(t.common[...]),
             write,
         )
     if type(tower) is RankDocumentTable:
         ranks = tower.ranks
 
-        def write_both(t: Any, x: jax.Array, average: float) -> None:
-            _set(t.common, jnp.full(ranks, average))
-            _set(t.table, (x.reshape(-1, ranks) - average).at[0].set(0.0))
+        def write_both(t: Any, x: jax.Array) -> None:
+            _set(t.common, x[:ranks])
+            _set(t.table, x.reshape(-1, ranks) - x[None, :ranks])
 
         return _Cells(
             (tower.documents + 1) * ranks,
-            lambda s, _: jnp.asarray(s.features["document"], jnp.int32) * ranks + jnp.asarray(s.position),
+            lambda s, _: read(s, "document", "RankDocumentTable").astype(jnp.int32) * ranks + _position(s),
             lambda t: (t.common[...][None, :] + t.table[...]).at[0].set(t.common[...]).reshape(-1),
             write_both,
         )
