@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ultr.errors import DataError
-from ultr.logs.folder import type_name
+from ultr.logs.folder import numbers, type_name
 
 CONTEXT, FEATURE = "context.", "feature."
 RESERVED = ("document", "features")
@@ -144,9 +144,9 @@ def unpack(columns: Mapping[str, pa.Array | pa.ChunkedArray], *, file: Any, star
             row = start + pc.index(array.is_null(), True).as_py() + 1
             raise DataError("expected a value in every row, found null", file=file, row=row, field=name)
         if not (pa.types.is_list(array.type) or pa.types.is_large_list(array.type)):
-            scalars[name] = _numpy(array)
+            scalars[name] = numbers(array)
             continue
-        edges = _numpy(array.offsets)
+        edges = numbers(array.offsets)
         values = array.values[int(edges[0]) : int(edges[-1])]
         edges = edges - edges[0] if edges[0] else edges
         if values.null_count:
@@ -165,17 +165,10 @@ def unpack(columns: Mapping[str, pa.Array | pa.ChunkedArray], *, file: Any, star
                 row=start + row + 1,
                 field=name,
             )
-        lists[name] = _numpy(values)
+        lists[name] = numbers(values)
     if offsets is None:
         offsets = np.zeros(len(next(iter(scalars.values()), ())) + 1, np.int32)
     return Block(offsets, lists, scalars)
-
-
-def _numpy(array: pa.Array) -> np.ndarray:
-    """An array without nulls; numbers as a read-only view, without `to_numpy`, which imports pandas: .4 s."""
-    if pa.types.is_integer(array.type) or pa.types.is_floating(array.type):
-        return np.from_dlpack(array)
-    return array.to_numpy(zero_copy_only=False)
 
 
 def _joined(column: pa.Array | pa.ChunkedArray) -> pa.Array:

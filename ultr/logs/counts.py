@@ -54,6 +54,9 @@ _FIELDS: dict[str, type] = {
 }
 
 
+LARGEST_SHARE = 1 / 64  # of a usual batch that one document may weigh
+
+
 class Counts:
     """Clicks and impressions per cell: (document, rank), or (document, rank, last click); an `ultr.sessions.Source`.
 
@@ -173,7 +176,8 @@ class Counts:
         Args:
           batch_size: rows per batch.
           seed: None gives the order of the cells; a number shuffles the documents, of which each keeps its rows
-            together. The same seed gives the same order.
+            together. A document that alone would weigh much of a batch comes several times, with equal parts of its
+            weight, so that no step follows a single document. The same seed gives the same order.
           shared: give `features` as `Shared`, the whole table with ids.
 
         Raises:
@@ -181,16 +185,29 @@ class Counts:
         """
         if batch_size < 1:
             raise ConfigError(f"expected a batch size of at least 1, found {batch_size}")
-        rows = self._rows
+        rows, parts = self._rows, np.ones(0)
         if seed is not None:
             first = starts(self.document[rows >> 1])
-            order = np.random.default_rng(seed).permutation(len(first))
-            sizes = np.diff(first, append=len(rows))[order]
+            sizes = np.diff(first, append=len(rows))
+            times = self._parts(first, batch_size)
+            order = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(first)), times))
+            sizes = sizes[order]
             # Row i of the new order is as far from the start of its document as before.
             shift = first[order] - (np.cumsum(sizes) - sizes)
-            rows = rows[np.repeat(shift, sizes) + np.arange(len(rows))]
+            rows = rows[np.repeat(shift, sizes) + np.arange(sizes.sum())]
+            parts = np.repeat(times[order], sizes)
         for start in range(0, len(rows), batch_size):
-            yield self._batch(rows[start : start + batch_size], shared).pad(rows=batch_size)
+            part = slice(start, start + batch_size)
+            yield self._batch(rows[part], parts[part], shared).pad(rows=batch_size)
+
+    def _parts(self, first: np.ndarray, batch_size: int) -> np.ndarray:
+        """Over how many batches each document is spread; `first` are the first rows of the documents."""
+        rows = self._rows
+        cell = rows >> 1
+        weight = np.where(rows & 1, self.clicks[cell], self.impressions[cell] - self.clicks[cell])
+        each = np.add.reduceat(weight.astype(np.float64), first) if len(first) else np.zeros(0)
+        usual = each.sum() / max(len(rows) / batch_size, 1.0)  # of one batch
+        return np.maximum(np.ceil(each / (usual * LARGEST_SHARE)), 1).astype(np.int64)
 
     @cached_property
     def _rows(self) -> np.ndarray:
@@ -198,20 +215,22 @@ class Counts:
         present = np.stack([self.impressions > self.clicks, self.clicks > 0], axis=1)
         return np.flatnonzero(present.ravel())
 
-    def _batch(self, rows: np.ndarray, shared: bool) -> Sessions:
+    def _batch(self, rows: np.ndarray, parts: np.ndarray, shared: bool) -> Sessions:
         cell, clicked = rows >> 1, (rows & 1).astype(np.int8)
         ids, clicks = self.document[cell], self.clicks[cell]
         features: dict[str, Any] = {"document": np.where(ids > self.documents, np.int32(0), ids)[:, None]}
         if (table := self.vocabulary.features) is not None:
             features["features"] = Shared(table, ids[:, None]) if shared else table[ids][:, None]
         grades = self.vocabulary.labels
+        weight = np.where(clicked, clicks, self.impressions[cell] - clicks)
+        weight = weight / parts if len(parts) else weight
         return Sessions(
             mask=np.ones((len(rows), 1), bool),
             position=self.rank[cell][:, None] - np.int32(1),
             features=features,
             clicks=clicked[:, None],
             labels=None if grades is None else grades[ids][:, None],
-            weight=np.where(clicked, clicks, self.impressions[cell] - clicks).astype(np.float32),
+            weight=weight.astype(np.float32),
             last_click=None if self.last_click is None else self.last_click[cell][:, None],
         )
 

@@ -22,6 +22,7 @@ from ultr.logs.folder import (
     check_columns,
     check_records,
     describe,
+    numbers,
     open_parquet,
     read_row_groups,
     type_name,
@@ -380,7 +381,7 @@ def fixed_lists(chunk: pa.FixedSizeListArray, file: Path, start: int) -> np.ndar
     if chunk.null_count or values.null_count:
         row = start + int(pc.index(chunk.is_null(), True).as_py()) + 1 if chunk.null_count else None
         raise DataError("expected finite numbers, found nulls", file=file, row=row, field="features")
-    return values.to_numpy().reshape(len(chunk), chunk.type.list_size)
+    return numbers(values).reshape(len(chunk), chunk.type.list_size)
 
 
 def _strings(names: pa.Array | pa.ChunkedArray, file: str, field: str) -> pa.Array | pa.ChunkedArray:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import abc
 import functools
-from collections.abc import Callable, Sequence
+import inspect
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -62,19 +63,16 @@ class Scaler(nnx.Module):
         """
         count, total, square = 0.0, np.zeros(self.size), np.zeros(self.size)
         shift: np.ndarray | None = None
-        for batch in source.batches(batch_size):
-            x = np.asarray(_features(batch, feature, self.size, "Scaler"), np.float64)[np.asarray(batch.mask)]
+        for x, times in _shown(source, feature, self.size, batch_size):
             if self.transform == "log1p":
                 x = np.sign(x) * np.log1p(np.abs(x))
-            if not len(x):
-                continue
             if not np.isfinite(x).all():
                 column = int(np.argwhere(~np.isfinite(x))[0, 1])
                 raise DataError("expected finite features, found NaN or infinity", field=f"{feature}[{column}]")
             shift = x.mean(0) if shift is None else shift
-            count += len(x)
-            total += (x - shift).sum(0)
-            square += ((x - shift) ** 2).sum(0)
+            count += times.sum()
+            total += times @ (x - shift)
+            square += times @ (x - shift) ** 2
         if shift is None:
             raise DataError("cannot measure feature statistics: the training split has no documents")
         mean = total / count
@@ -83,6 +81,30 @@ class Scaler(nnx.Module):
         self.mean[...] = jnp.asarray(mean + shift, jnp.float32)
         self.scale[...] = jnp.asarray(np.where(constant, 1.0, deviation), jnp.float32)
         return self
+
+
+def _shown(
+    source: Source, names: str | Sequence[str], size: int, batch_size: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Features [n, F] of shown documents and how often each was shown [n]; documents of a log each once."""
+    shared = isinstance(names, str) and "shared" in inspect.signature(source.batches).parameters
+    table, times = None, np.zeros(0)
+    for batch in source.batches(batch_size, **({"shared": True} if shared else {})):
+        mask = np.asarray(batch.mask)
+        known = batch.features.get(names) if isinstance(names, str) else None
+        if isinstance(known, Shared):
+            table = np.asarray(known.values)
+            times = np.zeros(len(table)) if not times.size else times
+            times += np.bincount(np.asarray(known.index)[mask], minlength=len(table))
+        elif mask.any():
+            x = np.asarray(_features(batch, names, size, "Scaler"), np.float64)[mask]
+            yield x, np.ones(len(x))
+    if table is not None:
+        if table.ndim != 2 or table.shape[1] != size:
+            raise ConfigError(f"tower Scaler: expected {size} features, found {table.shape[1:]} in '{names}'")
+        used = np.flatnonzero(times)
+        for rows in np.array_split(used, max(len(used) // batch_size, 1)):
+            yield table[rows].astype(np.float64), times[rows]
 
 
 def _features(sessions: Sessions, names: str | Sequence[str], size: int, tower: str) -> jax.Array:

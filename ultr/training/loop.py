@@ -134,7 +134,7 @@ def fit(
         run, (state, best) = _resume(directory / "state", setting, (state, best))
         state, best = place(state), place(best)
     scratch = place(trainer.scratch(state))
-    facts = place(_facts(train, batch_size, sessions, l2))
+    facts = place(_facts(train, batch_size, l2))
     saved, saved_at = len(run["history"]), time.perf_counter()
 
     def options(source: Source, name: str) -> dict[str, Any]:
@@ -206,7 +206,7 @@ def _large(model: Any) -> bool:
     return any(table[...].size > LARGE_ROWS for table in row_tables(model).values())
 
 
-def _facts(train: Source, batch_size: int, sessions: int, l2: float) -> dict[str, jax.Array]:
+def _facts(train: Source, batch_size: int, l2: float) -> dict[str, jax.Array]:
     """What a step has to know of the whole source.
 
     `weight`: of an average batch where the rows have weights, since dividing by the weight of each batch itself would
@@ -214,9 +214,11 @@ def _facts(train: Source, batch_size: int, sessions: int, l2: float) -> dict[str
     """
     first = next(iter(train.batches(batch_size)), None)
     weighted = first is not None and first.weight is not None
-    total = _weight(train) if weighted or l2 else 0.0
-    weight = total / math.ceil(sessions / batch_size) if weighted else 0.0
-    return {"weight": jnp.float32(weight), "prior": jnp.float32(l2 / total if l2 else 0.0)}
+    total, batches = _weight(train, batch_size) if weighted or l2 else (0.0, 1)
+    return {
+        "weight": jnp.float32(total / batches if weighted else 0.0),
+        "prior": jnp.float32(l2 / total if l2 else 0.0),
+    }
 
 
 def _timed(items: Iterator[Block | None]) -> Iterator[tuple[Block, float]]:
@@ -257,13 +259,14 @@ def _length(train: Source) -> int:
     return sessions
 
 
-def _weight(train: Source) -> float:
-    """How many sessions there are, each counted by its weight."""
-    total = 0.0
-    for batch in train.batches(8192):
+def _weight(train: Source, batch_size: int) -> tuple[float, int]:
+    """How many rows there are, each counted by its weight, and in how many batches they come when shuffled."""
+    total, batches = 0.0, 0
+    for batch in train.batches(batch_size, seed=0):
         shown = np.asarray(batch.mask).any(1)
         total += float(shown.sum() if batch.weight is None else np.asarray(batch.weight, np.float64)[shown].sum())
-    return max(total, 1.0)
+        batches += 1
+    return max(total, 1.0), max(batches, 1)
 
 
 def _mean(sums: Any, source: str, epoch: int, rows_per_session: float = 1.0) -> tuple[float, float, float]:
