@@ -29,7 +29,7 @@ def main() -> None:
     options.add_argument("--clax-rounds", type=int, default=1, help="runs of CLAX to convergence [%(default)s]")
     options.add_argument("--clax-batch", type=int, default=512, help="of those runs [%(default)s, its own default]")
     options.add_argument("--epochs", type=int, default=10, help="ours, at most [%(default)s]")
-    options.add_argument("--our-batch", type=int, default=512)
+    options.add_argument("--our-batch", type=int, default=4096, help="rows of counts per step [%(default)s]")
     options.add_argument("--tolerance", type=float, default=1e-4)
     options.add_argument("--parts", nargs="+", choices=("step", "likelihood"), default=["step", "likelihood"])
     chosen = options.parse_args()

@@ -33,10 +33,9 @@ def main() -> None:
     options.add_argument("--clax-rounds", type=int, default=1, help="runs of CLAX, each [%(default)s]")
     options.add_argument("--clax-epochs", type=int, default=50)
     options.add_argument("--workers", type=int, default=0, help="of CLAX's loader [%(default)s]")
-    options.add_argument("--batch", type=int, default=4096, help="ours [%(default)s]")
-    options.add_argument("--epochs", type=int, default=30, help="ours, at most [%(default)s]")
-    options.add_argument("--rate", type=float, default=0.003, help="ours [%(default)s]")
-    options.add_argument("--l2", type=float, default=0.0, help="ours [%(default)s]")
+    options.add_argument("--epochs", type=int, default=60, help="passes, ours, at most [%(default)s]")
+    options.add_argument("--method", default="em", choices=("em", "lbfgs"), help="ours [%(default)s]")
+    options.add_argument("--prior", type=float, default=2.0, help="ours [%(default)s]")
     options.add_argument("--pyclick-queries", type=int, default=2_000)
     options.add_argument("--pyclick-sessions", type=int, default=100_000)
     options.add_argument("--pyclick-test-sessions", type=int, default=10_000)
@@ -125,12 +124,12 @@ def _ours(chosen: Any, contestants: Contestants, data: Data, model: str, clicks:
         return peer.ask(
             "train_to_convergence",
             model=model,
-            batch_size=min(chosen.batch, data.settings.sessions),
+            batch_size=0,
             train=data.log(clicks),
             test=data.log(clicks, "test"),
             epochs=chosen.epochs,
-            rate=chosen.rate,
-            l2=chosen.l2,
+            method=chosen.method,
+            prior=chosen.prior,
         )
 
 
