@@ -247,7 +247,8 @@ def test_training_in_blocks_is_a_plain_loop_over_the_batches(weighted: bool, mon
     train = Recorded(lists)
     optimizer = optax.adam(0.05)
     fitted = fit(model, train, optimizer=optimizer, epochs=3, batch_size=8, seed=0)
-    assert [len(e) for e in train.epochs] == [7, 7, 7]  # blocks of 3, 3 and 1
+    epochs = train.epochs[-3:]  # before them, weights are summed up
+    assert [len(e) for e in epochs] == [7, 7, 7]  # blocks of 3, 3 and 1
     assert traces == 1  # nothing was compiled twice
 
     graph, params, rest = nnx.split(model, nnx.Param, ...)
@@ -267,7 +268,7 @@ def test_training_in_blocks_is_a_plain_loop_over_the_batches(weighted: bool, mon
         return optax.apply_updates(params, updates), state, total
 
     state, losses = optimizer.init(params), []
-    for epoch in train.epochs:
+    for epoch in epochs:
         total = 0.0
         for batch in epoch:
             params, state, one = step(params, state, batch)

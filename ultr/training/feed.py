@@ -127,7 +127,7 @@ def _blocks(
         shown = sum(int(np.count_nonzero(b.mask[:, 0])) for b in held) if held[0].shape[1] else 0
         return Block(put(_stack(held, steps, rank_first)), len(held), shown)
 
-    rows: dict[str, int] = {}  # of shared features, so that batches can be stacked
+    rows: dict[Any, int] = {}  # of shared features, so that batches can be stacked
     options = {"shared": True} if shared else {}
     for batch in source.batches(batch_size, seed=seed, **options):
         look(batch)
@@ -147,15 +147,16 @@ def _blocks(
             yield block(held, steps)
 
 
-def _compact(batch: Sessions, rows: dict[str, int]) -> Sessions:
+def _compact(batch: Sessions, rows: dict[Any, int]) -> Sessions:
     """Each row of shared features once; with a margin, so that few batches need other shapes (`rows`, which grows)."""
     features = dict(batch.features)
     for name, value in batch.features.items():
         if isinstance(value, Shared):
-            found = value.distinct(rows.get(name, 0))
-            if len(found.values) > rows.get(name, 0):
-                rows[name] = min(-(-len(found.values) * 9 // 8 // 64) * 64, value.index.size)
-                found = value.distinct(rows[name])
+            kind = (name, value.index.shape)
+            found = value.distinct(rows.get(kind, 0))
+            if len(found.values) > rows.get(kind, 0):
+                rows[kind] = min(-(-len(found.values) * 9 // 8 // 64) * 64, value.index.size)
+                found = value.distinct(rows[kind])
             features[name] = found
     return batch.replace(features=features)  # type: ignore[attr-defined, no-any-return]
 
