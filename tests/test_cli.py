@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from ultr import cli, simulate
+from ultr import cli, config, models, simulate, towers
+from ultr.cli import cache, train
+from ultr.errors import ConfigError
 from ultr.logs import ClickLog
+from ultr.training import RowSparse, fit, load, loop, solve
+from ultr.training.checkpoint import read_meta
 
 
 class Result:
@@ -122,6 +129,173 @@ def test_the_same_seed_gives_the_same_run_and_resume_goes_on(ultr: Any, log: Pat
     assert rest.json["propensity"] == whole["propensity"]
 
 
+@pytest.mark.parametrize("solver", ["em", "lbfgs", "counting"])
+def test_a_solver_trains_tables(solver: str, ultr: Any, log: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    options = ("--solver", solver, "--prior", 3.0, "--seed", 4, *(() if solver == "counting" else ("--epochs", 3)))
+    trained = ultr("train", log, "--out", run, "--model", "sdbn", "--relevance", "table", *options, "--json")
+    assert trained.code == 0, trained.err
+    assert json.loads((run / "run.json").read_text()) == trained.json
+    opened = ClickLog.open(log)
+    parts = opened.split({"train": 0.9, "valid": 0.1}, by="session", seed=4)
+    untrained = config.build_model(config.ModelConfig("sdbn", "table"), opened)
+    same = solve(untrained, parts["train"], parts["valid"], method=solver, prior=3.0, iterations=3)  # type: ignore[arg-type]
+    timeless = [
+        [{k: v for k, v in h.items() if k != "seconds"} for h in x] for x in (same.history, trained.json["history"])
+    ]
+    assert timeless[0] == timeless[1]
+    assert trained.json["best_epoch"] == same.best
+    np.testing.assert_array_equal(load(run / "model").relevance.table[...], same.model.relevance.table[...])
+    found = trained.json["config"]
+    assert (found["solver"], found["prior"], found["epochs"]) == (solver, 3.0, 1 if solver == "counting" else 3)
+    assert not {"optimizer", "learning_rate", "batch_size", "l2", "patience"} & set(found)
+    extra = read_meta(run / "model")["extra"]
+    assert extra == {"vocabulary": opened.vocabulary.identity, "train": parts["train"].identity}
+    judged = ultr("evaluate", run, log, "--metrics", "log_likelihood", "--json")
+    assert "trained on sessions of this log" in judged.err
+    resumed = ultr("train", log, "--out", run, "--resume")
+    assert resumed.code == 2
+    assert "without a state to resume from" in resumed.err
+
+
+def test_options_that_a_solver_does_not_heed_are_rejected(ultr: Any, log: Path, tmp_path: Path) -> None:
+    given = {"patience": ("2",), "batch_size": ("64",), "optimizer": ("adam",), "learning_rate": ("0.1",), "l2": ("1",),
+             "resume": (), "epochs": ("3",), "prior": ("1",)}  # fmt: skip
+    for solver, unheeded in train.UNHEEDED.items():
+        for name in unheeded:
+            option = f"--{name.replace('_', '-')}"
+            result = ultr("train", log, "--out", tmp_path / "r", "--solver", solver, option, *given[name])
+            assert result.code == 2
+            assert f"{option} says nothing to --solver {solver}, only to" in result.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_optimizer_is_recorded_and_resuming_with_another_is_refused(ultr: Any, log: Path, tmp_path: Path) -> None:
+    options = ("train", log, "--out", tmp_path / "r", "--relevance", "table", "--batch-size", 256, "--json")
+    trained = ultr(*options, "--epochs", 1, "--optimizer", "lazy-adagrad", "--learning-rate", 0.002)
+    assert trained.json["config"]["optimizer"] == "lazy-adagrad"
+    assert trained.json["config"]["solver"] == "gradient"
+    for other, what in (
+        (("--optimizer", "lazy-adagrad"), "settings.learning_rate (0.002, now 0.003)"),
+        (("--optimizer", "adam", "--learning-rate", 0.002), "settings.optimizer ('lazy-adagrad', now 'adam')"),
+    ):
+        refused = ultr(*options, "--epochs", 2, "--resume", *other)
+        assert refused.code == 2
+        assert what in refused.err
+    more = ultr(*options, "--epochs", 2, "--resume", "--optimizer", "lazy-adagrad", "--learning-rate", 0.002)
+    assert len(more.json["history"]) == 2
+    assert more.json["history"][0] == trained.json["history"][0]
+
+
+def test_without_options_training_is_what_fit_does_without_them(ultr: Any, log: Path, tmp_path: Path) -> None:
+    trained = ultr("train", log, "--out", tmp_path / "r", "--relevance", "table", "--epochs", 1, "--json").json
+    opened = ClickLog.open(log)
+    parts = opened.split({"train": 0.9, "valid": 0.1}, by="session", seed=0)
+    model = config.build_model(config.ModelConfig("pbm", "table"), opened)
+    assert trained["history"][0]["loss"] == fit(model, parts["train"], epochs=1, seed=0).history[0]["loss"]
+    assert trained["config"]["optimizer"] == "adam"
+
+
+@pytest.mark.parametrize("documents", [loop.LARGE_ROWS - 1, loop.LARGE_ROWS])
+def test_the_automatic_optimizer_is_that_of_fit(documents: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Seen(Exception):
+        pass
+
+    def trainer(_: Any, optimizer: Any) -> Any:
+        raise Seen(optimizer)
+
+    monkeypatch.setattr(loop, "Trainer", trainer)
+    model = models.DCTR(towers.DocumentTable(documents))
+    lists = simulate.collection(queries=2, seed=0)
+    with pytest.raises(Seen) as seen:
+        fit(model, lists, seed=0)
+    kind = config.optimizer_kind("auto", model)
+    assert kind == ("lazy-adam" if documents == loop.LARGE_ROWS else "adam")
+    assert isinstance(seen.value.args[0], RowSparse) == (kind == "lazy-adam")
+
+
+def test_optimizers_have_names() -> None:
+    assert set(train.OPTIMIZERS) == {"auto", *config.OPTIMIZERS}
+    assert config.optimizer_kind("lazy-adagrad", None) == "lazy-adagrad"
+    assert config.build_optimizer("lazy-adam", 0.002).tables.learning_rate == pytest.approx(0.02)
+    assert config.build_optimizer("lazy-adagrad", 0.002).tables.learning_rate == pytest.approx(0.2)
+    with pytest.raises(ConfigError, match="unknown optimizer 'sgd'; known: adam, lazy-adam, lazy-adagrad"):
+        config.build_optimizer("sgd", 0.1)
+
+
+def fresh(code: str, *arguments: object, **environment: str | None) -> subprocess.CompletedProcess[str]:
+    """Runs Python code in a process of its own, where nothing is imported yet."""
+    root = str(Path(cli.__file__).parents[2])
+    unset = ("JAX_COMPILATION_CACHE_DIR", "ULTR_CACHE", "XDG_CACHE_HOME")
+    variables = {k: v for k, v in os.environ.items() if k not in unset} | {"PYTHONPATH": root}
+    variables |= {k: v for k, v in environment.items() if v is not None}
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=variables, check=True)
+
+
+def test_what_is_compiled_is_kept_for_the_next_command(run: Path, log: Path, tmp_path: Path) -> None:
+    code = "import sys; from ultr import cli; cli.main(sys.argv[1:])"
+    arguments = ("evaluate", run, log, "--metrics", "perplexity", "--json")
+    first = fresh(code, *arguments, XDG_CACHE_HOME=str(tmp_path))
+    folder = tmp_path / "ultr" / "xla"
+    assert folder.stat().st_mode & 0o077 == 0
+    kept = {p.name for p in folder.iterdir()}
+    assert any(name.startswith("jit_") for name in kept)
+    again = fresh(code, *arguments, XDG_CACHE_HOME=str(tmp_path))
+    assert {p.name for p in folder.iterdir()} == kept
+    assert first.stdout == again.stdout
+    assert again.stderr.count("\n") == 1  # the note about sessions of training
+    (tmp_path / "file").write_text("not a folder")
+    without = fresh(code, *arguments, XDG_CACHE_HOME=str(tmp_path / "file"))
+    assert (without.stdout, without.stderr) == (first.stdout, first.stderr)
+
+
+def test_where_compiled_programs_are_kept(tmp_path: Path) -> None:
+    code = """
+import json, os, sys
+from ultr.cli.cache import turn_on
+turn_on()
+assert "jax" not in sys.modules
+print(json.dumps({k: v for k, v in os.environ.items() if k.startswith("JAX_")}))
+"""
+    folder = "JAX_COMPILATION_CACHE_DIR"
+
+    def settings(**environment: str) -> Any:
+        return json.loads(fresh(code, **environment).stdout)
+
+    (tmp_path / "file").write_text("")
+    assert settings(XDG_CACHE_HOME=str(tmp_path))[folder] == str(tmp_path / "ultr" / "xla")
+    assert settings(XDG_CACHE_HOME="relative", HOME=str(tmp_path))[folder] == str(tmp_path / ".cache" / "ultr" / "xla")
+    mine = {folder: str(tmp_path / "mine"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "3"}
+    found = settings(**mine)
+    assert {name: found[name] for name in mine} == mine
+    assert not (tmp_path / "mine").exists()
+    assert folder not in settings(XDG_CACHE_HOME=str(tmp_path / "file"))
+    off = settings(ULTR_CACHE="off", XDG_CACHE_HOME=str(tmp_path / "unused"))
+    assert folder not in off
+    assert off["JAX_ENABLE_COMPILATION_CACHE"] == "false"
+    assert not (tmp_path / "unused").exists()
+
+
+def test_the_cache_does_not_grow_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "ENTRIES", 4)
+    for i in range(5):
+        (tmp_path / f"jit_{i}").write_text("")
+        os.utime(tmp_path / f"jit_{i}", (i, i))
+    cache._prune(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["jit_2", "jit_3", "jit_4"]
+    cache._prune(tmp_path)
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_a_process_that_has_imported_jax_keeps_its_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    before = dict(os.environ)
+    cache.turn_on()
+    assert dict(os.environ) == before
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_splits_of_a_log_are_used(ultr: Any, log: Path, tmp_path: Path) -> None:
     result = ultr("train", log, "--out", tmp_path / "r", "--model", "rctr", "--epochs", 1, "--valid-fraction", 0,
                   "--relevance", "table", "--json")  # fmt: skip
@@ -207,6 +381,21 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
     "rate": (("train", "{log}", "--out", "{tmp}/r", "--learning-rate", "-1"), "learning rate above 0"),
     "rows": (("train", "{log}", "--out", "{tmp}/r", "--rows", "5"), "rows belong to a compressed table"),
     "transform": (("train", "{log}", "--out", "{tmp}/r", "--transform", "zzz"), "unknown transform 'zzz'"),
+    "optimizer": (("train", "{log}", "--out", "{tmp}/r", "--optimizer", "sgd"), "'sgd' is not one of 'auto', 'adam'"),
+    "solver": (("train", "{log}", "--out", "{tmp}/r", "--solver", "newton"), "'newton' is not one of 'gradient', 'em'"),
+    "network with a solver": (("train", "{log}", "--out", "{tmp}/r", "--solver", "em"), "is not a plain table"),
+    "model with a solver": (
+        ("train", "{log}", "--out", "{tmp}/r", "--solver", "em", "--model", "naive"),
+        "Train it with ultr.training.fit",
+    ),
+    "counting": (
+        ("train", "{log}", "--out", "{tmp}/r", "--solver", "counting", "--relevance", "table"),
+        "PBM has no counting estimator",
+    ),
+    "prior": (
+        ("train", "{log}", "--out", "{tmp}/r", "--solver", "em", "--relevance", "table", "--prior", "0"),
+        "prior > 0",
+    ),
     "foreign folder": (("train", "{log}", "--out", "{log}"), "holds other files"),
     "file as folder": (("train", "{log}", "--out", "{run}/run.json"), "is a file"),
     "below a file": (("demo", "--out", "{run}/run.json/x"), "run.json"),

@@ -14,7 +14,7 @@ import ultr
 
 PACKAGE = Path(ultr.__file__).parent
 LAYERS = [
-    ["errors", "logspace", "sessions"],
+    ["errors", "files", "logspace", "sessions"],
     ["clicks", "towers", "logs"],
     ["models"],
     ["baselines", "simulate"],

@@ -9,36 +9,40 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ultr import baselines, logs, models, simulate, towers
+    from ultr import baselines, logs, models, simulate, towers, training
     from ultr.errors import CheckpointError, ConfigError, DataError, UltrError
     from ultr.evaluation import Estimate, evaluate
-    from ultr.logs import ClickLog, Collection, open_data
+    from ultr.logs import ClickLog, Collection, Counts, collapse, open_data
     from ultr.logs.prepare import prepare
     from ultr.models import ClickModel
     from ultr.sessions import InMemory, Sessions
     from ultr.training import Fitted, fit, load, save
+    from ultr.training.solve import solve
 
 __version__ = "0.1.0"
 
-_MODULES = ("baselines", "logs", "models", "simulate", "towers")
+_MODULES = ("baselines", "logs", "models", "simulate", "towers", "training")
 _NAMES = {
     "CheckpointError": "ultr.errors",
     "ClickLog": "ultr.logs",
     "ClickModel": "ultr.models",
     "Collection": "ultr.logs",
     "ConfigError": "ultr.errors",
+    "Counts": "ultr.logs",
     "DataError": "ultr.errors",
     "Estimate": "ultr.evaluation",
     "Fitted": "ultr.training",
     "InMemory": "ultr.sessions",
     "Sessions": "ultr.sessions",
     "UltrError": "ultr.errors",
+    "collapse": "ultr.logs",
     "evaluate": "ultr.evaluation",
     "fit": "ultr.training",
     "load": "ultr.training",
     "open_data": "ultr.logs",
     "prepare": "ultr.logs.prepare",
     "save": "ultr.training",
+    "solve": "ultr.training",
 }
 
 __all__ = [
@@ -47,6 +51,7 @@ __all__ = [
     "ClickModel",
     "Collection",
     "ConfigError",
+    "Counts",
     "DataError",
     "Estimate",
     "Fitted",
@@ -54,6 +59,7 @@ __all__ = [
     "Sessions",
     "UltrError",
     "baselines",
+    "collapse",
     "evaluate",
     "fit",
     "load",
@@ -63,7 +69,9 @@ __all__ = [
     "prepare",
     "save",
     "simulate",
+    "solve",
     "towers",
+    "training",
 ]
 
 

@@ -1,4 +1,4 @@
-"""From the names of the command line to a model with towers that fit a log."""
+"""From the names of the command line to a model with towers that fit a log, and to what trains it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from flax import nnx
 from ultr import baselines, models, towers
 from ultr.errors import ConfigError
 from ultr.logs import ClickLog
+from ultr.training import adam, lazy_adagrad, lazy_adam
+from ultr.training.loop import LARGE_ROWS
 
 RELEVANCE = ("auto", "table", "hashed", "quotient-remainder", "robe", "linear", "mlp", "dcn")
 TABLES = ("table", "hashed", "quotient-remainder", "robe")
@@ -148,3 +150,32 @@ def build_model(config: ModelConfig, log: ClickLog) -> Any:
     if not all(isinstance(m, models.ClickModel) for m in built):
         raise ConfigError(f"a mixture is made of click models; '{config.model}' has a naive ranker in it")
     return models.Mixture(components=built)
+
+
+OPTIMIZERS: dict[str, Callable[[float], Any]] = {
+    "adam": adam,
+    "lazy-adam": lazy_adam,
+    "lazy-adagrad": lambda rate: lazy_adagrad(100 * rate, networks=rate),
+}
+
+
+def optimizer_kind(name: str, model: Any) -> str:
+    """The optimizer that a name means for a model: `auto` is what `fit` takes when it is not told."""
+    if name != "auto":
+        return name
+    large = any(table[...].size > LARGE_ROWS for table in towers.row_tables(model).values())
+    return "lazy-adam" if large else "adam"
+
+
+def build_optimizer(name: str, learning_rate: float) -> Any:
+    """The optimizer of a name in `OPTIMIZERS`.
+
+    Args:
+      learning_rate: of networks; tables have ten times that, the document tables of lazy-adagrad a hundred times.
+
+    Raises:
+      ConfigError: an unknown name, or a learning rate that is not above 0.
+    """
+    if name not in OPTIMIZERS:
+        raise ConfigError(f"unknown optimizer '{name}'; known: {', '.join(OPTIMIZERS)}")
+    return OPTIMIZERS[name](learning_rate)

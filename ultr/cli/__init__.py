@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 import click
 
 from ultr import __version__
+from ultr.cli import cache
 from ultr.errors import UltrError
 
 COMMANDS = {
@@ -48,8 +49,10 @@ class _Lazy(click.Group):
 def cli() -> None:
     """Unbiased learning to rank: from a click log to a ranker freed of position and trust bias.
 
-    Start with `ultr demo`, which needs no data.
+    Start with `ultr demo`, which needs no data. Compiled programs are kept in ~/.cache/ultr;
+    ULTR_CACHE=off in the environment turns that off.
     """
+    cache.turn_on()
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

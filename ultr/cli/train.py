@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +11,11 @@ import click
 
 from ultr.cli import json_option, output, seed_option, table
 from ultr.errors import ConfigError
+from ultr.files import write_text
+
+OPTIMIZERS = ("auto", "adam", "lazy-adam", "lazy-adagrad")
+STEPS = ("patience", "batch_size", "optimizer", "learning_rate", "l2", "resume")
+UNHEEDED = {"gradient": ("prior",), "em": STEPS, "lbfgs": STEPS, "counting": (*STEPS, "epochs")}  # by each solver
 
 
 def _widths(text: str) -> tuple[int, ...]:
@@ -56,13 +60,33 @@ def _widths(text: str) -> tuple[int, ...]:
     help="Without --valid and --valid-split: share to hold out (of the sessions for tables, of "
     "the queries for networks); 0: none.",
 )
-@click.option("--epochs", default=20, show_default=True, type=click.IntRange(min=1), help="At most.")
+@click.option(
+    "--solver",
+    default="gradient",
+    show_default=True,
+    type=click.Choice(list(UNHEEDED)),
+    help="gradient: minibatches, for every model. For click models on tables, without learning rate and batches: em, "
+    "lbfgs, counting (one pass).",
+)
+@click.option("--prior", default=2.0, show_default=True, help="em, lbfgs, counting: outcomes assumed per probability.")
+@click.option("--epochs", type=click.IntRange(min=1), help="Passes over the log, at most [20; em, lbfgs: 100].")
 @click.option(
     "--patience", default=3, show_default=True, type=click.IntRange(min=1), help="Epochs without improvement."
 )
 @click.option("--batch-size", default=512, show_default=True, type=click.IntRange(min=1))
 @click.option(
-    "--learning-rate", default=0.003, show_default=True, help="Adam's for networks; ten times that for tables."
+    "--optimizer",
+    default="auto",
+    show_default=True,
+    type=click.Choice(OPTIMIZERS),
+    help="adam; lazy-adam, lazy-adagrad: only the rows of document tables that a batch reads; auto: lazy-adam where a "
+    "table is large.",
+)
+@click.option(
+    "--learning-rate",
+    default=0.003,
+    show_default=True,
+    help="For networks; ten times that for tables, a hundred times for those of lazy-adagrad.",
 )
 @click.option("--l2", default=0.0, show_default=True, help="Strength of a Gaussian prior on the parameters.")
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run in --out.")
@@ -80,9 +104,12 @@ def command(
     valid: Path | None,
     valid_split: str,
     valid_fraction: float,
-    epochs: int,
+    solver: str,
+    prior: float,
+    epochs: int | None,
     patience: int,
     batch_size: int,
+    optimizer: str,
     learning_rate: float,
     l2: float,
     resume: bool,
@@ -94,11 +121,14 @@ def command(
     \b
     Example:
       ultr train log --out run --model pbm --relevance mlp --epochs 10 --seed 1
+    Example: tables, to the maximum of the likelihood
+      ultr train log --out run --model ubm --relevance table --solver em
     """
-    from ultr.config import ModelConfig, build_model, relevance_kind
+    from ultr.config import ModelConfig, build_model, build_optimizer, optimizer_kind, relevance_kind
     from ultr.models import PBM
-    from ultr.training import adam, fit
+    from ultr.training import fit, save, solve
 
+    _check_heeded(solver)
     _check_out(out, resume)
     train, held_out = _splits(log, split, valid, valid_split, valid_fraction, seed, relevance)
     config = ModelConfig(
@@ -109,27 +139,35 @@ def command(
         transform=transform,
         seed=seed,
     )
-    options = {"learning_rate": learning_rate, "valid_fraction": valid_fraction}
     untrained = build_model(config, train)
-    fitted = fit(
-        untrained,
-        train,
-        held_out,
-        optimizer=adam(learning_rate),
-        epochs=epochs,
-        batch_size=batch_size,
-        seed=seed,
-        patience=patience,
-        l2=l2,
-        directory=out,
-        resume=resume,
-        settings=options,
-    )
+    options: dict[str, Any] = {"solver": solver, "valid_fraction": valid_fraction}
+    if solver == "gradient":
+        kind = optimizer_kind(optimizer, untrained)
+        fixed = options | {"optimizer": kind, "learning_rate": learning_rate}
+        epochs = epochs or 20
+        options = fixed | {"epochs": epochs, "batch_size": batch_size, "l2": l2, "patience": patience}
+        fitted = fit(
+            untrained,
+            train,
+            held_out,
+            optimizer=build_optimizer(kind, learning_rate),
+            epochs=epochs,
+            batch_size=batch_size,
+            seed=seed,
+            patience=patience,
+            l2=l2,
+            directory=out,
+            resume=resume,
+            settings=fixed,
+        )
+    else:
+        epochs = epochs or (1 if solver == "counting" else 100)
+        options |= {"prior": prior, "epochs": epochs}
+        fitted = solve(untrained, train, held_out, method=solver, prior=prior, iterations=epochs)  # type: ignore[arg-type]
+        save(fitted.model, out / "model", extra={"vocabulary": train.vocabulary.identity, "train": train.identity})
     result: dict[str, Any] = {
         "out": str(out),
-        "config": dataclasses.asdict(config)
-        | {"epochs": epochs, "batch_size": batch_size, "l2": l2, "patience": patience}
-        | options,
+        "config": dataclasses.asdict(config) | options,
         "log": str(log),
         "sessions": len(train),
         "validation_sessions": len(held_out) if held_out is not None else 0,
@@ -138,7 +176,7 @@ def command(
     }
     if isinstance(fitted.model, PBM):
         result["propensity"] = [float(x) for x in fitted.model.propensity(train.ranks)]
-    _write_aside(out / "run.json", json.dumps(result, indent=1) + "\n")
+    write_text(out / "run.json", json.dumps(result, indent=1) + "\n")
     head = [["epoch", "loss", "validation loss", "seconds"]]
     rows_ = [
         [
@@ -158,12 +196,23 @@ def command(
     output(result, "\n".join(text), as_json)
 
 
+def _check_heeded(solver: str) -> None:
+    """Rejects options that were given and that the solver would not heed."""
+    context = click.get_current_context()
+    for name in UNHEEDED[solver]:
+        if context.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT:
+            others = ", ".join(other for other, unheeded in UNHEEDED.items() if name not in unheeded)
+            raise ConfigError(f"--{name.replace('_', '-')} says nothing to --solver {solver}, only to {others}")
+
+
 def _check_out(out: Path, resume: bool) -> None:
     """Before any work: a run is only resumed, and nothing else is written into."""
     if out.exists() and not out.is_dir():
         raise ConfigError(f"{out} is a file: give --out a folder")
     if (out / "model").exists() and not resume:
         raise ConfigError(f"{out} holds a run already: choose another --out, or continue it with --resume")
+    if resume and (out / "model").exists() and not (out / "state").exists():
+        raise ConfigError(f"{out} holds a finished run without a state to resume from: choose another --out")
     if out.is_dir() and any(out.iterdir()) and not ((out / "model").exists() or (out / "state").exists()):
         raise ConfigError(f"{out} holds other files: choose a new or empty folder for --out")
 
@@ -203,9 +252,3 @@ def _splits(
                 "Choose another share, 0 for no validation, or give a log with --valid"
             )
     return parts["train"], parts["valid"]
-
-
-def _write_aside(path: Path, text: str) -> None:
-    aside = path.with_name(f".{path.name}.partial")
-    aside.write_text(text)
-    os.replace(aside, path)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import inspect
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -17,11 +19,12 @@ from flax import nnx
 from ultr.clicks import CascadeClicks, last_click
 from ultr.errors import ConfigError, DataError, UltrError
 from ultr.logs import ClickLog, Counts, collapse
-from ultr.models import DCM, DCTR, GCTR, RCTR, RDCTR, SDBN, UBM, CascadeModel, Coin, CoinModel
+from ultr.models import DCM, DCTR, GCTR, RCTR, RDCTR, SDBN, CascadeModel, Coin, CoinModel
 from ultr.sessions import InMemory, Sessions, Source
-from ultr.towers import Constant, DocumentTable, LastClickTable, RankDocumentTable, RankTable, check
+from ultr.towers import DocumentTable, RankDocumentTable, check
 from ultr.towers.lookup import LANES, spread
 from ultr.towers.tables import read
+from ultr.training.cells import table_cells
 from ultr.training.feed import Batches, Block, blocks, bounds
 from ultr.training.loop import Fitted
 from ultr.training.rows import settled
@@ -48,29 +51,34 @@ def solve(
     """Maximises the likelihood of a click model whose towers are tables; no learning rate, no batches, no seed.
 
     Every probability p of the tables has a Beta prior, as if `prior` more outcomes with the table's average had been
-    seen; the average is that of the first pass. A log is collapsed first where the model's likelihood depends on counts
-    only (`ultr.logs.collapse`); the result is the same.
+    seen; the average is that of the first pass, and at least .0001 away from 0 and 1. What nothing was seen of, such as
+    documents that are not in the data, gets the average. A log is collapsed first where the model's likelihood depends
+    on counts only (`ultr.logs.collapse`); the result is the same.
 
     Args:
       model: GCTR, RCTR, DCTR, RDCTR, PBM, UBM, CascadeModel, DCM, SDBN, DBN or CCM; every tower a `Constant`,
         `RankTable`, `LastClickTable`, full `DocumentTable` or `RankDocumentTable`. It is left as it is; its tables are
         the start.
       train: a log, its counts, or sessions in memory.
-      valid: judges every iteration by the mean loss per session; the best is kept. None: the last is.
+      valid: judges every iteration by the mean loss per session; the best is kept. None: the objective judges, which
+        never falls under EM.
       method: "em" (Dempster 1977; for click models Chuklin, Markov and de Rijke 2015); "lbfgs", quasi-Newton on the
         same objective, scaled by the information of the complete data (Jamshidian and Jennrich 1997); "counting", one
         pass: exact for the CTR models and CascadeModel; for SDBN and DCM the counting estimators, which take the last
         click for the end of examination (Chapelle and Zhang 2009; Guo 2009).
       prior: strength of the prior, in outcomes; above 0.
       iterations: passes over the data, at most.
-      tolerance: stop when the objective per session gains less than this between two passes.
+      tolerance: stop when the objective per session gains less than this in an iteration.
 
     Returns:
-      `Fitted`; an epoch of its history is a pass, with the loss before it and the penalised objective per session.
+      `Fitted`; an epoch of its history is a pass. `loss` and `objective` (the mean log-likelihood with the log of the
+      prior, per session) are those of the parameters that the pass was made with, `valid_loss` of those it led to:
+      one iteration later under EM and counting, the same under L-BFGS.
 
     Raises:
-      ConfigError: a model or tower without a table form; unusable options.
-      DataError: an id or rank beyond a table, or a source without sessions.
+      ConfigError: a model or tower without a table form; unusable options; data without clicks, without a feature that
+        a table reads, or collapsed to counts that are not enough for the model.
+      DataError: an id or rank beyond a table, or a source without sessions that the model can produce.
     """
     if not isinstance(model, CoinModel):
         raise ConfigError(
@@ -91,88 +99,6 @@ def solve(
     else:
         search.em(1 if method == "counting" else iterations)
     return Fitted(problem.fitted(search.best), search.history, search.best_epoch)
-
-
-# --- Tables as cells --------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class _Cells:
-    """A table tower as a flat array of logits.
-
-    Attributes:
-      size: number of cells.
-      index: (sessions, last click) -> the cell of each impression.
-      read: tower -> logits [size]; write: (tower, logits [size]).
-    """
-
-    size: int
-    index: Callable[[Sessions, jax.Array], jax.Array]
-    read: Callable[[Any], jax.Array]
-    write: Callable[[Any, jax.Array], None]
-
-
-def _set(variable: nnx.Param, value: jax.Array) -> None:
-    variable[...] = jnp.asarray(value, jnp.float32).reshape(variable[...].shape)
-
-
-def _position(sessions: Sessions) -> jax.Array:
-    return jnp.asarray(sessions.position, jnp.int32)
-
-
-def _cells(tower: Any, slot: str) -> _Cells:
-    if type(tower) is Constant:
-        return _Cells(
-            1,
-            lambda s, _: jnp.zeros(s.shape, jnp.int32),
-            lambda t: t.value[...].reshape(1),
-            lambda t, x: _set(t.value, x),
-        )
-    if type(tower) is RankTable and not tower.pin_first:
-        return _Cells(
-            tower.ranks,
-            lambda s, _: _position(s),
-            lambda t: t.table[...],
-            lambda t, x: _set(t.table, x),
-        )
-    if type(tower) is LastClickTable:
-        width = tower.ranks + 1
-        return _Cells(
-            tower.ranks * width,
-            lambda s, last: _position(s) * width + last,
-            lambda t: t.table[...].reshape(-1),
-            lambda t, x: _set(t.table, x),
-        )
-    if type(tower) is DocumentTable and tower.kind == "full":
-        name = tower.feature
-
-        def write(t: Any, x: jax.Array) -> None:
-            _set(t.common, x[0])
-            _set(t.table, x - x[0])
-
-        return _Cells(
-            tower.documents + 1,
-            lambda s, _: read(s, name, "DocumentTable").astype(jnp.int32),
-            lambda t: (t.common[...] + t.table[...]).at[0].set(t.common[...]),
-            write,
-        )
-    if type(tower) is RankDocumentTable:
-        ranks = tower.ranks
-
-        def write_both(t: Any, x: jax.Array) -> None:
-            _set(t.common, x[:ranks])
-            _set(t.table, x.reshape(-1, ranks) - x[None, :ranks])
-
-        return _Cells(
-            (tower.documents + 1) * ranks,
-            lambda s, _: read(s, "document", "RankDocumentTable").astype(jnp.int32) * ranks + _position(s),
-            lambda t: (t.common[...][None, :] + t.table[...]).at[0].set(t.common[...]).reshape(-1),
-            write_both,
-        )
-    raise ConfigError(
-        f"tower '{slot}' ({type(tower).__name__}) is not a plain table. solve() takes Constant, RankTable, "
-        "LastClickTable, DocumentTable(kind='full') and RankDocumentTable; train others with ultr.training.fit"
-    )
 
 
 # --- Passes over the data ---------------------------------------------------------------------------------
@@ -200,19 +126,13 @@ class _Problem:
         towers = [getattr(model, slot) for slot in model.slots]
         unique = {id(tower): tower for tower in towers}
         self.places = [list(unique).index(id(tower)) for tower in towers]  # which cells each slot reads
-        names = {id(tower): slot for slot, tower in zip(model.slots, towers, strict=True)}
-        self.cells = [_cells(tower, names[key]) for key, tower in unique.items()]
-        self.start = [cells.read(tower) for cells, tower in zip(self.cells, unique.values(), strict=True)]
-        source = self._source(train)
-        self.rows_per_session = float(getattr(source, "rows_per_session", 1.0))
-        self.data = _Data(source, partial(check, model, source="training data", largest=bounds(source)))
+        found = {id(tower): table_cells(model, slot) for slot, tower in zip(model.slots, towers, strict=True)}
+        self.cells = [found[key] for key in unique]
+        # Without weak types, which would make the second pass be compiled anew.
+        self.start = [jnp.asarray(c.read(t), jnp.float32) for c, t in zip(self.cells, unique.values(), strict=True)]
+        self.data = _Data(model, train, "training data")
         self.average: list[float] | None = None
         self._pass = jax.jit(self._block, donate_argnums=(1,))
-
-    def _source(self, train: Source | Sessions) -> Source:
-        if isinstance(train, ClickLog) and self.model.statistics in ("rank", "last-click"):
-            return collapse(train, "rank" if self.model.statistics == "rank" else "last-click")
-        return InMemory(train) if isinstance(train, Sessions) else train
 
     def expect(self, logits: list[jax.Array]) -> Expected:
         """One pass: the E-step of EM, from which the gradient follows too."""
@@ -228,16 +148,10 @@ class _Problem:
         many, few = iter(large), iter(small)
         outcomes = [next(many) if c.size > SMALL else jnp.asarray(next(few), jnp.float32) for c in self.cells]
         yes, no = ([x[side] for x in outcomes] for side in (0, 1))
-        if not sums[1]:
-            raise DataError(f"none of the {sums[2]:.0f} sessions is possible under the model")
-        if not math.isfinite(sums[0]):
-            raise UltrError(f"the log-likelihood is {sums[0]}: start from a model with finite logits")
+        log_likelihood, weight, impossible = self.data.per_session(sums)
         if self.average is None:
-            self.average = [
-                min(max(float(jnp.sum(y) / jnp.maximum(jnp.sum(y) + jnp.sum(n), 1e-30)), 1e-4), 1 - 1e-4)
-                for y, n in zip(yes, no, strict=True)
-            ]
-        return Expected(yes, no, float(sums[0]), *(float(x) / self.rows_per_session for x in sums[1:]))
+            self.average = [_share(float(jnp.sum(y)), float(jnp.sum(n))) for y, n in zip(yes, no, strict=True)]
+        return Expected(yes, no, log_likelihood, weight, impossible)
 
     def _block(self, coins: Any, large: Any, batches: Batches, count: Any) -> Any:
         """The outcomes in one block: added to `large`, and of the small tables, whose cells stand LANES times."""
@@ -297,7 +211,7 @@ class _Problem:
         """The M-step: the logits of the expected shares."""
         assert self.average is not None
         return [
-            jnp.log(yes + self.prior * mean) - jnp.log(no + self.prior * (1 - mean))
+            jnp.log((yes + self.prior * mean) / (no + self.prior * (1 - mean)))
             for yes, no, mean in zip(found.yes, found.no, self.average, strict=True)
         ]
 
@@ -313,19 +227,68 @@ class _Problem:
         """A copy of the model with the given logits in its tables."""
         model = nnx.clone(self.model)
         towers = {id(t): t for t in (getattr(model, slot) for slot in model.slots)}
-        averages = self.average or [0.5] * len(self.cells)
-        for tower, cells, x, mean in zip(towers.values(), self.cells, logits, averages, strict=True):
-            cells.write(tower, x, math.log(mean / (1 - mean)))
+        for tower, cells, x in zip(towers.values(), self.cells, logits, strict=True):
+            cells.write(tower, x)
         return model
 
 
-class _Data:
-    """The blocks of a source, kept on the device where they fit."""
+def _share(yes: float, no: float) -> float:
+    share = yes / (yes + no) if yes + no > 0 else 0.5
+    return min(max(share, 1e-4), 1 - 1e-4)
 
-    def __init__(self, source: Source, look: Callable[[Sessions], None]) -> None:
-        self.source, self.look = source, look
-        self.rows = _rows(source)
+
+class _Data:
+    """The blocks of a source, with what tables read alone, kept on the device where they fit."""
+
+    def __init__(self, model: CoinModel, given: Source | Sessions, name: str) -> None:
+        self.model, self.name = model, name
+        towers = [getattr(model, slot) for slot in model.slots]
+        self.features = {t.feature for t in towers if type(t) is DocumentTable}
+        self.features |= {"document" for t in towers if type(t) is RankDocumentTable}
+        self.source = self._collapsed(InMemory(given) if isinstance(given, Sessions) else given)
+        self.rows = self._rows()
+        self.rows_per_session = float(getattr(self.source, "rows_per_session", 1.0))
         self._kept: list[Block] | None = None
+
+    def _collapsed(self, source: Source) -> Source:
+        by, name = self.model.statistics, type(self.model).__name__
+        if isinstance(source, Counts):
+            if by not in ("rank", source.by):
+                fix = "by='last-click'" if by == "last-click" else "by='list'"
+                raise ConfigError(
+                    f"{self.name}: {name} needs more than counts by {source.by}. Collapse the log {fix}, or use it as "
+                    "it is"
+                )
+        elif isinstance(source, ClickLog) and by in ("rank", "last-click") and self.features <= {"document"}:
+            if not source.metadata["impression_features"]:  # which counts cannot have, and no table reads
+                return collapse(source, "rank" if by == "rank" else "last-click")
+        return source
+
+    def _rows(self) -> int:
+        try:
+            rows = len(self.source)  # type: ignore[arg-type]
+        except TypeError:
+            rows = sum(int(np.asarray(b.mask).any(1).sum()) for b in self.source.batches(ROWS))
+        if not rows:
+            raise DataError("expected at least one session, found none", file=self.name)
+        return rows
+
+    def batches(self, batch_size: int, *, seed: int | None = None) -> Iterator[Sessions]:
+        """The source's, without what no table reads."""
+        shared = "shared" in inspect.signature(self.source.batches).parameters
+        options: dict[str, Any] = {"shared": True} if shared else {}  # spares gathering features to drop them
+        for batch in self.source.batches(batch_size, seed=seed, **options):
+            if batch.clicks is None:
+                raise ConfigError(f"{self.name}: a click likelihood needs clicks; these sessions have none")
+            if batch.last_click is not None and self.model.statistics == "list":
+                raise ConfigError(
+                    f"{self.name}: {type(self.model).__name__} needs whole lists; these rows are single documents. "
+                    "Collapse the log by='list', or use it as it is"
+                )
+            for name in self.features - batch.features.keys():
+                read(batch, name, "DocumentTable")  # raises
+            features = {name: batch.features[name] for name in self.features}
+            yield batch.replace(features=features, labels=None, query=None)  # type: ignore[attr-defined]
 
     def __iter__(self) -> Iterator[Block]:
         if self._kept is not None:
@@ -333,45 +296,54 @@ class _Data:
             return
         kept: list[Block] = []
         size = 0
-        for block in blocks(
-            self.source, ROWS, seed=None, length=self.rows, rank_first=True, look=self.look, put=jax.device_put
-        ):
+        look = partial(check, self.model, source=self.name, largest=bounds(self.source))
+        for block in blocks(self, ROWS, seed=None, length=self.rows, rank_first=True, look=look, put=jax.device_put):
             size += sum(x.nbytes for x in jax.tree.leaves(block.batches))
             if size <= KEPT_BYTES:
                 kept.append(block)
+            else:
+                kept.clear()
             yield block
         if size <= KEPT_BYTES:
             self._kept = kept
 
+    def per_session(self, sums: np.ndarray) -> tuple[float, float, float]:
+        """Sums over rows of (log-likelihood or loss, weight, weight of what is impossible) -> with sessions' weights.
 
-def _rows(source: Source) -> int:
-    try:
-        rows = len(source)  # type: ignore[arg-type]
-    except TypeError:
-        rows = sum(len(b) for b in source.batches(ROWS))
-    if not rows:
-        raise DataError("expected training data with at least one session, found none")
-    return rows
+        Raises:
+          DataError, UltrError: they are of no use.
+        """
+        total, used, impossible = (float(x) for x in sums)
+        if not used and not impossible:
+            raise DataError("expected sessions with documents and a weight above 0, found none", file=self.name)
+        if not used:
+            raise DataError(
+                f"none of the {impossible:.0f} sessions is possible under the model",
+                fix="Choose a model that allows several clicks, such as DCM or DBN",
+                file=self.name,
+            )
+        if not math.isfinite(total):
+            raise UltrError(f"{self.name}: the log-likelihood is {total}. Start from a model with finite logits")
+        return total, used / self.rows_per_session, impossible / self.rows_per_session
 
 
-def _held_out(problem: _Problem, valid: Source | Sessions) -> Callable[[list[jax.Array]], float]:
+def _judge(problem: _Problem, valid: Source | Sessions) -> Callable[[list[jax.Array]], float]:
     """Logits -> mean loss per session of the validation data."""
-    source = InMemory(valid) if isinstance(valid, Sessions) else valid
-    data = _Data(source, partial(check, problem.model, source="validation data", largest=bounds(source)))
+    data = _Data(problem.model, valid, "validation data")
+    graph = nnx.graphdef(problem.model)
 
     @jax.jit
     def add(state: Any, sums: jax.Array, batches: Batches, count: Any) -> jax.Array:
         model = nnx.merge(graph, state)
         return jax.lax.fori_loop(0, count, lambda i, s: s + losses(model, batches.at(i))[1], sums)
 
-    graph = nnx.graphdef(problem.model)
-
     def mean(logits: list[jax.Array]) -> float:
         state = nnx.state(problem.fitted(logits))
         sums = np.zeros(3)
         for block in data:
             sums += np.asarray(add(state, jnp.zeros(3), block.batches, block.count), np.float64)
-        return float(sums[0] / max(sums[1], 1.0))
+        total, weight, _ = data.per_session(sums)
+        return total / weight
 
     return mean
 
@@ -391,15 +363,17 @@ class _Search:
     ) -> None:
         self.problem, self.judge, self.iterations, self.tolerance = problem, judge, iterations, tolerance
         self.history: list[dict[str, Any]] = []
-        self.best, self.best_epoch, self._best_loss = problem.start, 0, math.inf
+        self.best, self.best_epoch = problem.start, 0
+        self._score: float | None = None  # of the best: lower is better
         self._began = time.perf_counter()
 
     def _record(self, logits: list[jax.Array], found: Expected, objective: float, after: list[jax.Array]) -> None:
         """A pass that started at `logits` and led to `after`."""
         valid = None if self.judge is None else self.judge(after)
         epoch = len(self.history) + 1
-        if valid is None or valid < self._best_loss:
-            self.best, self.best_epoch, self._best_loss = after, epoch, valid if valid is not None else -objective
+        score = -objective if valid is None and after is logits else valid  # an EM step without validation is better
+        if score is None or self._score is None or score < self._score:
+            self.best, self.best_epoch, self._score = after, epoch, score
         now = time.perf_counter()
         self.history.append(
             {
@@ -430,40 +404,36 @@ class _Search:
     def lbfgs(self) -> None:
         """L-BFGS from the end of a few EM passes, in logits scaled by the root of their complete-data information."""
         logits = self.em(min(3, self.iterations))
-        left = self.iterations - len(self.history)
-        if left < 1:
+        if len(self.history) == self.iterations:
             return
         found = self.problem.expect(logits)
-        scale = [
-            jnp.sqrt((yes + no + self.problem.prior) * jax.nn.sigmoid(x) * jax.nn.sigmoid(-x) / found.weight)
-            for x, yes, no in zip(logits, found.yes, found.no, strict=True)
-        ]
+        ready = [found]  # the first point is where EM ended
         sizes = np.cumsum([x.size for x in logits])[:-1]
-
-        def split(x: np.ndarray) -> list[jax.Array]:
-            parts = np.split(x.astype(np.float32), sizes)
-            return [jnp.asarray(p) / s for p, s in zip(parts, scale, strict=True)]
 
         def join(parts: list[jax.Array]) -> np.ndarray:
             return np.concatenate([np.asarray(p, np.float64) for p in parts])
 
+        information = [
+            (yes + no + self.problem.prior) * jax.nn.sigmoid(x) * jax.nn.sigmoid(-x) / found.weight
+            for x, yes, no in zip(logits, found.yes, found.no, strict=True)
+        ]
+        scale = np.sqrt(join(information))
+        # The first step of L-BFGS-B has length 1: twice that of Newton's method on the complete data, about an EM step.
+        scale /= 2 * np.linalg.norm(join(self.problem.slope(logits, found)) / scale) or 1.0
+
         def value(x: np.ndarray) -> tuple[float, np.ndarray]:
-            if len(self.history) >= self.iterations:
+            if len(self.history) == self.iterations:
                 raise _Stop
-            point = split(x)
-            found = self.problem.expect(point)
+            point = [jnp.asarray(part) for part in np.split((x / scale).astype(np.float32), sizes)]
+            found = ready.pop() if ready else self.problem.expect(point)
             objective = self.problem.objective(point, found)
             self._record(point, found, objective, point)
-            slope = [g / s for g, s in zip(self.problem.slope(point, found), scale, strict=True)]
-            return -objective, -join(slope)
+            return -objective, -join(self.problem.slope(point, found)) / scale
 
         import scipy.optimize  # here, since importing it takes as long as a pass
 
-        start = join([x * s for x, s in zip(logits, scale, strict=True)])
-        options = {"maxiter": left, "maxcor": 7, "ftol": self.tolerance, "gtol": 0.0}
-        try:
-            end = scipy.optimize.minimize(value, start, jac=True, method="L-BFGS-B", options=options)
-            if self.judge is None:
-                self.best = split(end.x)
-        except _Stop:
-            pass
+        ftol = self.tolerance / max(1.0, abs(self.history[-1]["objective"]))  # it is relative where values exceed 1
+        ftol = max(ftol, float(np.finfo(np.float32).eps))
+        options = {"maxiter": self.iterations, "maxcor": 7, "ftol": ftol, "gtol": 0.0}
+        with contextlib.suppress(_Stop):
+            scipy.optimize.minimize(value, join(logits) * scale, jac=True, method="L-BFGS-B", options=options)

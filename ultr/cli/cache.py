@@ -1,0 +1,54 @@
+"""Compiled programs, kept from one command to the next."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+ENTRIES = 4096  # of some 10 kB each
+
+
+def turn_on() -> None:
+    """Has JAX keep what it compiles; sets the variables that it reads when it is imported.
+
+    `JAX_COMPILATION_CACHE_DIR` says where, else it is the user's cache folder; without one that can be written there
+    is no cache. `ULTR_CACHE=off` turns it off. Where JAX is imported already, its settings are somebody else's.
+    """
+    if "jax" in sys.modules:
+        return
+    if os.environ.get("ULTR_CACHE", "").lower() in ("off", "0", "no", "false"):
+        os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+        return
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        folder = _folder()
+        if folder is None:
+            return
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
+    # A small model is many small programs, which JAX alone would not think worth keeping.
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+    # On some processors XLA compiles every program anew and says so, once per program, as an error.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+
+def _folder() -> Path | None:
+    given = os.environ.get("XDG_CACHE_HOME", "")
+    try:
+        folder = (Path(given) if os.path.isabs(given) else Path.home() / ".cache") / "ultr" / "xla"
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            return None
+        _prune(folder)
+    except (OSError, RuntimeError):  # RuntimeError: there is no home
+        return None
+    return folder
+
+
+def _prune(folder: Path) -> None:
+    """Removes the older half when there are too many."""
+    with os.scandir(folder) as entries:
+        files = [entry.path for entry in entries if entry.is_file()]
+    if len(files) > ENTRIES:
+        for file in sorted(files, key=os.path.getmtime)[: len(files) // 2]:
+            Path(file).unlink(missing_ok=True)
