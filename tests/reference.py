@@ -196,6 +196,36 @@ def log_table(story: Story, **logits: Any) -> np.ndarray:
     return _stack(totals, size, missing=-np.inf)
 
 
+def expected_flips(story: Story, **logits: np.ndarray) -> dict[str, np.ndarray]:
+    """How often each coin comes up heads and tails, on average over the runs that lead to given clicks.
+
+    Args:
+      story: flips a coin any number of times, or never.
+      logits: name -> [K, ..., lists].
+
+    Returns:
+      Name -> [2, 2**K, K, ..., lists], heads first; NaN for click vectors that cannot happen.
+    """
+    labels = {}  # a story never looks at its coins, so names may stand for their parameters
+    for name, x in logits.items():
+        labels[name] = np.empty(x.shape[:-1], object)
+        for place in np.ndindex(x.shape[:-1]):
+            labels[name][place] = (name, place)
+    ranks, lists = (next(iter(logits.values())).shape[i] for i in (0, -1))
+    found = {name: np.zeros((2, 2**ranks, *x.shape)) for name, x in logits.items()}
+    totals = np.zeros((2**ranks, lists))
+    for clicks, flips in paths(story, **labels):
+        log_weight = np.zeros(lists)
+        for (name, place), heads in flips:
+            x = logits[name][place]
+            log_weight = log_weight - np.logaddexp(0.0, -x if heads else x)
+        totals[_row(clicks)] += np.exp(log_weight)
+        for (name, place), heads in flips:
+            found[name][(0 if heads else 1, _row(clicks), *place)] += np.exp(log_weight)
+    with np.errstate(invalid="ignore"):
+        return {name: x / totals.reshape(1, 2**ranks, *[1] * (x.ndim - 3), lists) for name, x in found.items()}
+
+
 def _stack(totals: dict[int, Any], size: int, *, missing: float) -> np.ndarray:
     return np.stack(np.broadcast_arrays(*(totals.get(i, missing) for i in range(size))))
 

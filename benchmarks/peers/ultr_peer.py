@@ -9,7 +9,7 @@ import importlib.metadata
 import time
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import arrays
 import jax
@@ -186,7 +186,7 @@ def train_to_convergence(
     epochs: int = 60,
     rate: float = 0.002,
     features: bool = False,
-    method: str = "em",
+    method: Literal["em", "lbfgs"] = "lbfgs",
     prior: float = 2.0,
     seed: int = 42,
 ) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -19,26 +18,51 @@ from ultr.towers.tables import read
 
 @dataclasses.dataclass(frozen=True)
 class Cells:
-    """A table tower as a flat array of logits.
+    """A table tower as a flat array of logits; its logits themselves stand elsewhere.
 
     Attributes:
+      kind: the tower's class.
       size: number of cells.
-      index: (sessions, last click) -> the cell of each impression.
-      read: tower -> logits [size]; write: (tower, logits [size]).
+      ranks: of the tables that have some.
+      feature: name of the ids of a table per document.
     """
 
+    kind: type
     size: int
-    index: Callable[[Sessions, jax.Array], jax.Array]
-    read: Callable[[Any], jax.Array]
-    write: Callable[[Any, jax.Array], None]
+    ranks: int = 1
+    feature: str | None = None
+
+    def index(self, sessions: Sessions, last_click: jax.Array) -> jax.Array:
+        """[B, K] the cell of each impression; `last_click` as in `Sessions`."""
+        position = jnp.asarray(sessions.position, jnp.int32)
+        if self.feature is not None:
+            document = read(sessions, self.feature, self.kind.__name__).astype(jnp.int32)
+            return document if self.kind is DocumentTable else document * self.ranks + position
+        if self.kind is LastClickTable:
+            return position * (self.ranks + 1) + last_click
+        return position if self.kind is RankTable else jnp.zeros(sessions.shape, jnp.int32)
+
+    def read(self, tower: Any) -> jax.Array:
+        """[size] float32 logits."""
+        if self.feature is None:
+            logits = (tower.value if self.kind is Constant else tower.table)[...]
+        else:
+            entry = tower.table[...].reshape(-1, self.ranks).at[0].set(0.0)
+            logits = tower.common[...].reshape(1, self.ranks) + entry
+        return jnp.asarray(logits.reshape(-1), jnp.float32)
+
+    def write(self, tower: Any, logits: jax.Array) -> None:
+        """Puts logits [size] into the tower's table; those of document 0 are common to all."""
+        if self.feature is None:
+            _set(tower.value if self.kind is Constant else tower.table, logits)
+        else:
+            logits = logits.reshape(-1, self.ranks)
+            _set(tower.common, logits[0])
+            _set(tower.table, logits - logits[:1])
 
 
 def _set(variable: nnx.Param, value: jax.Array) -> None:
     variable[...] = jnp.asarray(value, jnp.float32).reshape(variable[...].shape)
-
-
-def _position(sessions: Sessions) -> jax.Array:
-    return jnp.asarray(sessions.position, jnp.int32)
 
 
 def table_cells(model: CoinModel, slot: str) -> Cells:
@@ -48,56 +72,19 @@ def table_cells(model: CoinModel, slot: str) -> Cells:
       ConfigError: it is not a plain table.
     """
     tower = getattr(model, slot)
-    if type(tower) is Constant:
-        return Cells(
-            1,
-            lambda s, _: jnp.zeros(s.shape, jnp.int32),
-            lambda t: t.value[...].reshape(1),
-            lambda t, x: _set(t.value, x),
-        )
-    if type(tower) is RankTable and not tower.pin_first:
-        return Cells(
-            tower.ranks,
-            lambda s, _: _position(s),
-            lambda t: t.table[...],
-            lambda t, x: _set(t.table, x),
-        )
-    if type(tower) is LastClickTable and isinstance(model, UBM) and slot == "examination":
-        width = tower.ranks + 1
-        return Cells(
-            tower.ranks * width,
-            lambda s, last: _position(s) * width + last,
-            lambda t: t.table[...].reshape(-1),
-            lambda t, x: _set(t.table, x),
-        )
-    if type(tower) is DocumentTable and tower.kind == "full":
-        name = tower.feature
-
-        def write(t: Any, x: jax.Array) -> None:
-            _set(t.common, x[0])
-            _set(t.table, x - x[0])
-
-        return Cells(
-            tower.documents + 1,
-            lambda s, _: read(s, name, "DocumentTable").astype(jnp.int32),
-            lambda t: (t.common[...] + t.table[...]).at[0].set(t.common[...]),
-            write,
-        )
-    if type(tower) is RankDocumentTable:
-        ranks = tower.ranks
-
-        def write_both(t: Any, x: jax.Array) -> None:
-            _set(t.common, x[:ranks])
-            _set(t.table, x.reshape(-1, ranks) - x[None, :ranks])
-
-        return Cells(
-            (tower.documents + 1) * ranks,
-            lambda s, _: read(s, "document", "RankDocumentTable").astype(jnp.int32) * ranks + _position(s),
-            lambda t: (t.common[...][None, :] + t.table[...]).at[0].set(t.common[...]).reshape(-1),
-            write_both,
-        )
+    kind = type(tower)
+    if kind is Constant:
+        return Cells(kind, 1)
+    if kind is RankTable and not tower.pin_first:
+        return Cells(kind, tower.ranks, tower.ranks)
+    if kind is LastClickTable and isinstance(model, UBM) and slot == "examination":
+        return Cells(kind, tower.ranks * (tower.ranks + 1), tower.ranks)
+    if kind is DocumentTable and tower.kind == "full":
+        return Cells(kind, tower.documents + 1, feature=tower.feature)
+    if kind is RankDocumentTable:
+        return Cells(kind, (tower.documents + 1) * tower.ranks, tower.ranks, "document")
     raise ConfigError(
-        f"{type(model).__name__}: tower '{slot}' ({type(tower).__name__}) is not a plain table. solve() takes "
+        f"{type(model).__name__}: tower '{slot}' ({kind.__name__}) is not a plain table. solve() takes "
         "Constant, RankTable, LastClickTable (UBM's examination), DocumentTable(kind='full') and RankDocumentTable; "
         "train others with ultr.training.fit"
     )

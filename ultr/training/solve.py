@@ -21,10 +21,10 @@ from ultr.errors import ConfigError, DataError, UltrError
 from ultr.logs import ClickLog, Counts, collapse
 from ultr.models import DCM, DCTR, GCTR, RCTR, RDCTR, SDBN, CascadeModel, Coin, CoinModel
 from ultr.sessions import InMemory, Sessions, Source
-from ultr.towers import DocumentTable, RankDocumentTable, check
+from ultr.towers import check
 from ultr.towers.lookup import LANES, spread
 from ultr.towers.tables import read
-from ultr.training.cells import table_cells
+from ultr.training.cells import Cells, table_cells
 from ultr.training.feed import Batches, Block, blocks, bounds
 from ultr.training.loop import Fitted
 from ultr.training.rows import settled
@@ -118,85 +118,109 @@ class Expected:
     impossible: float
 
 
+@dataclasses.dataclass(frozen=True)
+class _Layout:
+    """What a pass is compiled for.
+
+    Attributes:
+      model: its class.
+      cells: its tables, each once.
+      places: which of them each slot reads.
+      stopping: examination ends at the last click.
+      small: tables of up to so many cells are summed in float64.
+    """
+
+    model: type[CoinModel]
+    cells: tuple[Cells, ...]
+    places: tuple[int, ...]
+    stopping: bool
+    small: int
+
+
+def _block(layout: _Layout, coins: Any, large: Any, batches: Batches, count: Any) -> Any:
+    """The outcomes in one block: added to `large`, and of the small tables, whose cells stand LANES times."""
+    small = [(jnp.zeros(c.size * LANES),) * 2 for c in layout.cells if c.size <= layout.small]
+
+    def body(i: jax.Array, carry: Any) -> Any:
+        large, small, sums = carry
+        batch = batches.at(i)
+        clicks = jnp.asarray(batch.clicks)
+        last = batch.last_click
+        if last is None:
+            clicked = (clicks != 0) & batch.mask
+            last = last_click(clicked, jnp.asarray(batch.position) + 1, batch.rank_axis)
+        index = [cells.index(batch, jnp.asarray(last)) for cells in layout.cells]
+        read = [[jnp.take(x, at, mode="clip") for x in pair] for pair, at in zip(coins, index, strict=True)]
+        outcomes, (total, new) = jax.grad(partial(_log_likelihood, layout, batch), has_aux=True)(read)
+        outcomes = settled(outcomes, i)
+
+        def add(sums: Any, at: jax.Array, pair: Any) -> Any:
+            return tuple(s.at[at].add(jnp.where(batch.mask, x, 0.0)) for s, x in zip(sums, pair, strict=True))
+
+        many, few = iter(large), iter(small)
+        found: tuple[list[Any], list[Any]] = ([], [])
+        for cells, at, pair in zip(layout.cells, index, outcomes, strict=True):
+            if cells.size > layout.small:
+                found[0].append(add(next(many), at, pair))
+            else:
+                found[1].append(add(next(few), spread(at), pair))
+        return *found, sums + jnp.stack([total, *new])
+
+    return jax.lax.fori_loop(0, count, body, (large, small, jnp.zeros(3)))
+
+
+_pass = jax.jit(_block, static_argnums=0, donate_argnums=2)
+
+
+def _log_likelihood(layout: _Layout, batch: Sessions, read: Any) -> Any:
+    coins = [Coin(*read[place]) for place in layout.places]
+    clicks = layout.model.from_coins(batch, *coins)
+    if layout.stopping and isinstance(clicks, CascadeClicks):
+        log_prob = clicks.log_prob_stopping(jnp.asarray(batch.clicks))
+    else:
+        log_prob = clicks.log_prob(jnp.asarray(batch.clicks))
+    weight = jnp.any(batch.mask, axis=batch.rank_axis).astype(jnp.float32)
+    weight = weight if batch.weight is None else weight * batch.weight
+    possible = log_prob != -jnp.inf
+    used = jnp.where(possible, weight, 0.0)
+    total = jnp.sum(jnp.where(used > 0, log_prob, 0.0) * used)
+    return total, (total, (jnp.sum(used), jnp.sum(weight - used)))
+
+
 class _Problem:
     """A model's tables as cells, its data, and the objective."""
 
     def __init__(self, model: CoinModel, train: Source | Sessions, prior: float, *, stopping: bool) -> None:
-        self.model, self.prior, self.stopping = model, prior, stopping
-        towers = [getattr(model, slot) for slot in model.slots]
-        unique = {id(tower): tower for tower in towers}
-        self.places = [list(unique).index(id(tower)) for tower in towers]  # which cells each slot reads
-        found = {id(tower): table_cells(model, slot) for slot, tower in zip(model.slots, towers, strict=True)}
-        self.cells = [found[key] for key in unique]
-        # Without weak types, which would make the second pass be compiled anew.
-        self.start = [jnp.asarray(c.read(t), jnp.float32) for c, t in zip(self.cells, unique.values(), strict=True)]
-        self.data = _Data(model, train, "training data")
+        self.model, self.prior = model, prior
+        towers = {id(tower): tower for tower in (getattr(model, slot) for slot in model.slots)}
+        found = {id(getattr(model, slot)): table_cells(model, slot) for slot in model.slots}
+        self.cells = tuple(found.values())
+        places = tuple(list(found).index(id(getattr(model, slot))) for slot in model.slots)
+        self.layout = _Layout(type(model), self.cells, places, stopping, SMALL)
+        self.start = [cells.read(towers[key]) for key, cells in found.items()]
+        self.data = _Data(model, self.cells, train, "training data")
         self.average: list[float] | None = None
-        self._pass = jax.jit(self._block, donate_argnums=(1,))
 
     def expect(self, logits: list[jax.Array]) -> Expected:
         """One pass: the E-step of EM, from which the gradient follows too."""
         coins = [(jax.nn.log_sigmoid(x), jax.nn.log_sigmoid(-x)) for x in logits]
-        large = [(jnp.zeros(c.size), jnp.zeros(c.size)) for c in self.cells if c.size > SMALL]
-        small = [np.zeros((2, c.size)) for c in self.cells if c.size <= SMALL]
+        large = [(jnp.zeros(c.size), jnp.zeros(c.size)) for c in self.cells if c.size > self.layout.small]
+        small = [np.zeros((2, c.size)) for c in self.cells if c.size <= self.layout.small]
         sums = np.zeros(3)
         for block in self.data:
-            large, found, new = self._pass(coins, large, block.batches, block.count)
+            large, found, new = _pass(self.layout, coins, large, block.batches, block.count)
             sums += np.asarray(new, np.float64)
             for total, part in zip(small, found, strict=True):
                 total += np.asarray(part, np.float64).reshape(*total.shape, LANES).sum(2)
         many, few = iter(large), iter(small)
-        outcomes = [next(many) if c.size > SMALL else jnp.asarray(next(few), jnp.float32) for c in self.cells]
+        outcomes = [
+            next(many) if c.size > self.layout.small else jnp.asarray(next(few), jnp.float32) for c in self.cells
+        ]
         yes, no = ([x[side] for x in outcomes] for side in (0, 1))
         log_likelihood, weight, impossible = self.data.per_session(sums)
         if self.average is None:
             self.average = [_share(float(jnp.sum(y)), float(jnp.sum(n))) for y, n in zip(yes, no, strict=True)]
         return Expected(yes, no, log_likelihood, weight, impossible)
-
-    def _block(self, coins: Any, large: Any, batches: Batches, count: Any) -> Any:
-        """The outcomes in one block: added to `large`, and of the small tables, whose cells stand LANES times."""
-        small = [(jnp.zeros(c.size * LANES),) * 2 for c in self.cells if c.size <= SMALL]
-
-        def body(i: jax.Array, carry: Any) -> Any:
-            large, small, sums = carry
-            batch = batches.at(i)
-            clicks = jnp.asarray(batch.clicks)
-            last = batch.last_click
-            if last is None:
-                clicked = (clicks != 0) & batch.mask
-                last = last_click(clicked, jnp.asarray(batch.position) + 1, batch.rank_axis)
-            index = [cells.index(batch, jnp.asarray(last)) for cells in self.cells]
-            read = [[jnp.take(x, at, mode="clip") for x in pair] for pair, at in zip(coins, index, strict=True)]
-            outcomes, (total, new) = jax.grad(partial(self._log_likelihood, batch), has_aux=True)(read)
-            outcomes = settled(outcomes, i)
-
-            def add(sums: Any, at: jax.Array, pair: Any) -> Any:
-                return tuple(s.at[at].add(jnp.where(batch.mask, x, 0.0)) for s, x in zip(sums, pair, strict=True))
-
-            many, few = iter(large), iter(small)
-            found: tuple[list[Any], list[Any]] = ([], [])
-            for cells, at, pair in zip(self.cells, index, outcomes, strict=True):
-                if cells.size > SMALL:
-                    found[0].append(add(next(many), at, pair))
-                else:
-                    found[1].append(add(next(few), spread(at), pair))
-            return *found, sums + jnp.stack([total, *new])
-
-        return jax.lax.fori_loop(0, count, body, (large, small, jnp.zeros(3)))
-
-    def _log_likelihood(self, batch: Sessions, read: Any) -> Any:
-        coins = [Coin(*read[place]) for place in self.places]
-        clicks = self.model.from_coins(batch, *coins)
-        if self.stopping and isinstance(clicks, CascadeClicks):
-            log_prob = clicks.log_prob_stopping(jnp.asarray(batch.clicks))
-        else:
-            log_prob = clicks.log_prob(jnp.asarray(batch.clicks))
-        weight = jnp.any(batch.mask, axis=batch.rank_axis).astype(jnp.float32)
-        weight = weight if batch.weight is None else weight * batch.weight
-        possible = log_prob != -jnp.inf
-        used = jnp.where(possible, weight, 0.0)
-        total = jnp.sum(jnp.where(used > 0, log_prob, 0.0) * used)
-        return total, (total, (jnp.sum(used), jnp.sum(weight - used)))
 
     def objective(self, logits: list[jax.Array], found: Expected) -> float:
         """The log-likelihood with the log of the prior, per session."""
@@ -240,11 +264,9 @@ def _share(yes: float, no: float) -> float:
 class _Data:
     """The blocks of a source, with what tables read alone, kept on the device where they fit."""
 
-    def __init__(self, model: CoinModel, given: Source | Sessions, name: str) -> None:
+    def __init__(self, model: CoinModel, cells: tuple[Cells, ...], given: Source | Sessions, name: str) -> None:
         self.model, self.name = model, name
-        towers = [getattr(model, slot) for slot in model.slots]
-        self.features = {t.feature for t in towers if type(t) is DocumentTable}
-        self.features |= {"document" for t in towers if type(t) is RankDocumentTable}
+        self.features = {each.feature for each in cells if each.feature is not None}
         self.source = self._collapsed(InMemory(given) if isinstance(given, Sessions) else given)
         self.rows = self._rows()
         self.rows_per_session = float(getattr(self.source, "rows_per_session", 1.0))
@@ -286,7 +308,7 @@ class _Data:
                     "Collapse the log by='list', or use it as it is"
                 )
             for name in self.features - batch.features.keys():
-                read(batch, name, "DocumentTable")  # raises
+                read(batch, name, "DocumentTable")  # which raises
             features = {name: batch.features[name] for name in self.features}
             yield batch.replace(features=features, labels=None, query=None)  # type: ignore[attr-defined]
 
@@ -329,7 +351,7 @@ class _Data:
 
 def _judge(problem: _Problem, valid: Source | Sessions) -> Callable[[list[jax.Array]], float]:
     """Logits -> mean loss per session of the validation data."""
-    data = _Data(problem.model, valid, "validation data")
+    data = _Data(problem.model, problem.cells, valid, "validation data")
     graph = nnx.graphdef(problem.model)
 
     @jax.jit
