@@ -34,8 +34,7 @@ def main() -> None:
     options.add_argument("--clax-epochs", type=int, default=50)
     options.add_argument("--workers", type=int, default=0, help="of CLAX's loader [%(default)s]")
     options.add_argument("--epochs", type=int, default=60, help="passes, ours, at most [%(default)s]")
-    options.add_argument("--method", default="lbfgs", choices=("em", "lbfgs"), help="ours [%(default)s]")
-    options.add_argument("--prior", type=float, default=2.0, help="ours [%(default)s]")
+    options.add_argument("--method", default="em", choices=("em", "lbfgs"), help="ours [%(default)s]")
     options.add_argument("--pyclick-queries", type=int, default=2_000)
     options.add_argument("--pyclick-sessions", type=int, default=100_000)
     options.add_argument("--pyclick-test-sessions", type=int, default=10_000)
@@ -129,7 +128,6 @@ def _ours(chosen: Any, contestants: Contestants, data: Data, model: str, clicks:
             test=data.log(clicks, "test"),
             epochs=chosen.epochs,
             method=chosen.method,
-            prior=chosen.prior,
         )
 
 

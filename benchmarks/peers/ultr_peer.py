@@ -186,8 +186,8 @@ def train_to_convergence(
     epochs: int = 60,
     rate: float = 0.002,
     features: bool = False,
-    method: Literal["em", "lbfgs"] = "lbfgs",
-    prior: float = 2.0,
+    method: Literal["em", "lbfgs"] = "em",
+    prior: float | Literal["fitted"] = "fitted",
     seed: int = 42,
 ) -> dict[str, Any]:
     """From the prepared log; held-out log-likelihood per document and seconds after each pass.

@@ -68,7 +68,11 @@ def _widths(text: str) -> tuple[int, ...]:
     help="gradient: minibatches, for every model. For click models on tables, without learning rate and batches: em, "
     "lbfgs, counting (one pass).",
 )
-@click.option("--prior", default=2.0, show_default=True, help="em, lbfgs, counting: outcomes assumed per probability.")
+@click.option(
+    "--prior",
+    type=click.FloatRange(min=0, min_open=True),
+    help="em, lbfgs, counting: outcomes assumed per probability [fitted to each table].",
+)
 @click.option("--epochs", type=click.IntRange(min=1), help="Passes over the log, at most [20; em, lbfgs: 100].")
 @click.option(
     "--patience", default=3, show_default=True, type=click.IntRange(min=1), help="Epochs without improvement."
@@ -105,7 +109,7 @@ def command(
     valid_split: str,
     valid_fraction: float,
     solver: str,
-    prior: float,
+    prior: float | None,
     epochs: int | None,
     patience: int,
     batch_size: int,
@@ -162,8 +166,9 @@ def command(
         )
     else:
         epochs = epochs or (1 if solver == "counting" else 100)
-        options |= {"prior": prior, "epochs": epochs}
-        fitted = solve(untrained, train, held_out, method=solver, prior=prior, iterations=epochs)  # type: ignore[arg-type]
+        strength: Any = prior or "fitted"
+        options |= {"prior": strength, "epochs": epochs}
+        fitted = solve(untrained, train, held_out, method=solver, prior=strength, iterations=epochs)  # type: ignore[arg-type]
         save(fitted.model, out / "model", extra={"vocabulary": train.vocabulary.identity, "train": train.identity})
     result: dict[str, Any] = {
         "out": str(out),

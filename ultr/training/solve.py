@@ -32,6 +32,8 @@ from ultr.training.steps import losses
 
 ROWS = 1 << 13  # per batch: what a CPU's cache holds
 KEPT_BYTES = 1 << 31  # a source that needs more than this is read again in every pass
+REFITS = (2, 4, 8, 16, 32)  # passes of EM after which the prior is fitted again
+FITTED_CELLS, SAMPLED_CELLS = 100, 20_000
 SMALL = 1 << 12  # tables of up to so many cells are summed in float64
 
 Method = Literal["em", "lbfgs", "counting"]
@@ -44,16 +46,15 @@ def solve(
     valid: Source | Sessions | None = None,
     *,
     method: Method = "em",
-    prior: float = 2.0,
+    prior: float | Literal["fitted"] = "fitted",
     iterations: int = 100,
     tolerance: float = 1e-5,
 ) -> Fitted:
     """Maximises the likelihood of a click model whose towers are tables; no learning rate, no batches, no seed.
 
-    Every probability p of the tables has a Beta prior, as if `prior` more outcomes with the table's average had been
-    seen; the average is that of the first pass, and at least .0001 away from 0 and 1. What nothing was seen of, such as
-    documents that are not in the data, gets the average. A log is collapsed first where the model's likelihood depends
-    on counts only (`ultr.logs.collapse`); the result is the same.
+    Every probability of the tables has a Beta prior, as if some more outcomes had been seen of it. What nothing was
+    seen of, such as documents that are not in the data, gets the mean of the prior. A log is collapsed first where the
+    model's likelihood depends on counts only (`ultr.logs.collapse`); the result is the same.
 
     Args:
       model: GCTR, RCTR, DCTR, RDCTR, PBM, UBM, CascadeModel, DCM, SDBN, DBN or CCM; every tower a `Constant`,
@@ -66,7 +67,9 @@ def solve(
         same objective, scaled by the information of the complete data (Jamshidian and Jennrich 1997); "counting", one
         pass: exact for the CTR models and CascadeModel; for SDBN and DCM the counting estimators, which take the last
         click for the end of examination (Chapelle and Zhang 2009; Guo 2009).
-      prior: strength of the prior, in outcomes; above 0.
+      prior: "fitted": each table's own, the Beta distribution under which its expected outcomes are most likely,
+        fitted in some of the first passes; for tables of fewer than 100 cells with data, two outcomes with the table's
+        average. A number above 0: so many outcomes with the average of the first pass, for every table.
       iterations: passes over the data, at most.
       tolerance: stop when the objective per session gains less than this in an iteration.
 
@@ -86,13 +89,15 @@ def solve(
         )
     if method not in ("em", "lbfgs", "counting"):
         raise ConfigError(f"expected method 'em', 'lbfgs' or 'counting', found {method!r}")
-    if not (0 < prior < math.inf and iterations >= 1 and tolerance >= 0):
+    strength = 2.0 if prior == "fitted" else prior
+    if isinstance(strength, str) or not (0 < strength < math.inf and iterations >= 1 and tolerance >= 0):
         raise ConfigError(
-            f"expected prior > 0, iterations >= 1 and tolerance >= 0, found {prior}, {iterations} and {tolerance}"
+            "expected prior > 0 (or 'fitted'), iterations >= 1 and tolerance >= 0, "
+            f"found {prior}, {iterations} and {tolerance}"
         )
     if method == "counting" and not isinstance(model, COUNTED):
         raise ConfigError(f"{type(model).__name__} has no counting estimator. Choose method='em' or 'lbfgs'")
-    problem = _Problem(model, train, prior, stopping=method == "counting")
+    problem = _Problem(model, train, strength, fitted=prior == "fitted", stopping=method == "counting")
     search = _Search(problem, None if valid is None else _judge(problem, valid), iterations, tolerance)
     if method == "lbfgs":
         search.lbfgs()
@@ -190,8 +195,11 @@ def _log_likelihood(layout: _Layout, batch: Sessions, read: Any) -> Any:
 class _Problem:
     """A model's tables as cells, its data, and the objective."""
 
-    def __init__(self, model: CoinModel, train: Source | Sessions, prior: float, *, stopping: bool) -> None:
-        self.model, self.prior = model, prior
+    def __init__(
+        self, model: CoinModel, train: Source | Sessions, strength: float, *, fitted: bool, stopping: bool
+    ) -> None:
+        self.model, self.strength = model, strength
+        self.refits = ((1,) if stopping else REFITS) if fitted else ()
         towers = {id(tower): tower for tower in (getattr(model, slot) for slot in model.slots)}
         found = {id(getattr(model, slot)): table_cells(model, slot) for slot in model.slots}
         self.cells = tuple(found.values())
@@ -199,7 +207,7 @@ class _Problem:
         self.layout = _Layout(type(model), self.cells, places, stopping, SMALL)
         self.start = [cells.read(towers[key]) for key, cells in found.items()]
         self.data = _Data(model, self.cells, train, "training data")
-        self.average: list[float] | None = None
+        self.prior: list[tuple[float, float]] = []  # of each table, as outcomes of both kinds
 
     def expect(self, logits: list[jax.Array]) -> Expected:
         """One pass: the E-step of EM, from which the gradient follows too."""
@@ -218,33 +226,34 @@ class _Problem:
         ]
         yes, no = ([x[side] for x in outcomes] for side in (0, 1))
         log_likelihood, weight, impossible = self.data.per_session(sums)
-        if self.average is None:
-            self.average = [_share(float(jnp.sum(y)), float(jnp.sum(n))) for y, n in zip(yes, no, strict=True)]
+        if not self.prior:
+            shares = [_share(float(jnp.sum(y)), float(jnp.sum(n))) for y, n in zip(yes, no, strict=True)]
+            self.prior = [(self.strength * share, self.strength * (1 - share)) for share in shares]
         return Expected(yes, no, log_likelihood, weight, impossible)
 
     def objective(self, logits: list[jax.Array], found: Expected) -> float:
         """The log-likelihood with the log of the prior, per session."""
-        assert self.average is not None
         log_prior = 0.0
-        for x, mean in zip(logits, self.average, strict=True):
-            each = mean * jax.nn.log_sigmoid(x) + (1 - mean) * jax.nn.log_sigmoid(-x)
-            log_prior += self.prior * float(np.sum(np.asarray(each), dtype=np.float64))
+        for x, (a, b) in zip(logits, self.prior, strict=True):
+            each = a * jax.nn.log_sigmoid(x) + b * jax.nn.log_sigmoid(-x)
+            log_prior += float(np.sum(np.asarray(each), dtype=np.float64))
         return (found.log_likelihood + log_prior) / found.weight
+
+    def refit(self, found: Expected) -> None:
+        """Fits the prior of each large table to what was found of its cells."""
+        pairs = zip(found.yes, found.no, self.prior, strict=True)
+        self.prior = [_beta(np.asarray(yes), np.asarray(no), before) for yes, no, before in pairs]
 
     def maximise(self, found: Expected) -> list[jax.Array]:
         """The M-step: the logits of the expected shares."""
-        assert self.average is not None
-        return [
-            jnp.log((yes + self.prior * mean) / (no + self.prior * (1 - mean)))
-            for yes, no, mean in zip(found.yes, found.no, self.average, strict=True)
-        ]
+        pairs = zip(found.yes, found.no, self.prior, strict=True)
+        return [jnp.log((yes + a) / (no + b)) for yes, no, (a, b) in pairs]
 
     def slope(self, logits: list[jax.Array], found: Expected) -> list[jax.Array]:
         """Derivative of the objective by the logits, by Fisher's identity."""
-        assert self.average is not None
         return [
-            ((yes + self.prior * mean) - (yes + no + self.prior) * jax.nn.sigmoid(x)) / found.weight
-            for x, yes, no, mean in zip(logits, found.yes, found.no, self.average, strict=True)
+            ((yes + a) - (yes + no + (a + b)) * jax.nn.sigmoid(x)) / found.weight
+            for x, yes, no, (a, b) in zip(logits, found.yes, found.no, self.prior, strict=True)
         ]
 
     def fitted(self, logits: list[jax.Array]) -> Any:
@@ -259,6 +268,28 @@ class _Problem:
 def _share(yes: float, no: float) -> float:
     share = yes / (yes + no) if yes + no > 0 else 0.5
     return min(max(share, 1e-4), 1 - 1e-4)
+
+
+def _beta(yes: np.ndarray, no: np.ndarray, before: tuple[float, float]) -> tuple[float, float]:
+    """The Beta distribution under which the outcomes of the cells are most likely; `before` where few have data."""
+    from scipy.optimize import minimize  # here, since importing them takes as long as a pass
+    from scipy.special import betaln, digamma
+
+    seen = np.flatnonzero(yes + no > 1e-3)
+    if len(seen) < FITTED_CELLS:
+        return before
+    seen = seen[:: max(len(seen) // SAMPLED_CELLS, 1)]  # a sample tells two numbers well enough
+    yes, no = yes[seen].astype(np.float64), no[seen].astype(np.float64)
+
+    def loss(logs: np.ndarray) -> tuple[float, np.ndarray]:
+        a, b = np.exp(logs)
+        both = digamma(yes + no + a + b) - digamma(a + b)
+        slope = a * np.mean(digamma(yes + a) - digamma(a) - both), b * np.mean(digamma(no + b) - digamma(b) - both)
+        return float(betaln(a, b) - np.mean(betaln(yes + a, no + b))), -np.array(slope)
+
+    # Bounded, since cells that all agree would have the prior grow without end.
+    found = minimize(loss, np.log(before), jac=True, method="L-BFGS-B", bounds=[np.log((0.01, 1000.0))] * 2)
+    return float(np.exp(found.x[0])), float(np.exp(found.x[1]))
 
 
 class _Data:
@@ -349,21 +380,22 @@ class _Data:
         return total, used / self.rows_per_session, impossible / self.rows_per_session
 
 
+@partial(jax.jit, static_argnums=0)
+def _losses(graph: Any, state: Any, batches: Batches, count: Any) -> jax.Array:
+    model = nnx.merge(graph, state)
+    return jax.lax.fori_loop(0, count, lambda i, s: s + losses(model, batches.at(i))[1], jnp.zeros(3))
+
+
 def _judge(problem: _Problem, valid: Source | Sessions) -> Callable[[list[jax.Array]], float]:
     """Logits -> mean loss per session of the validation data."""
     data = _Data(problem.model, problem.cells, valid, "validation data")
     graph = nnx.graphdef(problem.model)
 
-    @jax.jit
-    def add(state: Any, sums: jax.Array, batches: Batches, count: Any) -> jax.Array:
-        model = nnx.merge(graph, state)
-        return jax.lax.fori_loop(0, count, lambda i, s: s + losses(model, batches.at(i))[1], sums)
-
     def mean(logits: list[jax.Array]) -> float:
         state = nnx.state(problem.fitted(logits))
         sums = np.zeros(3)
         for block in data:
-            sums += np.asarray(add(state, jnp.zeros(3), block.batches, block.count), np.float64)
+            sums += np.asarray(_losses(graph, state, block.batches, block.count), np.float64)
         total, weight, _ = data.per_session(sums)
         return total / weight
 
@@ -413,8 +445,11 @@ class _Search:
     def em(self, iterations: int) -> list[jax.Array]:
         """E- and M-steps."""
         logits, before = self.problem.start, -math.inf
-        for _ in range(iterations):
+        for number in range(1, iterations + 1):
             found = self.problem.expect(logits)
+            if number in self.problem.refits:
+                self.problem.refit(found)
+                before = -math.inf
             objective = self.problem.objective(logits, found)
             after = self.problem.maximise(found)
             self._record(logits, found, objective, after)
@@ -425,7 +460,7 @@ class _Search:
 
     def lbfgs(self) -> None:
         """L-BFGS from the end of a few EM passes, in logits scaled by the root of their complete-data information."""
-        logits = self.em(min(3, self.iterations))
+        logits = self.em(min(4, self.iterations))
         if len(self.history) == self.iterations:
             return
         found = self.problem.expect(logits)
@@ -436,8 +471,8 @@ class _Search:
             return np.concatenate([np.asarray(p, np.float64) for p in parts])
 
         information = [
-            (yes + no + self.problem.prior) * jax.nn.sigmoid(x) * jax.nn.sigmoid(-x) / found.weight
-            for x, yes, no in zip(logits, found.yes, found.no, strict=True)
+            (yes + no + (a + b)) * jax.nn.sigmoid(x) * jax.nn.sigmoid(-x) / found.weight
+            for x, yes, no, (a, b) in zip(logits, found.yes, found.no, self.problem.prior, strict=True)
         ]
         scale = np.sqrt(join(information))
         # The first step of L-BFGS-B has length 1: twice that of Newton's method on the complete data, about an EM step.
