@@ -881,7 +881,7 @@ def beta_data(count: int = 3000, *, a: float = 1.5, b: float = 4.0) -> tuple[np.
 
 def test_the_fitted_prior_is_the_most_likely_beta() -> None:
     yes, no = beta_data()
-    found = MODULE._beta(yes, no, (0.6, 1.4))
+    found = MODULE._beta(yes, no)
 
     def loss(log: np.ndarray) -> float:
         return -scipy.stats.betabinom.logpmf(yes, yes + no, *np.exp(log)).sum()
@@ -893,11 +893,11 @@ def test_the_fitted_prior_is_the_most_likely_beta() -> None:
 
 def test_few_or_equal_cells_leave_the_prior_finite() -> None:
     yes, no = beta_data(MODULE.FITTED_CELLS - 1)
-    assert MODULE._beta(yes, no, (0.5, 1.5)) == (0.5, 1.5)
-    same = MODULE._beta(np.full(500, 3.0), np.full(500, 9.0), (0.5, 1.5))
+    assert MODULE._beta(yes, no) is None
+    same = MODULE._beta(np.full(500, 3.0), np.full(500, 9.0))
     assert np.isfinite(same).all()
     assert same[0] / sum(same) == pytest.approx(0.25, abs=0.02)
-    never = MODULE._beta(np.zeros(500), np.full(500, 9.0), (0.5, 1.5))
+    never = MODULE._beta(np.zeros(500), np.full(500, 9.0))
     assert np.isfinite(never).all()
     assert never[0] > 0
 
@@ -909,12 +909,32 @@ def test_a_fitted_prior_gives_posterior_means() -> None:
     sessions = Sessions.from_lists(features={"document": rows[:, None]}, clicks=clicked.astype(int)[:, None])
     model = models.DCTR(towers.DocumentTable(len(clicks) + 1))
     fitted = solve(model, sessions, method="counting").model
-    a, b = MODULE._beta(clicks, skips, _first_prior(clicks, skips))
+    a, b = MODULE._beta(clicks, skips)
     table = np.asarray(fitted.tower.common[...] + fitted.tower.table[...])
     np.testing.assert_allclose(1 / (1 + np.exp(-table[1:-1])), (clicks + a) / (clicks + skips + a + b), rtol=1e-4)
     np.testing.assert_allclose(1 / (1 + np.exp(-table[-1])), a / (a + b), rtol=1e-4)  # nothing was seen of it
 
 
-def _first_prior(clicks: np.ndarray, skips: np.ndarray) -> tuple[float, float]:
-    share = clicks.sum() / (clicks + skips).sum()
-    return 2 * share, 2 * (1 - share)
+def test_a_fitted_prior_does_not_feed_on_itself() -> None:
+    """Satisfaction of DBN is out of sight: its prior comes from counting, and leaves documents apart."""
+    rng = np.random.default_rng(3)
+    documents, lists, width = 400, 4000, 5
+    attraction, satisfaction = rng.beta(1.0, 2.0, documents), rng.beta(2.0, 2.0, documents)
+    ids = np.argsort(rng.random((lists, documents)), axis=1)[:, :width]
+    clicks = np.zeros((lists, width), np.int8)
+    going = np.ones(lists, bool)
+    for k in range(width):
+        clicks[:, k] = going & (rng.random(lists) < attraction[ids[:, k]])
+        satisfied = (clicks[:, k] == 1) & (rng.random(lists) < satisfaction[ids[:, k]])
+        going &= ~satisfied & (rng.random(lists) < 0.9)
+    sessions = Sessions.from_lists(features={"document": ids + 1}, clicks=clicks)
+    slots = {name: towers.DocumentTable(documents) for name in ("relevance", "satisfaction")}
+    model = models.DBN(**slots, continuation=towers.Constant(1.0))
+    fitted = solve(model, sessions, prior="fitted", iterations=60).model
+    found = {
+        name: 1 / (1 + np.exp(-np.asarray(getattr(fitted, name).common[...] + getattr(fitted, name).table[...])[1:]))
+        for name in slots
+    }
+    assert np.corrcoef(found["relevance"], attraction)[0, 1] > 0.9
+    assert np.corrcoef(found["satisfaction"], satisfaction)[0, 1] > 0.4
+    assert found["satisfaction"].std() > 0.3 * satisfaction.std()

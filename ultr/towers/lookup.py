@@ -42,8 +42,8 @@ def spread(index: jax.Array) -> jax.Array:
     Neighbouring impressions then read different copies of one cell, and their gradients are not added up one after
     another at one address, which is slow on a CPU; worth it for tables of few cells.
     """
-    lane = jnp.arange(index.shape[-1], dtype=index.dtype) % LANES
-    return index * LANES + jnp.broadcast_to(lane, index.shape)
+    lane = jnp.arange(index.shape[-1], dtype=jnp.int32) % LANES
+    return index.astype(jnp.int32) * LANES + jnp.broadcast_to(lane, index.shape)
 
 
 def lookup_small(table: jax.Array, index: Array) -> jax.Array:
@@ -51,7 +51,8 @@ def lookup_small(table: jax.Array, index: Array) -> jax.Array:
     index = jnp.asarray(index)
     if index.ndim == 0:
         return table[index]
-    return jnp.take(jnp.repeat(table, LANES), spread(index), axis=0)
+    # Clipped, since a padding position may lie beyond the table and a NaN there would reach gradients.
+    return jnp.take(jnp.repeat(table, LANES), spread(index), axis=0, mode="clip")
 
 
 @contextlib.contextmanager

@@ -113,6 +113,8 @@ def fit(
     valid = InMemory(valid) if isinstance(valid, Sessions) else valid
     if resume and directory is None:
         raise ConfigError("resume needs directory=, the folder of the interrupted run")
+    for source in (train, valid):
+        _enough(model, source)
     directory = None if directory is None else Path(directory)
     sessions = _length(train)
     trainer = Trainer(model, optimizer or (lazy_adam() if _large(model) else adam()))
@@ -174,7 +176,7 @@ def fit(
                 sums = place(jnp.zeros(3))
                 for block in blocks(valid, batch_size, seed=None, **options(valid, "validation data")):
                     sums = trainer.judge(parameters, sums, block.batches, block.count)
-                valid_loss, _, _ = _mean(sums, "validation data", epoch)
+                valid_loss, _, _ = _mean(sums, "validation data", epoch, getattr(valid, "rows_per_session", 1.0))
             judged = loss if valid_loss is None else valid_loss
             if valid_loss is None or run["best_loss"] is None or judged < run["best_loss"]:
                 run["best"], run["best_loss"], best = epoch, judged, parameters
@@ -200,6 +202,16 @@ def fit(
         known = {"vocabulary": None if vocabulary is None else vocabulary.identity}
         save(fitted, directory / "model", extra=known | {"train": setting["train"]})
     return Fitted(fitted, run["history"], run["best"])
+
+
+def _enough(model: Any, source: Any) -> None:
+    """Whether counts of a log say all that the model's likelihood depends on."""
+    by = getattr(source, "by", None)
+    needs = getattr(model, "statistics", by)
+    if by is not None and needs not in ("rank", by):
+        raise ConfigError(
+            f"{type(model).__name__} needs more than counts by {by}: collapse the log by='{needs}', or use it as it is"
+        )
 
 
 def _large(model: Any) -> bool:

@@ -19,7 +19,7 @@ from flax import nnx
 from ultr.clicks import CascadeClicks, last_click
 from ultr.errors import ConfigError, DataError, UltrError
 from ultr.logs import ClickLog, Counts, collapse
-from ultr.models import DCM, DCTR, GCTR, RCTR, RDCTR, SDBN, CascadeModel, Coin, CoinModel
+from ultr.models import DBN, DCM, DCTR, GCTR, RCTR, RDCTR, SDBN, CascadeModel, Coin, CoinModel
 from ultr.sessions import InMemory, Sessions, Source
 from ultr.towers import check
 from ultr.towers.lookup import LANES, spread
@@ -32,11 +32,18 @@ from ultr.training.steps import losses
 
 ROWS = 1 << 13  # per batch: what a CPU's cache holds
 KEPT_BYTES = 1 << 31  # a source that needs more than this is read again in every pass
-REFITS = (2, 4, 8, 16, 32)  # passes of EM after which the prior is fitted again
 FITTED_CELLS, SAMPLED_CELLS = 100, 20_000
 SMALL = 1 << 12  # tables of up to so many cells are summed in float64
 
 Method = Literal["em", "lbfgs", "counting"]
+# Slots of which counting sees whole outcomes; the prior of their tables can be fitted.
+SEEN: dict[type, tuple[str, ...]] = {
+    **dict.fromkeys((GCTR, RCTR, DCTR, RDCTR), ("tower",)),
+    CascadeModel: ("relevance",),
+    DCM: ("relevance", "continuation"),
+    SDBN: ("relevance", "satisfaction"),
+    DBN: ("relevance",),
+}
 COUNTED = (GCTR, RCTR, DCTR, RDCTR, CascadeModel, SDBN, DCM)
 
 
@@ -67,9 +74,10 @@ def solve(
         same objective, scaled by the information of the complete data (Jamshidian and Jennrich 1997); "counting", one
         pass: exact for the CTR models and CascadeModel; for SDBN and DCM the counting estimators, which take the last
         click for the end of examination (Chapelle and Zhang 2009; Guo 2009).
-      prior: "fitted": each table's own, the Beta distribution under which its expected outcomes are most likely,
-        fitted in some of the first passes; for tables of fewer than 100 cells with data, two outcomes with the table's
-        average. A number above 0: so many outcomes with the average of the first pass, for every table.
+      prior: a number above 0: so many outcomes with the table's average, that of the first pass. "fitted": for what
+        counting sees (the CTR models, relevance of CascadeModel, DCM, SDBN and DBN, continuation of DCM, satisfaction
+        of SDBN) each table's own, the Beta distribution under which its counts are most likely; for other tables and
+        those of fewer than 100 cells with data, two outcomes with the average.
       iterations: passes over the data, at most.
       tolerance: stop when the objective per session gains less than this in an iteration.
 
@@ -199,7 +207,6 @@ class _Problem:
         self, model: CoinModel, train: Source | Sessions, strength: float, *, fitted: bool, stopping: bool
     ) -> None:
         self.model, self.strength = model, strength
-        self.refits = ((1,) if stopping else REFITS) if fitted else ()
         towers = {id(tower): tower for tower in (getattr(model, slot) for slot in model.slots)}
         found = {id(getattr(model, slot)): table_cells(model, slot) for slot in model.slots}
         self.cells = tuple(found.values())
@@ -207,16 +214,39 @@ class _Problem:
         self.layout = _Layout(type(model), self.cells, places, stopping, SMALL)
         self.start = [cells.read(towers[key]) for key, cells in found.items()]
         self.data = _Data(model, self.cells, train, "training data")
-        self.prior: list[tuple[float, float]] = []  # of each table, as outcomes of both kinds
+        self.prior: list[tuple[float, float]] = []  # of each table, as outcomes of both kinds; from the first pass on
+        seen = SEEN.get(type(model), ()) if fitted else ()
+        hidden = {place for slot, place in zip(model.slots, places, strict=True) if slot not in seen}
+        self.fitting = set(range(len(self.cells))) - hidden  # the tables whose prior is fitted
+        self._fitted: list[tuple[float, float] | None] = [None] * len(self.cells)
+        large = any(self.cells[n].size > FITTED_CELLS for n in self.fitting)
+        if large and not stopping and model.statistics == "list":
+            # To what counting sees: what EM expects of choices out of sight depends on the prior, and a prior fitted to
+            # that grows without end.
+            self._fit_prior(self._expect(dataclasses.replace(self.layout, stopping=True), self.start))
+
+    def _fit_prior(self, found: Expected) -> None:
+        for n in self.fitting:
+            self._fitted[n] = _beta(np.asarray(found.yes[n]), np.asarray(found.no[n]))
 
     def expect(self, logits: list[jax.Array]) -> Expected:
         """One pass: the E-step of EM, from which the gradient follows too."""
+        found = self._expect(self.layout, logits)
+        if not self.prior:
+            if self.layout.stopping or self.model.statistics == "rank":
+                self._fit_prior(found)
+            shares = [_share(float(jnp.sum(y)), float(jnp.sum(n))) for y, n in zip(found.yes, found.no, strict=True)]
+            usual = [(self.strength * share, self.strength * (1 - share)) for share in shares]
+            self.prior = [own or before for own, before in zip(self._fitted, usual, strict=True)]
+        return found
+
+    def _expect(self, layout: _Layout, logits: list[jax.Array]) -> Expected:
         coins = [(jax.nn.log_sigmoid(x), jax.nn.log_sigmoid(-x)) for x in logits]
         large = [(jnp.zeros(c.size), jnp.zeros(c.size)) for c in self.cells if c.size > self.layout.small]
         small = [np.zeros((2, c.size)) for c in self.cells if c.size <= self.layout.small]
         sums = np.zeros(3)
         for block in self.data:
-            large, found, new = _pass(self.layout, coins, large, block.batches, block.count)
+            large, found, new = _pass(layout, coins, large, block.batches, block.count)
             sums += np.asarray(new, np.float64)
             for total, part in zip(small, found, strict=True):
                 total += np.asarray(part, np.float64).reshape(*total.shape, LANES).sum(2)
@@ -226,9 +256,6 @@ class _Problem:
         ]
         yes, no = ([x[side] for x in outcomes] for side in (0, 1))
         log_likelihood, weight, impossible = self.data.per_session(sums)
-        if not self.prior:
-            shares = [_share(float(jnp.sum(y)), float(jnp.sum(n))) for y, n in zip(yes, no, strict=True)]
-            self.prior = [(self.strength * share, self.strength * (1 - share)) for share in shares]
         return Expected(yes, no, log_likelihood, weight, impossible)
 
     def objective(self, logits: list[jax.Array], found: Expected) -> float:
@@ -238,11 +265,6 @@ class _Problem:
             each = a * jax.nn.log_sigmoid(x) + b * jax.nn.log_sigmoid(-x)
             log_prior += float(np.sum(np.asarray(each), dtype=np.float64))
         return (found.log_likelihood + log_prior) / found.weight
-
-    def refit(self, found: Expected) -> None:
-        """Fits the prior of each large table to what was found of its cells."""
-        pairs = zip(found.yes, found.no, self.prior, strict=True)
-        self.prior = [_beta(np.asarray(yes), np.asarray(no), before) for yes, no, before in pairs]
 
     def maximise(self, found: Expected) -> list[jax.Array]:
         """The M-step: the logits of the expected shares."""
@@ -270,14 +292,14 @@ def _share(yes: float, no: float) -> float:
     return min(max(share, 1e-4), 1 - 1e-4)
 
 
-def _beta(yes: np.ndarray, no: np.ndarray, before: tuple[float, float]) -> tuple[float, float]:
-    """The Beta distribution under which the outcomes of the cells are most likely; `before` where few have data."""
+def _beta(yes: np.ndarray, no: np.ndarray) -> tuple[float, float] | None:
+    """The Beta distribution under which the outcomes of the cells are most likely; None where few have data."""
     from scipy.optimize import minimize  # here, since importing them takes as long as a pass
     from scipy.special import betaln, digamma
 
     seen = np.flatnonzero(yes + no > 1e-3)
     if len(seen) < FITTED_CELLS:
-        return before
+        return None
     seen = seen[:: max(len(seen) // SAMPLED_CELLS, 1)]  # a sample tells two numbers well enough
     yes, no = yes[seen].astype(np.float64), no[seen].astype(np.float64)
 
@@ -288,7 +310,7 @@ def _beta(yes: np.ndarray, no: np.ndarray, before: tuple[float, float]) -> tuple
         return float(betaln(a, b) - np.mean(betaln(yes + a, no + b))), -np.array(slope)
 
     # Bounded, since cells that all agree would have the prior grow without end.
-    found = minimize(loss, np.log(before), jac=True, method="L-BFGS-B", bounds=[np.log((0.01, 1000.0))] * 2)
+    found = minimize(loss, np.log((0.6, 1.4)), jac=True, method="L-BFGS-B", bounds=[np.log((0.01, 1000.0))] * 2)
     return float(np.exp(found.x[0])), float(np.exp(found.x[1]))
 
 
@@ -445,11 +467,8 @@ class _Search:
     def em(self, iterations: int) -> list[jax.Array]:
         """E- and M-steps."""
         logits, before = self.problem.start, -math.inf
-        for number in range(1, iterations + 1):
+        for _ in range(iterations):
             found = self.problem.expect(logits)
-            if number in self.problem.refits:
-                self.problem.refit(found)
-                before = -math.inf
             objective = self.problem.objective(logits, found)
             after = self.problem.maximise(found)
             self._record(logits, found, objective, after)
