@@ -135,7 +135,7 @@ def _likelihood(chosen: Any, contestants: Contestants, data: Data, rows: list[li
         target = max(tops)
         near = [reached(r["points"], t - chosen.tolerance) for r, t in zip(theirs, tops, strict=True)]
         seconds = summary([s for s in near if s is not None])
-        own = [reached(run["points"], target) for run in ours]
+        own = [reached(run["points"], target - chosen.tolerance) for run in ours]
         result |= {"target": target, "clax_seconds": seconds}
         clax_cells = [f"LL {target:.5f}, {spanned(seconds)} s"]
         own_cells.append("not reached")

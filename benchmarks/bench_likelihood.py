@@ -6,8 +6,8 @@ trainer's early stopping on the validation part, PyClick after `--iterations` pa
 closed form; DBN and CCM get less data and fewer passes). The likelihood is the mean over held-out documents of
 ln P(c_k | c_<k).
 
-The target of a row is the best held-out likelihood that the other contestant reached at any time; the other's time is
-when it first came within `--tolerance` of that, ours when we first reached it in full.
+The target of a row is the best held-out likelihood that the other contestant reached at any time; both times are those
+at which a contestant first came within `--tolerance` of it.
 
     python benchmarks/bench_likelihood.py --clax /path/to/clax/bin/python --pyclick /path/to/PyClick
 """
@@ -42,7 +42,7 @@ def main() -> None:
     options.add_argument("--slow-share", type=float, default=0.1, help="of that data for PyClick's DBN and CCM [0.1]")
     options.add_argument("--slow-iterations", type=int, default=10, help="of PyClick's DBN and CCM [%(default)s]")
     options.add_argument("--pyclick-rounds", type=int, default=1, help="runs of PyClick, each [%(default)s]")
-    options.add_argument("--tolerance", type=float, default=1e-4, help="of the other contestant [%(default)s]")
+    options.add_argument("--tolerance", type=float, default=1e-4, help="of the likelihood [%(default)s]")
     options.add_argument("--against", nargs="+", choices=("clax", "pyclick"), default=["clax", "pyclick"])
     chosen = options.parse_args()
     contestants = Contestants(chosen)
@@ -111,7 +111,7 @@ def _compare(chosen: Any, contestants: Contestants, data: Data, who: str, model:
         other["target"] = max(best)
         near = [reached(r["points"], b - chosen.tolerance) for r, b in zip(other["runs"], best, strict=True)]
         other["seconds"] = summary([s for s in near if s is not None])
-        own = [reached(run["points"], other["target"]) for run in ours]
+        own = [reached(run["points"], other["target"] - chosen.tolerance) for run in ours]
         other["our_seconds"] = None if None in own else summary([s for s in own if s is not None])
     return {"ours": ours, "others": others}
 
