@@ -394,7 +394,7 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "prior": (
         ("train", "{log}", "--out", "{tmp}/r", "--solver", "em", "--relevance", "table", "--prior", "0"),
-        "prior > 0",
+        "x>0",
     ),
     "foreign folder": (("train", "{log}", "--out", "{log}"), "holds other files"),
     "file as folder": (("train", "{log}", "--out", "{run}/run.json"), "is a file"),

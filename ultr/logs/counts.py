@@ -54,7 +54,8 @@ _FIELDS: dict[str, type] = {
 }
 
 
-LARGEST_SHARE = 1 / 64  # of a usual batch that one document may weigh
+LARGEST_SHARE = 1 / 64  # of a batch that one document may weigh,
+USUAL = 4.0  # unless that is less than so many times the median of the documents
 
 
 class Counts:
@@ -206,8 +207,9 @@ class Counts:
         cell = rows >> 1
         weight = np.where(rows & 1, self.clicks[cell], self.impressions[cell] - self.clicks[cell])
         each = np.add.reduceat(weight.astype(np.float64), first) if len(first) else np.zeros(0)
-        usual = each.sum() / max(len(rows) / batch_size, 1.0)  # of one batch
-        return np.maximum(np.ceil(each / (usual * LARGEST_SHARE)), 1).astype(np.int64)
+        batch = each.sum() / max(len(rows) / batch_size, 1.0)
+        most = max(batch * LARGEST_SHARE, USUAL * np.median(each)) if len(each) else 1.0
+        return np.maximum(np.ceil(each / most), 1).astype(np.int64)
 
     @cached_property
     def _rows(self) -> np.ndarray:
