@@ -91,41 +91,35 @@ def _likelihood(chosen: Any, contestants: Contestants, data: Data, rows: list[li
     with_clax = there(contestants, "clax")
     for number in range(max(chosen.rounds, chosen.clax_rounds)):
         if number < chosen.rounds:
-            peer = contestants.start("ultr")
-            assert peer is not None
-            with peer:
-                ours.append(
-                    peer.ask(
-                        "train_to_convergence",
-                        model="pbm",
-                        batch_size=chosen.our_batch,
-                        train=data.log("pbm"),
-                        test=data.log("pbm", "test"),
-                        epochs=chosen.epochs,
-                        features=True,
-                    )
+            ours.append(
+                _train(
+                    contestants,
+                    "ultr",
+                    batch_size=chosen.our_batch,
+                    train=data.log("pbm"),
+                    test=data.log("pbm", "test"),
+                    epochs=chosen.epochs,
+                    features=True,
                 )
+            )
         if with_clax and number < chosen.clax_rounds:
-            peer = contestants.start("clax")
-            assert peer is not None
-            with peer:
-                theirs.append(
-                    peer.ask(
-                        "train_to_convergence",
-                        model="pbm",
-                        documents=settings.documents,
-                        batch_size=chosen.clax_batch,
-                        train=data.clax("pbm"),
-                        valid=data.clax("pbm", "valid"),
-                        test=data.clax("pbm", "test"),
-                        sessions=settings.sessions,
-                        valid_sessions=settings.valid_sessions,
-                        test_sessions=settings.test_sessions,
-                        workers=0,
-                        epochs=chosen.clax_epochs,
-                        features=data.features,
-                    )
+            theirs.append(
+                _train(
+                    contestants,
+                    "clax",
+                    documents=settings.documents,
+                    batch_size=chosen.clax_batch,
+                    train=data.clax("pbm"),
+                    valid=data.clax("pbm", "valid"),
+                    test=data.clax("pbm", "test"),
+                    sessions=settings.sessions,
+                    valid_sessions=settings.valid_sessions,
+                    test_sessions=settings.test_sessions,
+                    workers=0,
+                    epochs=chosen.clax_epochs,
+                    features=data.features,
                 )
+            )
     result: dict[str, Any] = {"ours": ours, "clax": theirs}
     best = max(run["log_likelihood"] for run in ours)
     own_cells, clax_cells = [f"LL {best:.5f}"], [""]
@@ -147,6 +141,14 @@ def _likelihood(chosen: Any, contestants: Contestants, data: Data, rows: list[li
     name = f"to CLAX's likelihood, {settings.features} features (true {true:.5f})"
     _say(rows, name, ", ".join(own_cells), ", ".join(clax_cells), share)
     return result
+
+
+def _train(contestants: Contestants, name: str, **request: Any) -> dict[str, Any]:
+    """A run to convergence, in a process of its own."""
+    peer = contestants.start(name)
+    assert peer is not None
+    with peer:
+        return peer.ask("train_to_convergence", model="pbm", **request)
 
 
 if __name__ == "__main__":

@@ -125,6 +125,10 @@ CASES: dict[str, Case] = {
     "by rank, adagrad, l2": Case(
         lambda: models.RDCTR(towers.RankDocumentTable(V, ranks=RANKS)), {"tower.table": by_rank}, ADAGRAD, 0.05
     ),
+    "two tables by the same ids, adam, l2": Case(
+        lambda: models.DBN(relevance=document(), satisfaction=document(), continuation=towers.Constant(1.0)),
+        {"relevance.table": full, "satisfaction.table": full}, ADAM, 0.02
+    ),
     "two slots, adam": Case(shared, {"relevance.table": full}, ADAM),
     "mixture, adam": Case(
         mixture, {"components.0.relevance.table": full, "components.1.tower.table": H7}, ADAM

@@ -28,10 +28,10 @@ from ultr.logs import ClickLog, collapse
 from ultr.models import Coin
 from ultr.sessions import InMemory, Sessions, concatenate
 from ultr.towers.lookup import lookup_small
-from ultr.training import load, save, solve
+from ultr.training import feed, kept, load, objective, outcomes, save, solve, steps
+from ultr.training.sources import count_rows, weigh
 
-MODULE = sys.modules[solve.__module__]
-FEED = sys.modules["ultr.training.feed"]
+SOLVE = sys.modules[solve.__module__]
 V, RANKS, WIDTH = 6, 6, 4  # documents (7 and 8 are never shown), ranks of the tables, longest list
 NOISE = 1e-6  # of an objective per session in float32
 
@@ -41,9 +41,9 @@ def quick() -> Iterator[None]:
     """Everything here is compiled anew and run for milliseconds."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax, "jit", partial(jax.jit, compiler_options=compiler_options()))
-        patch.setattr(MODULE, "_pass", jax.jit(MODULE._block, static_argnums=0, donate_argnums=2))
-        patch.setattr(MODULE, "_losses", jax.jit(MODULE._losses.__wrapped__, static_argnums=0))
-        patch.setattr(MODULE, "ROWS", 256)
+        patch.setattr(outcomes, "_pass", jax.jit(outcomes._block, static_argnums=(0, 1, 2), donate_argnums=4))
+        patch.setattr(SOLVE, "_judge", jax.jit(steps.judge, static_argnums=0, donate_argnums=2))
+        patch.setattr(kept, "ROWS", 256)
         yield
 
 
@@ -347,10 +347,10 @@ def test_sizes_of_blocks_and_memory_change_nothing(method: Any, monkeypatch: pyt
     source = Streamed(data())
     whole = solve(MODELS["DBN"](), source, **options)
     assert source.passes == 1
-    monkeypatch.setattr(MODULE, "ROWS", 16)
-    monkeypatch.setattr(MODULE, "KEPT_BYTES", 4000)
-    monkeypatch.setattr(MODULE, "SMALL", 0)
-    monkeypatch.setattr(FEED, "BLOCK_SESSIONS", 64)
+    monkeypatch.setattr(kept, "ROWS", 16)
+    monkeypatch.setattr(kept, "KEPT_BYTES", 4000)
+    monkeypatch.setattr(outcomes, "SMALL", 0)
+    monkeypatch.setattr(feed, "BLOCK_SESSIONS", 64)
     source = Streamed(data())
     parts = solve(MODELS["DBN"](), source, **options)
     assert source.passes == len(parts.history) == 6
@@ -532,6 +532,38 @@ def test_counts_that_say_too_little(sources: dict[str, Any]) -> None:
     rows = concatenate(list(sources["last-click"].batches(64)))
     with pytest.raises(ConfigError, match="DBN needs whole lists"):
         solve(STORED["DBN"](), rows)
+
+
+class Streamed:
+    """Says nothing of itself."""
+
+    def __init__(self, source: Any) -> None:
+        self.batches = source.batches
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 64])
+@pytest.mark.parametrize("form", ["memory", "log", "rank", "last-click", "list", "plain"])
+def test_what_a_source_says_of_itself_is_what_a_pass_finds(
+    form: str, batch_size: int, sources: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if form == "memory":
+        empty = sources["memory"].mask & (np.arange(len(sources["memory"])) % 3 > 0)[:, None]
+        source: Any = InMemory(sources["memory"].replace(mask=empty))
+    elif form == "plain":
+        rows = [{n: x for n, x in row.items() if n != "weight"} for row in plain(make_rows(40))]
+        source = write_log(tmp_path / "log", rows)
+    else:
+        source = sources[form]
+    total, batch = weigh(Streamed(source), batch_size, always=True)
+    assert (batch > 0) == (form != "plain")
+    count = count_rows(Streamed(source), "data")
+    if form not in ("log", "list"):  # which are streamed for it
+        monkeypatch.setattr(type(source), "batches", None)
+    assert weigh(source, batch_size, always=True) == pytest.approx((total, batch), rel=1e-6)
+    found = weigh(source, batch_size, always=False)
+    assert found == ((0.0, 0.0) if form == "plain" else pytest.approx((total, batch), rel=1e-6))
+    if form not in ("memory", "rank", "last-click"):  # lists without documents are no sessions, cells have two rows
+        assert count_rows(source, "data") == count
 
 
 # --- Recovery ---------------------------------------------------------------------------------------------
@@ -881,7 +913,7 @@ def beta_data(count: int = 3000, *, a: float = 1.5, b: float = 4.0) -> tuple[np.
 
 def test_the_fitted_prior_is_the_most_likely_beta() -> None:
     yes, no = beta_data()
-    found = MODULE._beta(yes, no)
+    found = objective._beta(yes, no)
 
     def loss(log: np.ndarray) -> float:
         return -scipy.stats.betabinom.logpmf(yes, yes + no, *np.exp(log)).sum()
@@ -892,12 +924,12 @@ def test_the_fitted_prior_is_the_most_likely_beta() -> None:
 
 
 def test_few_or_equal_cells_leave_the_prior_finite() -> None:
-    yes, no = beta_data(MODULE.FITTED_CELLS - 1)
-    assert MODULE._beta(yes, no) is None
-    same = MODULE._beta(np.full(500, 3.0), np.full(500, 9.0))
+    yes, no = beta_data(objective.FITTED_CELLS - 1)
+    assert objective._beta(yes, no) is None
+    same = objective._beta(np.full(500, 3.0), np.full(500, 9.0))
     assert np.isfinite(same).all()
     assert same[0] / sum(same) == pytest.approx(0.25, abs=0.02)
-    never = MODULE._beta(np.zeros(500), np.full(500, 9.0))
+    never = objective._beta(np.zeros(500), np.full(500, 9.0))
     assert np.isfinite(never).all()
     assert never[0] > 0
 
@@ -909,7 +941,7 @@ def test_a_fitted_prior_gives_posterior_means() -> None:
     sessions = Sessions.from_lists(features={"document": rows[:, None]}, clicks=clicked.astype(int)[:, None])
     model = models.DCTR(towers.DocumentTable(len(clicks) + 1))
     fitted = solve(model, sessions, method="counting").model
-    a, b = MODULE._beta(clicks, skips)
+    a, b = objective._beta(clicks, skips)
     table = np.asarray(fitted.tower.common[...] + fitted.tower.table[...])
     np.testing.assert_allclose(1 / (1 + np.exp(-table[1:-1])), (clicks + a) / (clicks + skips + a + b), rtol=1e-4)
     np.testing.assert_allclose(1 / (1 + np.exp(-table[-1])), a / (a + b), rtol=1e-4)  # nothing was seen of it

@@ -360,6 +360,26 @@ def test_the_seed_decides_the_order_within_a_row_group(tmp_path: Path) -> None:
     assert sorted(orders[0]) == sorted(orders[1]) == list(range(60))
 
 
+@pytest.mark.parametrize(("share", "again"), [(1.0, 0.0), (0.5, 0.5), (0.0, 1.0)])
+def test_row_groups_kept_in_memory_are_not_read_again(
+    tmp_path: Path, small_files: None, monkeypatch: pytest.MonkeyPatch, share: float, again: float
+) -> None:
+    log = write_log(tmp_path / "log", make_rows(96, length=3)).split({"a": 0.7, "b": 0.3}, by="session", seed=0)["a"]
+    expected = [list(log.batches(8, seed=seed)) for seed in (None, 1, 2)]
+    size = sum(x.nbytes for group in log._groups for _, rows in log._load(group, np.array([3])) for x in rows.values())
+    reads = []
+    read = store.read_row_groups
+    monkeypatch.setattr(store, "read_row_groups", lambda *a, **k: reads.append(a) or read(*a, **k))
+    kept = log.keeping(int(size * share))
+    found = [list(kept.batches(8, seed=None))]
+    first = len(reads)
+    found += [list(kept.batches(8, seed=seed)) for seed in (1, 2)]
+    assert (first, len(reads) - first) == (12, pytest.approx(2 * 12 * again, abs=2))
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    part = kept.split({"c": 0.5, "d": 0.5}, by="session", seed=0)["c"]  # which holds other rows
+    assert streamed(part) == streamed(log.split({"c": 0.5, "d": 0.5}, by="session", seed=0)["c"])
+
+
 def test_without_a_seed_the_order_is_the_stored_one(tmp_path: Path, small_files: None) -> None:
     log = write_log(tmp_path / "log", make_rows(50, length=4))
     assert streamed(log) == list(range(50))

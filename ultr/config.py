@@ -12,7 +12,7 @@ from ultr import baselines, models, towers
 from ultr.errors import ConfigError
 from ultr.logs import ClickLog
 from ultr.training import adam, lazy_adagrad, lazy_adam
-from ultr.training.loop import LARGE_ROWS
+from ultr.training.loop import has_large_table
 
 RELEVANCE = ("auto", "table", "hashed", "quotient-remainder", "robe", "linear", "mlp", "dcn")
 TABLES = ("table", "hashed", "quotient-remainder", "robe")
@@ -163,8 +163,7 @@ def optimizer_kind(name: str, model: Any) -> str:
     """The optimizer that a name means for a model: `auto` is what `fit` takes when it is not told."""
     if name != "auto":
         return name
-    large = any(table[...].size > LARGE_ROWS for table in towers.row_tables(model).values())
-    return "lazy-adam" if large else "adam"
+    return "lazy-adam" if has_large_table(model) else "adam"
 
 
 def build_optimizer(name: str, learning_rate: float) -> Any:

@@ -260,7 +260,11 @@ def concatenate(batches: Sequence[Sessions]) -> Sessions:
 
 
 class Source(Protocol):
-    """Anything that streams batches: a ClickLog, a Collection, or `InMemory`."""
+    """Anything that streams batches: a ClickLog, its Counts, a Collection, or `InMemory`.
+
+    A source may also have `len`, `weighted` (whether its rows have weights) and `extent(batch_size)` (the weight of all
+    rows, and in how many batches they come), which spare a pass to find out.
+    """
 
     def batches(self, batch_size: int, *, seed: int | None = None) -> Iterator[Sessions]:
         """Yields host batches of fixed shapes; with a seed in an order that the seed decides."""
@@ -275,6 +279,17 @@ class InMemory:
 
     def __len__(self) -> int:
         return len(self.sessions)
+
+    @property
+    def weighted(self) -> bool:
+        """Whether rows have weights."""
+        return self.sessions.weight is not None
+
+    def extent(self, batch_size: int) -> tuple[float, int]:
+        """Weight of all rows that show a document, and in how many batches the rows come."""
+        shown, weight = self.sessions.mask.any(1), self.sessions.weight
+        total = shown.sum() if weight is None else np.asarray(weight, np.float64)[shown].sum()
+        return float(total), -(-len(self) // batch_size)
 
     def batches(self, batch_size: int, *, seed: int | None = None) -> Iterator[Sessions]:
         """Yields batches of exactly `batch_size` rows, the last one padded with masked rows."""

@@ -42,14 +42,14 @@ _prepared: dict[tuple[Any, ...], Callable[[float], dict[str, Any]]] = {}
 _trainers: dict[tuple[Any, ...], Trainer] = {}  # one for all calls of `end_to_end`: its compiled steps belong to it
 
 
-def build(model: str, documents: int, seed: int = 42) -> Any:
+def build(model: str, documents: int, seed: int = 42, positions: int = K) -> Any:
     rngs = nnx.Rngs(seed)
     makers: dict[str, Callable[[], Any]] = {
-        "pbm": lambda: PositionBasedModel(positions=K, query_doc_pairs=documents, rngs=rngs),
-        "ubm": lambda: UserBrowsingModel(positions=K, query_doc_pairs=documents, rngs=rngs),
+        "pbm": lambda: PositionBasedModel(positions=positions, query_doc_pairs=documents, rngs=rngs),
+        "ubm": lambda: UserBrowsingModel(positions=positions, query_doc_pairs=documents, rngs=rngs),
         "dbn": lambda: DynamicBayesianNetwork(query_doc_pairs=documents, rngs=rngs),
         "sdbn": lambda: DynamicBayesianNetwork(query_doc_pairs=documents, fix_continuation=True, rngs=rngs),
-        "dcm": lambda: DependentClickModel(positions=K, query_doc_pairs=documents, rngs=rngs),
+        "dcm": lambda: DependentClickModel(positions=positions, query_doc_pairs=documents, rngs=rngs),
         "ccm": lambda: ClickChainModel(query_doc_pairs=documents, rngs=rngs),
     }
     return makers[model]()
@@ -253,6 +253,30 @@ def likelihood(model: Any, test: Any) -> float:
     return float(total / count)
 
 
+def compiling(model: str, width: int, sessions: int = 64) -> dict[str, Any]:
+    """Seconds that the first call of a compiled gradient of the loss, and of the marginals, takes beyond the second."""
+    documents = 1000
+    rng = np.random.default_rng(0)
+    shape = (sessions, width)
+    batch = {
+        "query_doc_ids": rng.integers(1, documents + 1, shape).astype(np.int32),
+        "positions": np.tile(np.arange(1, width + 1, dtype=np.int16), (sessions, 1)),
+        "mask": np.ones(shape, bool),
+        "clicks": rng.integers(0, 2, shape).astype(np.float16),
+    }
+    graph, state = nnx.split(build(model, documents, positions=width))
+
+    def loss(state: Any, batch: dict[str, Any]) -> Any:
+        return jax.numpy.mean(nnx.merge(graph, state).compute_loss(batch))
+
+    def marginals(state: Any, batch: dict[str, Any]) -> Any:
+        return nnx.merge(graph, state).predict_clicks(batch)
+
+    found = {"gradient": arrays.beyond(jax.jit(jax.grad(loss, allow_int=True)), state, batch)}
+    found["marginals"] = arrays.beyond(jax.jit(marginals), state, batch)
+    return found | {"peak_bytes": peak_bytes()}
+
+
 def train_to_convergence(
     model: str,
     documents: int,
@@ -315,6 +339,7 @@ if __name__ == "__main__":
             "step": step,
             "forget": forget,
             "end_to_end": end_to_end,
+            "compiling": compiling,
             "train_to_convergence": train_to_convergence,
         },
         contestant="CLAX",

@@ -15,6 +15,7 @@ import arrays
 import jax
 import numpy as np
 import optax
+from flax import nnx
 from protocol import peak_bytes, serve, since_start
 
 from ultr import training
@@ -161,21 +162,49 @@ def forget() -> dict[str, Any]:
     return {}
 
 
-def end_to_end(model: str, log: str, batch_size: int) -> dict[str, Any]:
-    """The third epoch of `fit` from the prepared log: from Parquet to updated tables, compiled beforehand."""
+def end_to_end(model: str, log: str, batch_size: int, epochs: int = 5) -> dict[str, Any]:
+    """Epochs of `fit` from the prepared log but for the first, in which it compiles: from Parquet to updated tables."""
     source = ClickLog.open(log)
     fitted = training.fit(
         build(model, source),
         source,
         optimizer=optimizer(),
-        epochs=3,
+        epochs=epochs,
         batch_size=batch_size,
         seed=0,
         patience=None,
         progress=False,
     )
-    first, *_, last = (epoch["seconds"] for epoch in fitted.history)
-    return {"sessions": len(source), "seconds": last, "rate": len(source) / last, "first_seconds": first}
+    first, *later = fitted.history
+    seconds = sum(epoch["seconds"] for epoch in later)
+    return {
+        "sessions": len(source) * len(later),
+        "seconds": seconds,
+        "rate": len(source) * len(later) / seconds,
+        "waiting": sum(epoch["waiting"] for epoch in later) / seconds,
+        "first_seconds": first["seconds"],
+    }
+
+
+def compiling(model: str, width: int, sessions: int = 64) -> dict[str, Any]:
+    """Seconds that the first call of a compiled gradient of the loss, and of the marginals, takes beyond the second."""
+    documents = 1000
+    rng = np.random.default_rng(0)
+    shape = (sessions, width)
+    made = _batches(rng.integers(1, documents + 1, shape).astype(np.int32), rng.integers(0, 2, shape, np.int8),
+                    sessions, None)  # fmt: skip
+    batch = jax.tree.map(jax.numpy.asarray, made[0])
+    graph, state = nnx.split(build(model, _log(documents, width, None, made)))
+
+    def loss(state: Any, batch: Sessions) -> jax.Array:
+        return jax.numpy.mean(nnx.merge(graph, state).loss(batch))
+
+    def marginals(state: Any, batch: Sessions) -> jax.Array:
+        return nnx.merge(graph, state)(batch).marginal()
+
+    found = {"gradient": arrays.beyond(jax.jit(jax.grad(loss)), state, batch)}
+    found["marginals"] = arrays.beyond(jax.jit(marginals), state, batch)
+    return found | {"peak_bytes": peak_bytes()}
 
 
 def train_to_convergence(
@@ -239,6 +268,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "step": step,
     "forget": forget,
     "end_to_end": end_to_end,
+    "compiling": compiling,
     "train_to_convergence": train_to_convergence,
 }
 

@@ -147,22 +147,19 @@ def command(
     options: dict[str, Any] = {"solver": solver, "valid_fraction": valid_fraction}
     if solver == "gradient":
         kind = optimizer_kind(optimizer, untrained)
-        fixed = options | {"optimizer": kind, "learning_rate": learning_rate}
-        epochs = epochs or 20
-        options = fixed | {"epochs": epochs, "batch_size": batch_size, "l2": l2, "patience": patience}
+        settings = options | {"optimizer": kind, "learning_rate": learning_rate}
+        loop: dict[str, Any] = {"epochs": epochs or 20, "batch_size": batch_size, "l2": l2, "patience": patience}
+        options = settings | loop
         fitted = fit(
             untrained,
             train,
             held_out,
             optimizer=build_optimizer(kind, learning_rate),
-            epochs=epochs,
-            batch_size=batch_size,
             seed=seed,
-            patience=patience,
-            l2=l2,
             directory=out,
             resume=resume,
-            settings=fixed,
+            settings=settings,
+            **loop,
         )
     else:
         epochs = epochs or (1 if solver == "counting" else 100)
@@ -182,23 +179,24 @@ def command(
     if isinstance(fitted.model, PBM):
         result["propensity"] = [float(x) for x in fitted.model.propensity(train.ranks)]
     write_text(out / "run.json", json.dumps(result, indent=1) + "\n")
-    head = [["epoch", "loss", "validation loss", "seconds"]]
-    rows_ = [
-        [
-            str(h["epoch"]) + ("*" if h["epoch"] == fitted.best else ""),
-            f"{h['loss']:.5f}",
-            "-" if h["valid_loss"] is None else f"{h['valid_loss']:.5f}",
-            f"{h['seconds']:.1f}",
-        ]
-        for h in fitted.history
-    ]
-    text = [table(head + rows_), f"* best epoch, kept in {out / 'model'}"]
-    impossible = fitted.history[-1]["impossible"] if fitted.history else 0
+    output(result, _report(result), as_json)
+
+
+def _report(result: dict[str, Any]) -> str:
+    """A result for people to read."""
+    epochs = result["history"]
+    rows = [["epoch", "loss", "validation loss", "seconds"]]
+    for epoch in epochs:
+        number = str(epoch["epoch"]) + ("*" if epoch["epoch"] == result["best_epoch"] else "")
+        valid = "-" if epoch["valid_loss"] is None else f"{epoch['valid_loss']:.5f}"
+        rows.append([number, f"{epoch['loss']:.5f}", valid, f"{epoch['seconds']:.1f}"])
+    text = [table(rows), f"* best epoch, kept in {Path(result['out'], 'model')}"]
+    impossible = epochs[-1]["impossible"] if epochs else 0
     if impossible:
         text.append(f"{impossible:,.0f} sessions are impossible under this model and were left out of the loss")
     if "propensity" in result:
         text.append("propensity by rank, relative to rank 1: " + " ".join(f"{x:.3f}" for x in result["propensity"]))
-    output(result, "\n".join(text), as_json)
+    return "\n".join(text)
 
 
 def _check_heeded(solver: str) -> None:

@@ -75,7 +75,10 @@ class Counts:
       weight: the sum of the weights of those; their number without weights.
       documents, ranks, vocabulary: as of the log.
       identity: the log's identity, and `by`.
+      weighted: that the rows of its batches have weights.
     """
+
+    weighted = True
 
     def __init__(
         self,
@@ -166,6 +169,11 @@ class Counts:
     def __repr__(self) -> str:
         return f"Counts(by {self.by}: {len(self):,} cells, {self.sessions:,} sessions, {self.documents:,} documents)"
 
+    def extent(self, batch_size: int) -> tuple[float, int]:
+        """Weight of all rows, and in how many batches they come when shuffled."""
+        rows = int(np.diff(self._first, append=len(self._rows)) @ self._parts(batch_size))
+        return float(self.impressions.sum(dtype=np.float64)), -(-rows // batch_size)
+
     def batches(self, batch_size: int, *, seed: int | None = None, shared: bool = False) -> Iterator[Sessions]:
         """Rows of one document each, in host batches of `batch_size`, the last one padded with masked rows.
 
@@ -188,9 +196,9 @@ class Counts:
             raise ConfigError(f"expected a batch size of at least 1, found {batch_size}")
         rows, parts = self._rows, np.ones(0)
         if seed is not None:
-            first = starts(self.document[rows >> 1])
+            first = self._first
             sizes = np.diff(first, append=len(rows))
-            times = self._parts(first, batch_size)
+            times = self._parts(batch_size)
             order = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(first)), times))
             sizes = sizes[order]
             # Row i of the new order is as far from the start of its document as before.
@@ -201,15 +209,20 @@ class Counts:
             part = slice(start, start + batch_size)
             yield self._batch(rows[part], parts[part], shared).pad(rows=batch_size)
 
-    def _parts(self, first: np.ndarray, batch_size: int) -> np.ndarray:
-        """Over how many batches each document is spread; `first` are the first rows of the documents."""
-        rows = self._rows
+    def _parts(self, batch_size: int) -> np.ndarray:
+        """Over how many batches each document is spread."""
+        rows, first = self._rows, self._first
         cell = rows >> 1
         weight = np.where(rows & 1, self.clicks[cell], self.impressions[cell] - self.clicks[cell])
         each = np.add.reduceat(weight.astype(np.float64), first) if len(first) else np.zeros(0)
         batch = each.sum() / max(len(rows) / batch_size, 1.0)
         most = max(batch * LARGEST_SHARE, USUAL * np.median(each)) if len(each) else 1.0
         return np.maximum(np.ceil(each / most), 1).astype(np.int64)
+
+    @cached_property
+    def _first(self) -> np.ndarray:
+        """Where in `_rows` those of each document begin."""
+        return starts(self.document[self._rows >> 1])
 
     @cached_property
     def _rows(self) -> np.ndarray:

@@ -7,6 +7,7 @@ import functools
 import itertools
 import json
 import os
+import threading
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -40,7 +41,7 @@ from ultr.logs.vocabulary import Vocabulary, known_documents
 from ultr.logs.writer import LogWriter
 from ultr.sessions import Sessions, Shared
 
-POOL_SESSIONS = 250_000  # how many sessions are shuffled among each other,
+POOL_SESSIONS = 125_000  # how many sessions are shuffled among each other,
 POOL_VALUES = 1 << 26  # unless they hold more numbers than this
 
 _FIELDS: dict[str, type] = {
@@ -73,6 +74,22 @@ class _Group:
     rows: int
 
 
+class _Kept:
+    """Padded rows of row groups, up to so many bytes in all."""
+
+    def __init__(self, size: int) -> None:
+        self.parts: dict[int, list[tuple[int, Rows]]] = {}  # by the first row of the group
+        self._room = size
+        self._lock = threading.Lock()
+
+    def add(self, row: int, parts: list[tuple[int, Rows]]) -> None:
+        size = sum(x.nbytes for _, rows in parts for x in rows.values())
+        with self._lock:
+            if size <= self._room:
+                self.parts[row] = parts
+                self._room -= size
+
+
 class ClickLog:
     """A click log on disk, or the part of one that a split names; satisfies `ultr.sessions.Source`.
 
@@ -100,6 +117,7 @@ class ClickLog:
         self._code = 0
         self._salt = 0
         self._lineage: str | None = None
+        self._kept: _Kept | None = None
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, split: str | None = None, vocabulary: Any = None) -> ClickLog:
@@ -162,6 +180,11 @@ class ClickLog:
         """
         return {"fingerprint": content_fingerprint(self.metadata), "split": self._lineage}
 
+    @property
+    def weighted(self) -> bool:
+        """Whether sessions have weights."""
+        return "weight" in self._layout.optional
+
     def __repr__(self) -> str:
         return f"ClickLog({str(self.path)!r}: {self.sessions:,} sessions, {self.documents:,} documents)"
 
@@ -178,7 +201,7 @@ class ClickLog:
         Args:
           batch_size: rows per batch.
           seed: None streams in stored order (per width); a number shuffles: row groups are drawn in random
-            order and pools of about 250,000 sessions permuted. The same seed gives the same order.
+            order and pools of about 125,000 sessions permuted. The same seed gives the same order.
           shared: where `features` are those of documents alone, give them as `Shared`, the whole table with ids.
 
         Raises:
@@ -189,6 +212,12 @@ class ClickLog:
         for width, rows in rebatch(self._pools(rng), batch_size, rng=rng):
             batch = self._batch(rows, width, whole, shared)
             yield batch if len(batch) == batch_size else batch.pad(rows=batch_size)
+
+    def keeping(self, size: int) -> ClickLog:
+        """The same view, whose passes leave decoded row groups in memory for the next one, `size` bytes at most."""
+        view = copy.copy(self)
+        view._kept = _Kept(size)
+        return view
 
     def split(
         self,
@@ -269,6 +298,7 @@ class ClickLog:
         view = copy.copy(self)
         view.sessions = sessions
         view._codes, view._code, view._salt = codes, code, zlib.crc32(salt.encode())
+        view._kept = None
         view._lineage = name if self._lineage is None else f"{self._lineage} / {name}"
         return view
 
@@ -339,6 +369,8 @@ class ClickLog:
 
     def _load(self, group: _Group, widths: np.ndarray) -> list[tuple[int, Rows]]:
         """The view's rows of one row group, by width."""
+        if self._kept is not None and (kept := self._kept.parts.get(group.row)) is not None:
+            return kept
         names = self._layout.streamed(ranks=not self._consecutive)
         block = self._block(group, self._table(group, names, threads=False))
         keep = self._keep(group)
@@ -357,6 +389,8 @@ class ClickLog:
             rows = None if inside.all() else np.flatnonzero(inside)
             if rows is None or len(rows):
                 out.append((width, block.padded(rows, width)))
+        if self._kept is not None:
+            self._kept.add(group.row, out)
         return out
 
     def _batch(

@@ -1,4 +1,4 @@
-"""Table towers as flat arrays of logits, for `solve`."""
+"""The tables of a model as flat arrays of logits, for `solve`."""
 
 from __future__ import annotations
 
@@ -61,11 +61,59 @@ class Cells:
             _set(tower.table, logits - logits[:1])
 
 
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """The tables of a model as cells, each table once, in the order of the slots that read them.
+
+    Attributes:
+      model: its class.
+      cells: of each table.
+      places: which of them each slot reads.
+    """
+
+    model: type[CoinModel]
+    cells: tuple[Cells, ...]
+    places: tuple[int, ...]
+
+    @classmethod
+    def of(cls, model: CoinModel) -> Layout:
+        """That of a model.
+
+        Raises:
+          ConfigError: a tower is not a plain table.
+        """
+        found = {id(getattr(model, slot)): _cells(model, slot) for slot in model.slots}
+        order = list(found)
+        places = tuple(order.index(id(getattr(model, slot))) for slot in model.slots)
+        return cls(type(model), tuple(found.values()), places)
+
+    @property
+    def features(self) -> set[str]:
+        """Names of the features that the tables read."""
+        return {cells.feature for cells in self.cells if cells.feature is not None}
+
+    def read(self, model: CoinModel) -> list[jax.Array]:
+        """The logits of each table of a model of this layout."""
+        return [cells.read(tower) for tower, cells in zip(_tables(model), self.cells, strict=True)]
+
+    def written(self, model: CoinModel, logits: list[jax.Array]) -> CoinModel:
+        """A copy of a model of this layout, with the given logits in its tables."""
+        model = nnx.clone(model)
+        for tower, cells, x in zip(_tables(model), self.cells, logits, strict=True):
+            cells.write(tower, x)
+        return model
+
+
+def _tables(model: CoinModel) -> list[Any]:
+    towers = (getattr(model, slot) for slot in model.slots)
+    return list({id(tower): tower for tower in towers}.values())
+
+
 def _set(variable: nnx.Param, value: jax.Array) -> None:
     variable[...] = jnp.asarray(value, jnp.float32).reshape(variable[...].shape)
 
 
-def table_cells(model: CoinModel, slot: str) -> Cells:
+def _cells(model: CoinModel, slot: str) -> Cells:
     """The cells of the tower in a slot of a model.
 
     Raises:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import inspect
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -83,7 +84,7 @@ def passes(
 ) -> Generator[Block | None, None, None]:
     """Every batch of a source once for each seed, in blocks of fixed shapes; None at the end of each pass.
 
-    The next block is made while one is used, be it the first of the next pass.
+    The next two blocks are made while one is used, be they of the next pass.
 
     Args:
       source: streams the batches.
@@ -191,11 +192,11 @@ def _lean(batch: Sessions, implied: bool, rank_first: bool) -> Sessions:
     return lists.replace(mask=None, position=None if implied else lists.position)  # type: ignore[attr-defined]
 
 
-def _ahead(items: Iterator[T]) -> Generator[T, None, None]:
-    """The items, each one being computed while the one before it is used."""
+def _ahead(items: Iterator[T], depth: int = 2) -> Generator[T, None, None]:
+    """The items, the next `depth` being computed while one is used."""
     end: Any = object()
     with ThreadPoolExecutor(1, thread_name_prefix="ultr-feed") as worker:
-        pending = worker.submit(next, items, end)
-        while (item := pending.result()) is not end:
-            pending = worker.submit(next, items, end)
+        pending = deque(worker.submit(next, items, end) for _ in range(depth))
+        while (item := pending.popleft().result()) is not end:
+            pending.append(worker.submit(next, items, end))
             yield item

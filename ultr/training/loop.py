@@ -20,16 +20,18 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
-from ultr.errors import ConfigError, DataError, UltrError
-from ultr.sessions import InMemory, Sessions, Source
+from ultr.errors import ConfigError
+from ultr.sessions import Sessions, Source
 from ultr.towers import check, row_tables, takes_shared
 from ultr.training.checkpoint import describe, read_meta, restore_arrays, save, save_arrays
 from ultr.training.feed import Batches, Block, blocks, bounds, passes
 from ultr.training.optimizers import adam
 from ultr.training.rows import RowSparse, lazy_adam
+from ultr.training.sources import as_source, count_rows, per_session, weigh
 from ultr.training.steps import Trainer
 
 STATE_SECONDS = 10.0
+KEPT_BYTES = 1 << 30  # of a log, decoded, so that later epochs find it in memory
 LARGE_ROWS = 100_000  # a larger table is not swept in every step
 
 
@@ -79,7 +81,8 @@ def fit(
 
     Args:
       model: has `loss(sessions) -> [B]`; it is left as it is, the result holds a trained copy.
-      train: streams batches: a `ClickLog`, a `Collection`, or sessions in memory.
+      train: streams batches: a `ClickLog`, a `Collection`, or sessions in memory. Of a log, up to 1 GiB of decoded
+        rows stay in memory between the epochs.
       valid: judges the epochs by the same loss; None: the last epoch counts as the best.
       optimizer: an optax transformation, or `ultr.training.lazy_adam` and its kind, whose steps cost what a batch
         touches of the tables; None: `adam()`, .003 for networks and .03 for tables, and `lazy_adam()`, the same row
@@ -109,29 +112,18 @@ def fit(
         raise ConfigError(f"expected epochs >= 0 and batch_size >= 1, found {epochs} and {batch_size}")
     if seed < 0 or not 0 <= l2 < math.inf or (patience is not None and patience < 1):
         raise ConfigError(f"expected seed >= 0, a finite l2 >= 0 and patience >= 1, found {seed}, {l2} and {patience}")
-    train = InMemory(train) if isinstance(train, Sessions) else train
-    valid = InMemory(valid) if isinstance(valid, Sessions) else valid
     if resume and directory is None:
         raise ConfigError("resume needs directory=, the folder of the interrupted run")
-    for source in (train, valid):
-        _enough(model, source)
+    train = as_source(train, model, "training data")
+    valid = None if valid is None else as_source(valid, model, "validation data")
     directory = None if directory is None else Path(directory)
-    sessions = _length(train)
-    trainer = Trainer(model, optimizer or (lazy_adam() if _large(model) else adam()))
+    sessions = count_rows(train, "training data")
+    trainer = Trainer(model, optimizer or (lazy_adam() if has_large_table(model) else adam()))
     place, put = _placement(mesh, batch_size, trainer.rank_first)
     state = place(trainer.init())
     best = trainer.parameters(state)
     run: dict[str, Any] = {"history": [], "best": 0, "best_loss": None}
-    setting: dict[str, Any] = {
-        "seed": seed,
-        "batch_size": batch_size,
-        "l2": l2,
-        "model": _description(model),
-        "train": getattr(train, "identity", None),
-        "valid": getattr(valid, "identity", None),
-        "settings": dict(settings or {}),
-    }
-    setting = json.loads(json.dumps(setting))
+    setting = _setting(model, train, valid, settings, seed=seed, batch_size=batch_size, l2=l2)
     if resume and directory is not None and (directory / "state" / "meta.json").exists():
         run, (state, best) = _resume(directory / "state", setting, (state, best))
         state, best = place(state), place(best)
@@ -151,11 +143,15 @@ def fit(
 
     first = len(run["history"]) + 1
     seeds = (int(np.random.SeedSequence([seed, e]).generate_state(1)[0]) for e in range(first, epochs + 1))
-    feed = passes(train, batch_size, seeds=seeds, **options(train, "training data"))
+    source = train.keeping(KEPT_BYTES) if epochs > first and hasattr(train, "keeping") else train
+    feed = passes(source, batch_size, seeds=seeds, **options(train, "training data"))
+
+    def chosen() -> Any:
+        return trainer.parameters(state) if valid is None else best
 
     def keep() -> None:
         if directory is not None and saved < len(run["history"]):
-            save_arrays(directory / "state", (state, best), {"format": "ultr-state", "run": run} | setting)
+            save_arrays(directory / "state", (state, chosen()), {"format": "ultr-state", "run": run} | setting)
 
     with contextlib.closing(feed):
         for epoch in range(first, epochs + 1):
@@ -170,16 +166,16 @@ def fit(
                     sums.block_until_ready()  # so that what is waited for next is the data, and nothing else
                     _advance(bar, block.sessions, sums)
             loss, counted, impossible = _mean(sums, "training data", epoch, getattr(train, "rows_per_session", 1.0))
-            parameters = trainer.parameters(state)
             valid_loss = None
             if valid is not None:
+                parameters = trainer.parameters(state)
                 sums = place(jnp.zeros(3))
                 for block in blocks(valid, batch_size, seed=None, **options(valid, "validation data")):
                     sums = trainer.judge(parameters, sums, block.batches, block.count)
                 valid_loss, _, _ = _mean(sums, "validation data", epoch, getattr(valid, "rows_per_session", 1.0))
-            judged = loss if valid_loss is None else valid_loss
-            if valid_loss is None or run["best_loss"] is None or judged < run["best_loss"]:
-                run["best"], run["best_loss"], best = epoch, judged, parameters
+            if valid_loss is None or run["best_loss"] is None or valid_loss < run["best_loss"]:
+                run["best"], run["best_loss"] = epoch, loss if valid_loss is None else valid_loss
+                best = best if valid is None else parameters
             run["history"].append(
                 {
                     "epoch": epoch,
@@ -196,7 +192,7 @@ def fit(
                 saved, saved_at = epoch, time.perf_counter()
 
     keep()
-    fitted = trainer.model(best)
+    fitted = trainer.model(chosen())
     if directory is not None:
         vocabulary = getattr(train, "vocabulary", None)
         known = {"vocabulary": None if vocabulary is None else vocabulary.identity}
@@ -204,17 +200,8 @@ def fit(
     return Fitted(fitted, run["history"], run["best"])
 
 
-def _enough(model: Any, source: Any) -> None:
-    """Whether counts of a log say all that the model's likelihood depends on."""
-    by = getattr(source, "by", None)
-    needs = getattr(model, "statistics", by)
-    if by is not None and needs not in ("rank", by):
-        raise ConfigError(
-            f"{type(model).__name__} needs more than counts by {by}: collapse the log by='{needs}', or use it as it is"
-        )
-
-
-def _large(model: Any) -> bool:
+def has_large_table(model: Any) -> bool:
+    """Whether a table is too large to be swept in every step, so that `lazy_adam` trains it unless told otherwise."""
     return any(table[...].size > LARGE_ROWS for table in row_tables(model).values())
 
 
@@ -224,13 +211,8 @@ def _facts(train: Source, batch_size: int, l2: float) -> dict[str, jax.Array]:
     `weight`: of an average batch where the rows have weights, since dividing by the weight of each batch itself would
     make light those that hold much; 0 where they have none. `prior`: strength of l2 per session.
     """
-    first = next(iter(train.batches(batch_size)), None)
-    weighted = first is not None and first.weight is not None
-    total, batches = _weight(train, batch_size) if weighted or l2 else (0.0, 1)
-    return {
-        "weight": jnp.float32(total / batches if weighted else 0.0),
-        "prior": jnp.float32(l2 / total if l2 else 0.0),
-    }
+    total, batch = weigh(train, batch_size, always=l2 > 0)
+    return {"weight": jnp.float32(batch), "prior": jnp.float32(l2 / total if l2 else 0.0)}
 
 
 def _timed(items: Iterator[Block | None]) -> Iterator[tuple[Block, float]]:
@@ -261,47 +243,27 @@ def _placement(
     return (lambda tree: jax.device_put(tree, everywhere)), put
 
 
-def _length(train: Source) -> int:
-    try:
-        sessions = len(train)  # type: ignore[arg-type]
-    except TypeError:
-        sessions = sum(int(b.mask.any(1).sum()) for b in train.batches(8192))
-    if not sessions:
-        raise DataError("expected training data with at least one session, found none")
-    return sessions
-
-
-def _weight(train: Source, batch_size: int) -> tuple[float, int]:
-    """How many rows there are, each counted by its weight, and in how many batches they come when shuffled."""
-    total, batches = 0.0, 0
-    for batch in train.batches(batch_size, seed=0):
-        shown = np.asarray(batch.mask).any(1)
-        total += float(shown.sum() if batch.weight is None else np.asarray(batch.weight, np.float64)[shown].sum())
-        batches += 1
-    return max(total, 1.0), max(batches, 1)
-
-
 def _mean(sums: Any, source: str, epoch: int, rows_per_session: float = 1.0) -> tuple[float, float, float]:
     """Loss per session, sessions counted, impossible sessions."""
-    total, used, impossible = (float(x) for x in sums)
-    used, impossible = used / rows_per_session, impossible / rows_per_session
-    if not used and not impossible:
-        raise DataError(f"{source}: expected sessions with documents and a weight above 0, found none")
-    if not used:
-        raise DataError(
-            f"{source}: none of the {impossible:.0f} sessions is possible under the model",
-            fix="Choose a model that allows several clicks, such as DCM or DBN",
-        )
-    if not math.isfinite(total):
-        raise UltrError(
-            f"{source}: the loss is {total} in epoch {epoch}. Lower the learning rate, scale the features "
-            "(towers.Scaler), or check them for extreme values"
-        )
+    unusable = (
+        f"the loss is {{}} in epoch {epoch}. Lower the learning rate, scale the features (towers.Scaler), or check "
+        "them for extreme values"
+    )
+    total, used, impossible = per_session(sums, source, rows_per_session, if_not_finite=unusable)
     return total / used, used, impossible
 
 
 def _exhausted(run: dict[str, Any], patience: int | None) -> bool:
     return patience is not None and bool(run["history"]) and len(run["history"]) - run["best"] >= max(patience, 1)
+
+
+def _setting(
+    model: Any, train: Source, valid: Source | None, settings: Mapping[str, Any] | None, **numbers: Any
+) -> dict[str, Any]:
+    """What must be the same on resuming, as JSON gives it back."""
+    identities = {"train": getattr(train, "identity", None), "valid": getattr(valid, "identity", None)}
+    setting = numbers | {"model": _description(model)} | identities | {"settings": dict(settings or {})}
+    return json.loads(json.dumps(setting))
 
 
 def _description(model: Any) -> Any:

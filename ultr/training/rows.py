@@ -129,38 +129,50 @@ def lazy_adagrad(learning_rate: float = 0.3, *, networks: float = 0.003) -> RowS
     return RowSparse(RowAdagrad(learning_rate), adam(networks))
 
 
+def speakers(owner: jax.Array, index: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """For each read of a row the number of one read that speaks for all of the same row.
+
+    Args:
+      owner: [V or more] int32 scratch; what it holds does not matter.
+      index: [N] int32 rows read, V or more for none.
+
+    Returns:
+      The scratch, changed, and [N] int32.
+    """
+    # All reads of a row write their number there, and one stays.
+    owner = owner.at[index].set(jnp.arange(index.size, dtype=owner.dtype))
+    return owner, owner[index]
+
+
 def update_rows(
     rule: RowRule,
     table: jax.Array,
-    owner: jax.Array,
+    speaker: jax.Array,
     reads: tuple[jax.Array, jax.Array, jax.Array],
     count: jax.Array,
     prior: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
+) -> jax.Array:
     """Updates the rows that a batch has read, each once.
 
     Args:
       rule: how a row is updated.
       table: [V, width] rows.
-      owner: [V] int32 scratch; what it holds does not matter.
+      speaker: [N] of each read, from `speakers`.
       reads: index [N] of the rows read, one entry per impression, V for none; their content [N, width]; gradients [N].
       count: this step's number, from 1.
       prior: strength of a Gaussian prior per step; what the steps owe since the last read is made up for.
 
     Returns:
-      The new table and scratch.
+      The new table.
     """
     index, rows, gradient = reads
-    # Several impressions may read one row. All write their number there and one stays: it speaks for the row.
-    # All then hold the same sum and write the same new row, so the order of writing does not matter.
-    owner = owner.at[index].set(jnp.arange(index.size, dtype=owner.dtype))
-    speaker = owner[index]
+    # All reads of a row hold the same sum and write the same new row, so the order of writing does not matter.
     total = jnp.zeros_like(gradient).at[speaker].add(gradient)[speaker]
     steps = count.astype(rows.dtype)
     total = total + prior * (steps - rows[:, -1]) * rows[:, 0]
     columns = settled(rule.update(rows, total, count), count)
     new = jnp.stack([*columns, jnp.broadcast_to(steps, total.shape)], axis=1)
-    return table.at[index].set(new), owner
+    return table.at[index].set(new)
 
 
 def settled(x: Any, number: Any) -> Any:

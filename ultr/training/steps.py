@@ -14,7 +14,7 @@ from ultr.errors import ConfigError
 from ultr.sessions import Sessions
 from ultr.towers import read_by, row_tables
 from ultr.training.feed import Batches
-from ultr.training.rows import RowSparse, settled, update_rows
+from ultr.training.rows import RowSparse, settled, speakers, update_rows
 
 State = dict[str, Any]
 
@@ -38,7 +38,7 @@ class Trainer:
         self._names = _names(self._parts[0])
         self._shapes = [x.shape for x in jax.tree.leaves(self._parts[0])]
         self.block = jax.jit(self._block, donate_argnums=(0, 1, 2))
-        self.judge = jax.jit(self._judge, donate_argnums=(1,))
+        self.judge = jax.jit(partial(judge, self._graph), donate_argnums=(1,))
         self._values = jax.jit(lambda x: x[:, 0])
 
     def init(self) -> State:
@@ -53,9 +53,9 @@ class Trainer:
             "count": jnp.zeros((), jnp.int32),
         }
 
-    def scratch(self, state: State) -> list[jax.Array]:
+    def scratch(self, state: State) -> jax.Array:
         """Working memory of the row-sparse update, not part of the state."""
-        return [jnp.zeros(len(x), jnp.int32) for x in jax.tree.leaves(state["tables"])]
+        return jnp.zeros(max((len(x) for x in jax.tree.leaves(state["tables"])), default=0), jnp.int32)
 
     def model(self, parameters: Any) -> Any:
         """The model with the given parameters, as `parameters(state)` returns them."""
@@ -68,7 +68,7 @@ class Trainer:
         return jax.tree.unflatten(structure, values), *jax.tree.map(jnp.copy, (state["params"], state["rest"]))
 
     def _block(
-        self, state: State, scratch: list[jax.Array], sums: jax.Array, batches: Batches, count: Any, facts: Any
+        self, state: State, scratch: jax.Array, sums: jax.Array, batches: Batches, count: Any, facts: Any
     ) -> Any:
         """The first `count` of the stacked batches, one step each."""
 
@@ -79,38 +79,39 @@ class Trainer:
 
         return jax.lax.fori_loop(0, count, body, (state, scratch, sums))
 
-    def _judge(self, parameters: Any, sums: jax.Array, batches: Batches, count: Any) -> jax.Array:
-        """Adds `losses` of the first `count` batches, without dropout and with batch statistics as they are."""
-
-        def body(i: jax.Array, sums: jax.Array) -> jax.Array:
-            model = nnx.merge(self._graph, *parameters, copy=True)
-            model.eval()
-            return sums + losses(model, batches.at(i))[1]
-
-        return jax.lax.fori_loop(0, count, body, sums)
-
-    def _step(self, state: State, scratch: list[jax.Array], batch: Sessions, facts: dict[str, Any]) -> Any:
+    def _step(self, state: State, scratch: jax.Array, batch: Sessions, facts: dict[str, Any]) -> Any:
         tables, structure = jax.tree.flatten(state["tables"])
-        read_tables: list[int] = []  # which table each look-up of the model reads
+        lookups: list[tuple[int, int]] = []  # which table each look-up of the model reads, and by which index
 
         def objective(params: Any, moves: list[jax.Array] | None) -> Any:
             """The mean loss, each looked-up number being moved by an addend: its gradient is that of the number."""
             absent = jax.tree.unflatten(structure, [_Absent() for _ in tables])
             model = nnx.merge(self._graph, absent, params, state["rest"], copy=True)
             numbers = self._numbers(model)
-            read_tables.clear()
+            lookups.clear()
             reads: list[tuple[jax.Array, jax.Array]] = []
+            flats: list[tuple[jax.Array, int, jax.Array]] = []  # indices given, for tables of how many rows; as used
+
+            def used(index: jax.Array, rows: int) -> int:
+                """Where in `flats` an index is; padding reads no row: the update drops what lies beyond."""
+                for i, (given, length, _) in enumerate(flats):
+                    if given is index and length == rows:
+                        return i
+                flat = index
+                if index.shape[:2] == batch.mask.shape:
+                    shown = batch.mask.reshape(*batch.mask.shape, *(1,) * (index.ndim - 2))
+                    flat = jnp.where(shown, index, rows)
+                flats.append((index, rows, flat.reshape(-1)))
+                return len(flats) - 1
 
             def reader(table: nnx.Param, index: jax.Array) -> jax.Array | None:
                 number = numbers.get(id(table))
                 if number is None:
                     return None
-                if index.shape[:2] == batch.mask.shape:  # padding reads no row: the update drops what lies beyond
-                    shown = batch.mask.reshape(*batch.mask.shape, *(1,) * (index.ndim - 2))
-                    index = jnp.where(shown, index, len(tables[number]))
-                flat = index.reshape(-1)
+                place = used(index, len(tables[number]))
+                flat = flats[place][2]
                 rows = jnp.take(tables[number], flat, axis=0, mode="clip")  # `towers.check` looks at the bounds
-                read_tables.append(number)
+                lookups.append((number, place))
                 reads.append((flat, rows))
                 values = rows[:, 0].reshape(index.shape)
                 return values if moves is None else values + moves[len(reads) - 1].reshape(index.shape)
@@ -135,13 +136,14 @@ class Trainer:
         moved = settled(moved, count)
         gradient = jax.tree.map(lambda g, p: g + facts["prior"] * p, gradient, state["params"])
         updates, optimizer = self._optax.update(gradient, state["optimizer"], state["params"])
-        scratch = list(scratch)
-        for number, rule in ((n, self._rule) for n in sorted(set(read_tables)) if self._rule):
-            own = [(*reads[i], moved[i]) for i, n in enumerate(read_tables) if n == number]
+        spoken: dict[tuple[int, ...], jax.Array] = {}  # by the indices: tables of one model are often read by the same
+        for number, rule in ((n, self._rule) for n in sorted({n for n, _ in lookups}) if self._rule):
+            own = [(*reads[i], moved[i]) for i, (n, _) in enumerate(lookups) if n == number]
             index, rows, slopes = (jnp.concatenate(parts) for parts in zip(*own, strict=True))
-            tables[number], scratch[number] = update_rows(
-                rule, tables[number], scratch[number], (index, rows, slopes), count, facts["prior"]
-            )
+            by = tuple(place for n, place in lookups if n == number)
+            if by not in spoken:
+                scratch, spoken[by] = speakers(scratch, index)
+            tables[number] = update_rows(rule, tables[number], spoken[by], (index, rows, slopes), count, facts["prior"])
         state = {
             "tables": jax.tree.unflatten(structure, tables),
             "params": optax.apply_updates(state["params"], updates),
@@ -157,9 +159,31 @@ class Trainer:
         return {places[name]: number for number, name in enumerate(self._names)}
 
 
+def judge(graph: Any, parameters: Any, sums: jax.Array, batches: Batches, count: Any) -> jax.Array:
+    """Adds `losses` of the first `count` batches, without dropout and with batch statistics as they are.
+
+    Args:
+      graph, parameters: the model, as `nnx.split` gives it.
+      sums: [3].
+      batches: stacked.
+      count: how many of them.
+    """
+
+    def body(i: jax.Array, sums: jax.Array) -> jax.Array:
+        model = nnx.merge(graph, *parameters, copy=True)
+        model.eval()
+        return sums + losses(model, batches.at(i))[1]
+
+    return jax.lax.fori_loop(0, count, body, sums)
+
+
 def losses(model: Any, batch: Sessions) -> tuple[jax.Array, jax.Array]:
-    """Weighted loss sum, and [loss sum, weight counted, weight of impossible sessions]."""
-    loss = model.loss(batch)
+    """`tally` of a model's losses of a batch."""
+    return tally(model.loss(batch), batch)
+
+
+def tally(loss: jax.Array, batch: Sessions) -> tuple[jax.Array, jax.Array]:
+    """Weighted sum of losses [B], and [that sum, weight counted, weight of impossible sessions, whose loss is inf]."""
     possible = loss != jnp.inf  # a NaN shall be seen, not left out
     weight = jnp.any(jnp.asarray(batch.mask), axis=batch.rank_axis).astype(jnp.float32)
     if batch.weight is not None:
