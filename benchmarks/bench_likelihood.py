@@ -34,7 +34,9 @@ def main() -> None:
     options.add_argument("--clax-epochs", type=int, default=50)
     options.add_argument("--workers", type=int, default=0, help="of CLAX's loader [%(default)s]")
     options.add_argument("--epochs", type=int, default=60, help="passes, ours, at most [%(default)s]")
-    options.add_argument("--method", default="em", choices=("em", "lbfgs"), help="ours [%(default)s]")
+    options.add_argument("--method", default="em", choices=("em", "lbfgs", "fit"), help="ours [%(default)s]")
+    options.add_argument("--rate", type=float, default=0.002, help="learning rate of fit, tables ten times that [.002]")
+    options.add_argument("--batch", type=int, default=4096, help="of fit [%(default)s]")
     options.add_argument("--pyclick-queries", type=int, default=2_000)
     options.add_argument("--pyclick-sessions", type=int, default=100_000)
     options.add_argument("--pyclick-test-sessions", type=int, default=10_000)
@@ -123,7 +125,8 @@ def _ours(chosen: Any, contestants: Contestants, data: Data, model: str, clicks:
         return peer.ask(
             "train_to_convergence",
             model=model,
-            batch_size=0,
+            batch_size=chosen.batch,
+            rate=chosen.rate,
             train=data.log(clicks),
             test=data.log(clicks, "test"),
             epochs=chosen.epochs,

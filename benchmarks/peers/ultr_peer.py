@@ -215,13 +215,14 @@ def train_to_convergence(
     epochs: int = 60,
     rate: float = 0.002,
     features: bool = False,
-    method: Literal["em", "lbfgs"] = "em",
+    method: Literal["em", "lbfgs", "fit"] = "em",
     prior: float | Literal["fitted"] = "fitted",
     seed: int = 42,
 ) -> dict[str, Any]:
     """From the prepared log; held-out log-likelihood per document and seconds after each pass.
 
-    Tables are solved, networks over features are trained on the counts of the log. Seconds of a point: process start to
+    Tables are solved, or trained by minibatches of the log (`method="fit"`); networks over features are trained on the
+    counts of the log. Seconds of a point: process start to
     the end of that pass. The likelihoods come from a second, identical run that judges after each pass, so that
     judging takes no time of the first.
     """
@@ -236,6 +237,11 @@ def train_to_convergence(
             return training.fit(
                 untrained, counts, held_out, optimizer=optax.adam(schedule), epochs=epochs, batch_size=batch_size,
                 seed=seed, patience=None, progress=False,
+            )  # fmt: skip
+        if method == "fit":
+            return training.fit(
+                untrained, log, held_out, optimizer=optimizer(rate), epochs=epochs, batch_size=batch_size, seed=seed,
+                patience=None, progress=False,
             )  # fmt: skip
         return solve(untrained, log, held_out, method=method, prior=prior, iterations=epochs, tolerance=1e-6)
 
