@@ -17,8 +17,8 @@ LAYERS = [
     ["errors", "files", "logspace", "sessions"],
     ["clicks", "towers", "logs"],
     ["models"],
-    ["baselines", "simulate"],
-    ["training", "evaluation"],
+    ["baselines", "simulate", "propensity"],
+    ["training", "evaluation", "identifiability"],
     ["config"],
     ["cli", "__main__"],
 ]
