@@ -65,10 +65,15 @@ def _rename(aside: Path, target: Path, old: Path) -> None:
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Writes a file in UTF-8; what stood there stays until the new one is complete."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
+    """Writes a file; what stood there stays until the new one is complete."""
     target = Path(path)
     aside = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
     try:
-        aside.write_text(text, encoding="utf-8")
+        aside.write_bytes(content)
         os.replace(aside, target)
     finally:
         aside.unlink(missing_ok=True)

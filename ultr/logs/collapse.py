@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal, TypeVar, overload
+from typing import Any, Literal, NamedTuple, TypeVar, overload
 
 import numpy as np
 import pyarrow as pa
@@ -95,23 +95,87 @@ def _counted(log: ClickLog, by: str, memory: int, beside: Path | None) -> Counts
     # All unseen documents have one id, but each its own features and grade, where there are any.
     names = log.vocabulary
     view = _stored(log) if names.feature_names or names.has_labels else log
+    lasts = Part(log.ranks + 1, _last_click) if by == "last-click" else None
+    made = tally(view, lasts, memory=memory, beside=beside)
+    return Counts(
+        by=by,
+        document=made.document,
+        rank=made.rank,
+        last_click=made.part,
+        impressions=made.impressions,
+        clicks=made.clicks,
+        sessions=log.sessions,
+        weight=made.weight,
+        documents=log.documents,
+        ranks=log.ranks,
+        vocabulary=log.vocabulary,
+        identity=log.identity | {"by": by},
+    )
+
+
+class Part(NamedTuple):
+    """A third key of cells, beside document and rank.
+
+    Attributes:
+      values: they are 0 to this number - 1.
+      of: (batch, offsets [n + 1], rank [i], click [i]) -> [i] the value of every impression.
+      columns: of the session files, which `of` reads from the batch.
+    """
+
+    values: int
+    of: Callable[[pa.RecordBatch, np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+    columns: tuple[str, ...] = ()
+
+
+class Tally(NamedTuple):
+    """Clicks and impressions of C cells, sorted by document, rank and part.
+
+    Attributes:
+      document, rank: [C] int32, the rank 1-based.
+      part: [C] int32, or None without one.
+      impressions, clicks: [C] int64; float64 where sessions have weights.
+      weight: the sum of the weights of the sessions; their number without weights.
+    """
+
+    document: np.ndarray
+    rank: np.ndarray
+    part: np.ndarray | None
+    impressions: np.ndarray
+    clicks: np.ndarray
+    weight: float
+
+
+def tally(log: ClickLog, part: Part | None = None, *, memory: int = 1 << 30, beside: Path | None = None) -> Tally:
+    """Clicks and impressions per document and rank, and per a third key, whatever else the log holds.
+
+    Args:
+      log: a click log or a view of one; it is streamed, once.
+      part: the third key.
+      memory: bytes to sort and group in, beside one row group of the log and the result.
+      beside: where to make a temporary folder; None: where the system has its temporary files.
+
+    Raises:
+      ConfigError: more cells than 64 bits can number.
+    """
     weighted = _weighted(log)
-    lasts = log.ranks + 1 if by == "last-click" else 1
-    keys = 2 * (view.documents + 1) * log.ranks * lasts
+    values = part.values if part else 1
+    keys = 2 * (log.documents + 1) * log.ranks * values
     if keys > 1 << 63:
-        raise ConfigError(f"{view.documents:,} documents at {log.ranks:,} ranks are too many cells: collapse by='list'")
+        by = "" if part is None else f" in {values:,} parts"
+        raise ConfigError(f"{log.documents:,} documents at {log.ranks:,} ranks{by} are too many cells to count")
     kind: Any = np.uint32 if keys <= 1 << 32 else np.uint64
     total = 0.0
+    columns = ["documents", "ranks", "clicks", *(part.columns if part else ()), *(["weight"] if weighted else [])]
     with _sums(log, keys, weighted, memory, beside) as groups:
-        for batch in _ahead(view.columns(["documents", "ranks", "clicks", *(["weight"] if weighted else [])])):
+        for batch in _ahead(log.columns(columns)):
             offsets, (document, rank, click) = _flat(batch, ["documents", "ranks", "clicks"])
             key = document.astype(kind)
             key *= kind(log.ranks)
             key += rank.astype(kind)
             key -= kind(1)
-            if by == "last-click":
-                key *= kind(lasts)
-                key += _last_click(offsets, rank, click).astype(kind)
+            if part is not None:
+                key *= kind(values)
+                key += part.of(batch, offsets, rank, click).astype(kind)
             key <<= kind(1)
             key |= click.view(np.uint8)  # what was clicked adds up on its own
             if weighted:
@@ -124,24 +188,18 @@ def _counted(log: ClickLog, by: str, memory: int, beside: Path | None) -> Counts
         pieces += [_cells(key.astype(kind, copy=False), sums) for key, sums in groups]
     cell, impressions, clicks = (np.concatenate(parts) for parts in zip(*pieces, strict=True))
     del pieces
-    last_click = None
-    if by == "last-click":
-        cell, last = np.divmod(cell, kind(lasts))
-        last_click = last.astype(np.int32)
+    third = None
+    if part is not None:
+        cell, third = np.divmod(cell, kind(values))
+        third = third.astype(np.int32)
     document, rank = np.divmod(cell, kind(log.ranks))
-    return Counts(
-        by=by,
-        document=document.astype(np.int32),
-        rank=rank.astype(np.int32) + np.int32(1),
-        last_click=last_click,
-        impressions=impressions,
-        clicks=clicks,
-        sessions=log.sessions,
-        weight=total if weighted else float(log.sessions),
-        documents=log.documents,
-        ranks=log.ranks,
-        vocabulary=log.vocabulary,
-        identity=log.identity | {"by": by},
+    return Tally(
+        document.astype(np.int32),
+        rank.astype(np.int32) + np.int32(1),
+        third,
+        impressions,
+        clicks,
+        total if weighted else float(log.sessions),
     )
 
 
@@ -166,7 +224,7 @@ def _cells(key: np.ndarray, total: np.ndarray) -> Columns:
     return cell[first][shown], impressions[shown], clicks[shown]
 
 
-def _last_click(offsets: np.ndarray, rank: np.ndarray, click: np.ndarray) -> np.ndarray:
+def _last_click(_: pa.RecordBatch, offsets: np.ndarray, rank: np.ndarray, click: np.ndarray) -> np.ndarray:
     """[impressions] rank of the last click above each document in its list, 0 for none."""
     if not len(rank):
         return rank

@@ -173,16 +173,20 @@ class Vocabulary:
         """[V + 1, F] float32 document features, zeros for id 0; None where the data has none."""
         if not self.feature_names:
             return None
-        width = len(self.feature_names)
-        out = np.zeros((self.documents + 1, width), np.float32)
+        out = np.zeros((self.documents + 1, len(self.feature_names)), np.float32)
+        for first, values in self.feature_blocks():
+            out[first : first + len(values)] = values
+        return out
+
+    def feature_blocks(self) -> Iterator[tuple[int, np.ndarray]]:
+        """The document features in blocks, for what must not hold all of them: (first document id, [n, F] float32)."""
         for start, table in self._pieces(["features"]):
             row = start
             for chunk in table["features"].chunks:
                 values = fixed_lists(chunk, self.path / DOCUMENTS_FILE, row)
                 self._reject(~np.isfinite(values).all(1), row, "features", "finite numbers")
-                out[row + 1 : row + 1 + len(values)] = values
+                yield row + 1, values
                 row += len(values)
-        return out
 
     def table(self, file: str, columns: Sequence[str]) -> pa.Table:
         """Columns of queries.parquet or documents.parquet, whole."""

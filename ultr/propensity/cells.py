@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
 from ultr.errors import ConfigError, DataError
-from ultr.logs import ClickLog, Counts, collapse
+from ultr.logs import ClickLog, Counts
+from ultr.logs.collapse import Tally, tally
+
+MOST_RANKS = 1000
 
 
 @dataclasses.dataclass(frozen=True)
 class Cells:
-    """Clicks and impressions of C pairs of an item and an arm, each pair once, sorted by item.
+    """Clicks and impressions of C pairs of an item and an arm, each pair once, sorted by item and arm.
 
     An item is what keeps its relevance wherever it is shown: a document of a query. An arm is what decides how much is
     examined: a rank, or a rank in a context.
@@ -50,37 +54,64 @@ class Cells:
         return np.bincount(self.item, values, self.items)
 
 
-def cells_of(source: ClickLog | Counts) -> Cells:
+def cells_of(source: ClickLog | Counts | Cells) -> Cells:
     """The cells of a log, or of its counts by rank or last click; documents that are not known (id 0) are left out.
 
     Raises:
       ConfigError: neither a log nor counts.
-      DataError: no clicks, or no document that is known.
+      DataError: no clicks, no document that is known, or more ranks than a curve can have.
     """
+    if isinstance(source, Cells):
+        return _checked(source)
     if isinstance(source, ClickLog):
-        source = collapse(source, "rank")
+        return known_cells(source, tally(source))
     if not isinstance(source, Counts):
         raise ConfigError(f"expected a ClickLog or its Counts (ultr.logs.collapse), found {type(source).__name__}")
-    known = (source.document > 0) & (source.document <= source.documents)
-    document, rank = source.document[known], source.rank[known]
-    impressions, clicks = source.impressions[known].astype(np.float64), source.clicks[known].astype(np.float64)
+    return known_cells(source, Tally(source.document, source.rank, None, source.impressions, source.clicks, 0.0))
+
+
+def known_cells(source: ClickLog | Counts, counted: Tally) -> Cells:
+    """Cells of what was counted by document, rank and perhaps a part: arms are ranks, those of part 0 first.
+
+    Args:
+      source: of which documents, ranks and vocabulary are read.
+      counted: sorted by document; the same document and rank may come several times.
+
+    Raises:
+      DataError: as `cells_of`.
+    """
+    if source.ranks > MOST_RANKS:
+        raise DataError(
+            f"expected at most {MOST_RANKS:,} ranks, found rank {source.ranks:,}",
+            fix="Check the rank column: ranks are places in a list, from 1.",
+        )
+    known = (counted.document > 0) & (counted.document <= source.documents)
+    document, arm = counted.document[known], counted.rank[known].astype(np.int64) - 1
+    arms = source.ranks
+    if counted.part is not None and len(counted.part):
+        arm += source.ranks * counted.part[known].astype(np.int64)
+        arms *= int(counted.part.max()) + 1
     if not len(document):
         raise DataError(
             "expected impressions of documents that the vocabulary knows, found none",
             fix="Open the log with its own vocabulary.",
         )
-    if not clicks.sum():
-        raise DataError(
-            f"expected clicks, found none in {impressions.sum():,.0f} impressions",
-            fix="Without clicks nothing can be said about examination: check the click column.",
-        )
     new = np.append(True, document[1:] != document[:-1])
-    item = np.cumsum(new) - 1
-    if source.last_click is not None:
-        key = item * source.ranks + rank - 1
-        cell, first, inverse = np.unique(key, return_index=True, return_inverse=True)
+    query = source.vocabulary.document_query[document[new]].astype(np.int64)
+    cell = (np.cumsum(new) - 1) * arms + arm
+    impressions: Any = counted.impressions[known].astype(np.float64)
+    clicks: Any = counted.clicks[known].astype(np.float64)
+    if not (cell[1:] > cell[:-1]).all():  # counts by last click say things several times, parts out of order
+        cell, inverse = np.unique(cell, return_inverse=True)
         impressions = np.bincount(inverse, impressions, len(cell))
         clicks = np.bincount(inverse, clicks, len(cell))
-        item, rank = item[first], rank[first]
-    query = source.vocabulary.document_query[document[new]].astype(np.int64)
-    return Cells(item, rank.astype(np.int64) - 1, impressions, clicks, query, source.ranks)
+    return _checked(Cells(cell // arms, cell % arms, impressions, clicks, query, arms))
+
+
+def _checked(cells: Cells) -> Cells:
+    if not cells.clicks.sum():
+        raise DataError(
+            f"expected clicks, found none in {cells.impressions.sum():,.0f} impressions",
+            fix="Without clicks nothing can be said about examination: check the click column.",
+        )
+    return cells

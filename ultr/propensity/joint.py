@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
@@ -14,12 +16,14 @@ from ultr.propensity.likelihood import (
     components,
     laplacian,
     maximise,
+    observed,
     resistance,
     scores,
     smoothed_relevance,
 )
 from ultr.propensity.table import Propensities, log_interval
 
+FEW_IMPRESSIONS, FEW_QUERIES = 100, 30
 NEVER = 3.688879454113936  # -log(.025): no click is this likely where so many are expected
 
 
@@ -46,35 +50,69 @@ def maximum_likelihood(
     if errors not in ("information", "query"):
         raise ConfigError(f"expected errors of 'information' or 'query', found {errors!r}")
     cells = cells_of(source)
-    return estimate(cells, "maximum-likelihood", errors=errors)
+    return tabulate(cells, fit_jointly(cells, errors=errors), "maximum-likelihood", errors=errors)
 
 
-def estimate(cells: Cells, method: str, *, errors: str = "information", reference: int = 0) -> Propensities:
-    """The table of all arms relative to one of them."""
+@dataclasses.dataclass(frozen=True)
+class Fit:
+    """What an estimator found.
+
+    Attributes:
+      component: [arms] of the arms with clicks; -1 of the others.
+      log_propensity: [arms], up to a constant per component.
+      log_relevance: [items], up to the same.
+      covariance: computes that of log_propensity relative to that of an arm, [arms, arms]; infinite on the diagonal
+        where there is no information.
+    """
+
+    component: np.ndarray
+    log_propensity: np.ndarray
+    log_relevance: np.ndarray
+    covariance: Callable[[int], np.ndarray]
+
+
+def fit_jointly(cells: Cells, *, errors: str = "information") -> Fit:
+    """The maximum of the joint likelihood."""
     solution = maximise(cells)
+    return Fit(
+        solution.component,
+        solution.log_propensity,
+        solution.log_relevance,
+        lambda reference: _covariance(cells, solution, errors, reference),
+    )
+
+
+def tabulate(
+    cells: Cells, fit: Fit, method: str, *, errors: str, reference: int = 0, ranks: int | None = None
+) -> Propensities:
+    """A table with a value, an error and an interval where the log supports them, and a reason where it does not.
+
+    Args:
+      reference: the arm to which all are relative.
+      ranks: where arms are ranks in contexts, those of one context after the other: how many ranks there are.
+    """
+    name = f"rank {reference % (ranks or cells.arms) + 1}"
     value, error, covariance = np.full(cells.arms, np.nan), np.full(cells.arms, np.nan), None
     interval = np.full((cells.arms, 2), np.nan)
     warnings: list[str] = []
-    reasons = _unsupported(cells, solution, reference)
+    reasons = _unsupported(cells, fit, reference, name)
     usable = np.array([k not in reasons for k in range(cells.arms)])
     if usable[reference]:
-        relative = solution.log_propensity - solution.log_propensity[reference]
-        covariance = _covariance(cells, solution, relative, errors, reference)
+        covariance = fit.covariance(reference)
         spread = np.sqrt(np.diag(covariance))
-        value[usable] = np.exp(relative[usable])
-        usable &= np.isfinite(spread)
-        for k in np.flatnonzero(~np.isfinite(spread) & np.isfinite(value)):
+        value[usable] = np.exp(fit.log_propensity[usable] - fit.log_propensity[reference])
+        for k in np.flatnonzero(np.isinf(spread) & usable):
             value[k] = np.nan
-            reasons[int(k)] = "connected with rank 1 only by documents that were never clicked"
+            reasons[int(k)] = f"the clicks do not connect it with {name}"
+        usable &= np.isfinite(spread)
         error[usable] = value[usable] * spread[usable]
         interval[usable] = log_interval(value[usable], spread[usable])
         value[reference], error[reference], interval[reference] = 1.0, 0.0, 1.0
         for k in np.flatnonzero((cells.per_arm(cells.clicks) == 0) & (cells.per_arm(cells.impressions) > 0)):
-            reached = _clicks_if_examined(cells, solution, reference, int(k))
-            if reached > 0:
-                value[k], interval[k] = 0.0, (0.0, NEVER / reached)
+            if (expected := _clicks_if_examined(cells, fit, reference, int(k))) > 0:
+                value[k], interval[k] = 0.0, (0.0, NEVER / expected)
                 reasons[int(k)] = "never clicked: an upper limit only"
-        warnings += _warnings(cells, usable, reference)
+        warnings += _warnings(cells, method, errors)
     compared = cells.where((np.bincount(cells.item, minlength=cells.items) > 1)[cells.item])
     return Propensities(
         method=method,
@@ -89,7 +127,7 @@ def estimate(cells: Cells, method: str, *, errors: str = "information", referenc
     )
 
 
-def _unsupported(cells: Cells, solution: Solution, reference: int) -> dict[int, str]:
+def _unsupported(cells: Cells, fit: Fit, reference: int, name: str) -> dict[int, str]:
     """Arm (from 0) -> why it has no ratio to the reference."""
     shown, clicked = cells.per_arm(cells.impressions), cells.per_arm(cells.clicks)
     linked = components(cells)
@@ -100,15 +138,16 @@ def _unsupported(cells: Cells, solution: Solution, reference: int) -> dict[int, 
         elif not clicked[k]:
             out[k] = "never clicked"
         elif not clicked[reference]:
-            out[k] = f"rank {reference + 1}, which it is compared with, was never clicked"
+            out[k] = f"{name}, which it is compared with, was never clicked"
         elif linked[k] != linked[reference]:
-            out[k] = f"no document connects it with rank {reference + 1}"
-        elif solution.component[k] != solution.component[reference]:
-            out[k] = f"connected with rank {reference + 1} only by documents that were never clicked"
+            out[k] = f"no document connects it with {name}"
+        elif fit.component[k] != fit.component[reference]:
+            out[k] = f"connected with {name} only by documents that were never clicked"
     return out
 
 
-def _covariance(cells: Cells, solution: Solution, relative: np.ndarray, errors: str, reference: int) -> np.ndarray:
+def _covariance(cells: Cells, solution: Solution, errors: str, reference: int) -> np.ndarray:
+    relative = solution.log_propensity - solution.log_propensity[reference]
     inside = solution.component == solution.component[reference]
     known = np.where(inside, relative, np.nan)
     with_rank = cells.where(inside[cells.arm])
@@ -116,37 +155,45 @@ def _covariance(cells: Cells, solution: Solution, relative: np.ndarray, errors: 
     gamma[cells.per_item(cells.clicks) == 0] = -np.inf  # the maximum knows nothing of what was never clicked
     s = laplacian(with_rank, known, gamma)
     bound = resistance(s, reference)
-    if errors == "information":
-        return bound
-    slope = scores(cells, solution)
-    order = np.unique(cells.cluster, return_inverse=True)[1][cells.item]
-    table = np.zeros((order.max() + 1, cells.arms))
-    np.add.at(table, (order, cells.arm), np.where(inside[cells.arm], slope, 0.0))
-    clusters = np.count_nonzero(np.any(table != 0, axis=1))
-    meat = table.T @ table * (clusters / max(clusters - 1, 1))
     finite = np.isfinite(np.diag(bound))
+    if errors == "information" or not finite.any():
+        return bound
+    queries, order = np.unique(cells.cluster, return_inverse=True)
+    table = np.zeros((len(queries), cells.arms))
+    np.add.at(table, (order[cells.item], cells.arm), np.where(inside[cells.arm], scores(cells, solution), 0.0))
+    used = int(np.count_nonzero(np.any(table != 0, axis=1)))
     out = np.full_like(bound, np.nan)
     np.fill_diagonal(out, np.where(finite, 0.0, np.inf))
-    part = np.ix_(finite, finite)
-    out[part] = bound[part] @ meat[part] @ bound[part]
+    if used > 1:
+        bread = resistance(observed(with_rank, solution), reference)[np.ix_(finite, finite)]
+        meat = (table.T @ table)[np.ix_(finite, finite)] * (used / (used - 1))
+        out[np.ix_(finite, finite)] = bread @ meat @ bread
+    else:
+        out[np.ix_(finite, finite)] = np.nan
     return out
 
 
-def _clicks_if_examined(cells: Cells, solution: Solution, reference: int, arm: int) -> float:
+def _clicks_if_examined(cells: Cells, fit: Fit, reference: int, arm: int) -> float:
     """How many clicks an arm would have if it were examined as often as the reference."""
     at = cells.arm == arm
-    gamma = solution.log_relevance[cells.item[at]] + solution.log_propensity[reference]
+    gamma = fit.log_relevance[cells.item[at]] + fit.log_propensity[reference]
     return float(np.sum(np.where(np.isfinite(gamma), cells.impressions[at] * np.exp(np.minimum(gamma, 0.0)), 0.0)))
 
 
-def _warnings(cells: Cells, usable: np.ndarray, reference: int) -> list[str]:
+def _warnings(cells: Cells, method: str, errors: str) -> list[str]:
     out = []
     per_item = cells.per_item(cells.impressions)
     ranks = np.bincount(cells.item, minlength=cells.items)
-    compared = per_item[(ranks > 1) & (cells.per_item(cells.clicks) > 0)]
-    if len(compared) and np.median(compared) < 10:
+    compared = (ranks > 1) & (cells.per_item(cells.clicks) > 0)
+    if method == "maximum-likelihood" and compared.any() and np.median(per_item[compared]) < FEW_IMPRESSIONS:
         out.append(
-            f"half of the documents that are compared were shown fewer than {np.median(compared) + 1:.0f} times: with so "
-            "few impressions per document the estimate can be biased; compare it with all-pairs"
+            f"half of the documents that are compared were shown at most {np.median(per_item[compared]):,.0f} times: "
+            "joint maximum likelihood can be biased then; use conditional-likelihood"
+        )
+    queries = len(np.unique(cells.cluster[compared]))
+    if errors == "query" and queries < FEW_QUERIES:
+        out.append(
+            f"errors over queries rest on {queries} {'query' if queries == 1 else 'queries'} that compare ranks: they "
+            f"want at least {FEW_QUERIES}; use errors='information' and trust the model"
         )
     return out

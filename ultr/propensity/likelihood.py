@@ -102,6 +102,14 @@ def laplacian(cells: Cells, log_propensity: np.ndarray, log_relevance: np.ndarra
     return profiled(cells, w)
 
 
+def observed(cells: Cells, solution: Solution) -> np.ndarray:
+    """[arms, arms] minus the second derivative of the profile likelihood at the maximum."""
+    x = solution.log_propensity[cells.arm] + solution.log_relevance[cells.item]
+    finite = np.isfinite(x)
+    odds = 1 / np.expm1(-np.where(finite, x, -1.0))
+    return profiled(cells, np.where(finite, _missed(cells) * odds * (1 + odds), 0.0))
+
+
 def profiled(cells: Cells, weight: np.ndarray) -> np.ndarray:
     """[arms, arms] the Laplacian over arms of weights [C] between items and arms, the items eliminated."""
     weight = np.where(np.isfinite(weight), weight, 0.0)
@@ -199,7 +207,7 @@ class _Problem:
                 return a, b, value, step  # no step gains: the limit of the arithmetic
             a, b, value = a + size * da, b + size * db, value + gain
         raise UltrError(
-            f"the likelihood of the propensities did not converge in {STEPS} steps. Leave out ranks with very few clicks"
+            f"the likelihood of the propensities did not converge in {STEPS} steps. Leave out ranks with few clicks"
         )
 
     def _start(self, a: np.ndarray) -> np.ndarray:
