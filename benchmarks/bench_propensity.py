@@ -66,6 +66,8 @@ def main() -> None:
                     f"{x['ratio']:.3f} ± {x['ratio_error']:.3f}",
                     f"{1000 * x['seconds']:.0f}",
                 ]
+                if not np.isfinite(x["efficiency"]):  # a rank without a value
+                    cells[:-1] = ["-"] * 4
                 rows.append([design, f"{sessions:,}", method, *cells])
                 print(" | ".join(rows[-1]), flush=True)
     print(table(rows))

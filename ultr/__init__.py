@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ultr import baselines, logs, models, simulate, towers, training
+    from ultr import baselines, identifiability, logs, models, propensity, simulate, towers, training
     from ultr.errors import CheckpointError, ConfigError, DataError, UltrError
     from ultr.evaluation import Estimate, evaluate
     from ultr.logs import ClickLog, Collection, Counts, collapse, open_data
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_MODULES = ("baselines", "logs", "models", "simulate", "towers", "training")
+_MODULES = ("baselines", "identifiability", "logs", "models", "propensity", "simulate", "towers", "training")
 _NAMES = {
     "CheckpointError": "ultr.errors",
     "ClickLog": "ultr.logs",
@@ -62,11 +62,13 @@ __all__ = [
     "collapse",
     "evaluate",
     "fit",
+    "identifiability",
     "load",
     "logs",
     "models",
     "open_data",
     "prepare",
+    "propensity",
     "save",
     "simulate",
     "solve",

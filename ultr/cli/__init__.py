@@ -18,6 +18,8 @@ COMMANDS = {
     "demo": "Make a log, train a naive ranker and a two-tower on it, and compare them.",
     "prepare": "Turn raw click logs or graded lists into a log or a collection.",
     "simulate": "Simulate a click log from graded lists.",
+    "diagnose": "What can a log tell about examination, before training?",
+    "propensity": "Estimate how much users examine each rank.",
     "train": "Train a click model or a two-tower ranker on a log.",
     "evaluate": "Judge a trained model on a log or a collection.",
 }

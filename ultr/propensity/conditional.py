@@ -21,7 +21,7 @@ from ultr.errors import ConfigError, UltrError
 from ultr.logs import ClickLog, Counts
 from ultr.propensity.cells import Cells, cells_of
 from ultr.propensity.joint import Fit, tabulate
-from ultr.propensity.likelihood import components, profiled, resistance
+from ultr.propensity.likelihood import bounded, profiled, resistance
 from ultr.propensity.table import Propensities
 
 STEPS = 100
@@ -55,14 +55,13 @@ def conditional_likelihood(
 
 def fit_conditionally(cells: Cells, *, errors: str = "information") -> Fit:
     """The maximum of the conditional likelihood."""
-    clicked = cells.per_item(cells.clicks) > 0
-    inside = cells.where(clicked[cells.item] & (cells.per_arm(cells.clicks) > 0)[cells.arm])
-    component = components(inside)
+    component, item_component = bounded(cells)
+    inside = cells.where((component >= 0)[cells.arm] & (component[cells.arm] == item_component[cells.item]))
     log_propensity, information = _maximise(inside, component)
     return Fit(
         component,
         log_propensity,
-        _relevance(cells, log_propensity),
+        _relevance(inside, log_propensity),
         lambda reference: _covariance(inside, component, log_propensity, information, errors, reference),
     )
 

@@ -142,7 +142,7 @@ def _unsupported(cells: Cells, fit: Fit, reference: int, name: str) -> dict[int,
         elif linked[k] != linked[reference]:
             out[k] = f"no document connects it with {name}"
         elif fit.component[k] != fit.component[reference]:
-            out[k] = f"connected with {name} only by documents that were never clicked"
+            out[k] = f"connected with {name} only by documents that were never clicked, or on one side alone"
     return out
 
 
@@ -152,7 +152,8 @@ def _covariance(cells: Cells, solution: Solution, errors: str, reference: int) -
     known = np.where(inside, relative, np.nan)
     with_rank = cells.where(inside[cells.arm])
     gamma = smoothed_relevance(with_rank, known)
-    gamma[cells.per_item(cells.clicks) == 0] = -np.inf  # the maximum knows nothing of what was never clicked
+    # The maximum knows nothing of what was never clicked, or only elsewhere.
+    gamma[solution.item_component != solution.component[reference]] = -np.inf
     s = laplacian(with_rank, known, gamma)
     bound = resistance(s, reference)
     finite = np.isfinite(np.diag(bound))
@@ -175,7 +176,9 @@ def _covariance(cells: Cells, solution: Solution, errors: str, reference: int) -
 
 def _clicks_if_examined(cells: Cells, fit: Fit, reference: int, arm: int) -> float:
     """How many clicks an arm would have if it were examined as often as the reference."""
-    at = cells.arm == arm
+    near = fit.component[cells.arm] == fit.component[reference]
+    told = cells.per_item(np.where(near, cells.clicks, 0.0)) > 0
+    at = (cells.arm == arm) & told[cells.item]
     gamma = fit.log_relevance[cells.item[at]] + fit.log_propensity[reference]
     return float(np.sum(np.where(np.isfinite(gamma), cells.impressions[at] * np.exp(np.minimum(gamma, 0.0)), 0.0)))
 

@@ -37,7 +37,9 @@ class Solution:
       log_propensity: [arms] log(theta), 0 at the first arm of each component; -inf of an arm that is never clicked,
         NaN of one without impressions.
       log_relevance: [items] log(gamma); -inf of an item that is never clicked, NaN of one without impressions.
-      component: [arms] number of the component that an arm belongs to; -1 without clicks.
+      component: [arms] number of the component that an arm belongs to; -1 without clicks. Within one, clicks bound
+        ratios on both sides (`bounded`).
+      item_component: [items] that of an item; -1 without clicks.
       log_likelihood: of all cells.
       steps: that Newton's method took.
     """
@@ -45,8 +47,14 @@ class Solution:
     log_propensity: np.ndarray
     log_relevance: np.ndarray
     component: np.ndarray
+    item_component: np.ndarray
     log_likelihood: float
     steps: int
+
+    def log_probability(self, cells: Cells) -> np.ndarray:
+        """[C] log of the probability of a click in each cell; -inf or NaN where nothing is known about it."""
+        x = self.log_propensity[cells.arm] + self.log_relevance[cells.item]
+        return np.where(self.component[cells.arm] == self.item_component[cells.item], x, -np.inf)
 
 
 def components(cells: Cells) -> np.ndarray:
@@ -64,6 +72,28 @@ def components(cells: Cells) -> np.ndarray:
     return np.array([number[c] if s else -1 for c, s in zip(label.tolist(), shown, strict=True)], np.int64)
 
 
+def bounded(cells: Cells) -> tuple[np.ndarray, np.ndarray]:
+    """[arms], [items] number of the component in which clicks bound all ratios, -1 for what was never clicked.
+
+    An item that was clicked at one arm and shown at another without a click says that the former is examined more, by
+    any factor: its most likely value is infinite. Only clicks the other way round, of another item perhaps, or over
+    other arms, make it finite. Components are those of the graph in which the item leads from each arm where it was
+    shown to each where it was clicked, there and back. They are numbered by their first arm.
+    """
+    clicked = cells.clicks > 0
+    arm, item = cells.arm, cells.arms + cells.item
+    nodes = cells.arms + cells.items
+    edges = np.concatenate([arm, item[clicked]]), np.concatenate([item, arm[clicked]])
+    graph = csr_array((np.ones(len(edges[0])), edges), shape=(nodes, nodes))
+    _, label = connected_components(graph, directed=True, connection="strong")
+    some = np.append(cells.per_arm(cells.clicks), cells.per_item(cells.clicks)) > 0
+    number = np.full(nodes, -1)
+    order = np.array(list(dict.fromkeys(label[: cells.arms][some[: cells.arms]].tolist())), np.int64)
+    number[order] = np.arange(len(order))
+    out = np.where(some, number[label], -1)
+    return out[: cells.arms], out[cells.arms :]
+
+
 def maximise(cells: Cells, *, tolerance: float = 1e-9) -> Solution:
     """The maximum of the likelihood of the cells.
 
@@ -74,11 +104,11 @@ def maximise(cells: Cells, *, tolerance: float = 1e-9) -> Solution:
     Raises:
       UltrError: the search does not converge.
     """
-    clicked_arm = cells.per_arm(cells.clicks) > 0
     clicked_item = cells.per_item(cells.clicks) > 0
-    # The maximum has log(theta) or log(gamma) of -inf where nothing was clicked; what is left of such cells is 1.
-    inside = cells.where(clicked_arm[cells.arm] & clicked_item[cells.item])
-    component = components(inside)
+    # The maximum has log(theta) or log(gamma) of -inf where nothing was clicked, and between components; what is left
+    # of such cells is 1.
+    component, item_component = bounded(cells)
+    inside = cells.where((component >= 0)[cells.arm] & (component[cells.arm] == item_component[cells.item]))
     a = np.where(component >= 0, 0.0, np.where(cells.per_arm(cells.impressions) > 0, -np.inf, np.nan))
     b = np.where(clicked_item, 0.0, np.where(cells.per_item(cells.impressions) > 0, -np.inf, np.nan))
     free = component >= 0
@@ -88,7 +118,7 @@ def maximise(cells: Cells, *, tolerance: float = 1e-9) -> Solution:
     a_in, b_in, value, steps = problem.solve(tolerance)
     a[component >= 0] = a_in[component >= 0]
     b[clicked_item] = b_in[clicked_item]
-    return Solution(a, b, component, value, steps)
+    return Solution(a, b, component, item_component, value, steps)
 
 
 def laplacian(cells: Cells, log_propensity: np.ndarray, log_relevance: np.ndarray) -> np.ndarray:
@@ -104,7 +134,7 @@ def laplacian(cells: Cells, log_propensity: np.ndarray, log_relevance: np.ndarra
 
 def observed(cells: Cells, solution: Solution) -> np.ndarray:
     """[arms, arms] minus the second derivative of the profile likelihood at the maximum."""
-    x = solution.log_propensity[cells.arm] + solution.log_relevance[cells.item]
+    x = solution.log_probability(cells)
     finite = np.isfinite(x)
     odds = 1 / np.expm1(-np.where(finite, x, -1.0))
     return profiled(cells, np.where(finite, _missed(cells) * odds * (1 + odds), 0.0))
@@ -158,7 +188,7 @@ def smoothed_relevance(cells: Cells, log_propensity: np.ndarray, outcomes: float
 
 def scores(cells: Cells, solution: Solution) -> np.ndarray:
     """[cells] derivative of the log-likelihood by a_k + b_d at the maximum; 0 where that is infinite."""
-    x = solution.log_propensity[cells.arm] + solution.log_relevance[cells.item]
+    x = solution.log_probability(cells)
     finite = np.isfinite(x)
     odds = 1 / np.expm1(-np.where(finite, x, -1.0))
     return np.where(finite, cells.clicks - _missed(cells) * odds, 0.0)

@@ -24,7 +24,7 @@ class Propensities:
       standard_error: [K] float64 of the value; 0 at rank 1, NaN where there is none.
       interval: [K, 2] float64, 95 %.
       impressions: [K] float64, those behind each estimate: of the documents that the estimator compares.
-      unsupported: rank -> why it has no value.
+      unsupported: rank -> why it has no value, or a value without an interval, or an upper limit only.
       warnings: what to know before using the numbers.
       covariance: [K, K] float64 of log(value); NaN where there is none, None where the estimator gives no values
         of it.

@@ -1,0 +1,93 @@
+"""`ultr diagnose`: what a log can tell about examination, before anything is trained on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ultr.cli import json_option, output
+
+
+@click.command()
+@click.argument("log", type=click.Path(path_type=Path))
+@click.option(
+    "--target",
+    default=0.05,
+    show_default=True,
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    help="Relative standard error of the propensities that is wanted.",
+)
+@click.option("--split", help="Only this split of the log.")
+@click.option("--ranks", type=click.IntRange(min=1), help="Look at ranks 1 to this alone [all].")
+@click.option(
+    "--share",
+    default=0.5,
+    show_default=True,
+    type=click.FloatRange(0, 1, min_open=True),
+    help="Sessions of a query that the swap plan may randomise, of those that the log has.",
+)
+@click.option(
+    "--pairs", type=click.IntRange(min=1), help="Pairs of ranks that it may exchange in one session [any number]."
+)
+@click.option("--run", type=click.Path(path_type=Path), help="Trained model whose bias curve to compare.")
+@click.option("--seed", default=0, type=click.IntRange(0, 2**31 - 1), help="As everywhere; nothing here is random.")
+@json_option
+def command(
+    log: Path,
+    target: float,
+    split: str | None,
+    ranks: int | None,
+    share: float,
+    pairs: int | None,
+    run: Path | None,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """What can a click log, or its saved counts, tell about how much ranks are examined?
+
+    Which ranks it compares, how well each propensity can be known at best, what limits that, how many more sessions
+    reach the target, and in which few sessions to exchange two ranks so that they do. With --run also: does the bias
+    curve of a trained model agree with maximum likelihood on this log?
+
+    \b
+    Example:
+      ultr diagnose log --target 0.05
+    """
+    from ultr.identifiability import agreement, report
+    from ultr.identifiability.assumed import counts_of
+    from ultr.propensity import maximum_likelihood
+
+    model = _model(run) if run else None
+    counts = counts_of(_open(log, split))
+    found = report(counts, target=target, ranks=ranks, share=share, pairs=pairs)
+    result, text = found.to_json(), found.text()
+    if model is not None:
+        compared = agreement(model, maximum_likelihood(counts))
+        result["agreement"] = compared.to_json() | {"run": str(run)}
+        text = f"{compared.text()}\n\n{text}"
+    output(result, text, as_json)
+
+
+def _open(path: Path, split: str | None) -> Any:
+    from ultr.errors import DataError
+    from ultr.logs import ClickLog, Counts
+    from ultr.logs.counts import COUNTS_FORMAT
+    from ultr.logs.folder import COLLECTION_FORMAT, LOG_FORMAT, read_metadata
+
+    if read_metadata(path, [LOG_FORMAT, COLLECTION_FORMAT, COUNTS_FORMAT])["format"] != COUNTS_FORMAT:
+        return ClickLog.open(path, split=split)
+    if split is not None:
+        raise DataError(
+            f"expected a log to take the split '{split}' of, found counts, which have none",
+            fix="Collapse that split of the log, or leave --split out.",
+            file=path,
+        )
+    return Counts.open(path)
+
+
+def _model(run: Path) -> Any:
+    from ultr.training import load
+
+    return load(run / "model" if (run / "model").is_dir() else run)

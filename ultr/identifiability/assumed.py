@@ -1,0 +1,144 @@
+"""What is assumed of clicks before training: propensities and relevances to plug into the information."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+
+import numpy as np
+
+from ultr.errors import ConfigError, DataError, UltrError
+from ultr.logs import ClickLog, Counts, collapse
+from ultr.propensity.cells import Cells, cells_of
+from ultr.propensity.likelihood import components, laplacian, maximise, smoothed_relevance
+
+PRIOR_SPREAD = 1.0  # standard deviation of log(propensity) around 1/rank: a factor of e
+MOST = 1 << 18  # cells that the propensities are estimated from
+LIKELIEST = 0.9  # no document is assumed to be clicked more often than this at a rank where it was not seen
+
+
+@dataclasses.dataclass(frozen=True)
+class Assumed:
+    """A log's cells with probabilities P(click) = exp(log_propensity[arm] + log_relevance[item]).
+
+    Attributes:
+      cells: of all documents.
+      varied: those of documents that were shown at two or more ranks; the others compare nothing.
+      log_propensity: [arms] relative to the first arm with impressions; NaN of arms without.
+      log_relevance: [items].
+      component: [arms] as of `ultr.propensity.likelihood.components`.
+      information: [arms, arms] about log(propensity), relevances profiled out.
+      warnings: what went wrong.
+    """
+
+    cells: Cells
+    varied: Cells
+    log_propensity: np.ndarray
+    log_relevance: np.ndarray
+    component: np.ndarray
+    information: np.ndarray
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def shown(self) -> np.ndarray:
+        """[arms] bool: whether anything was shown there."""
+        return self.component >= 0
+
+    @property
+    def probability(self) -> np.ndarray:
+        """[cells] of a click."""
+        return np.exp(self.log_propensity[self.cells.arm] + self.log_relevance[self.cells.item])
+
+
+def assume(cells: Cells) -> Assumed:
+    """Propensities and relevances that a log makes plausible.
+
+    The propensities are those of largest posterior density: the likelihood of documents that were shown at two or more
+    ranks, times a wide prior around 1/rank. What the log identifies comes from the log, the rest from the prior. The
+    relevances follow from them, with one examined impression of average relevance added to each document, so that a
+    document that was never clicked may still bring information.
+    """
+    component = components(cells)
+    shown = component >= 0
+    varied = cells.where((np.bincount(cells.item, minlength=cells.items) > 1)[cells.item])
+    prior = -np.log(np.arange(1.0, cells.arms + 1))
+    curve, warnings = prior, []
+    if varied.clicks.sum():
+        try:
+            curve = _posterior(_telling(varied), prior)
+        except UltrError:
+            warnings.append(
+                "the likelihood of the clicks has no maximum that was found: propensities of 1/rank assumed"
+            )
+    curve = np.where(shown, curve - curve[np.flatnonzero(shown)[0]], np.nan)
+    relevance = smoothed_relevance(cells, curve)
+    information = laplacian(varied, curve, relevance)
+    return Assumed(cells, varied, curve, relevance, component, information, tuple(warnings))
+
+
+def _telling(cells: Cells) -> Cells:
+    """About `MOST` of the cells: those of the items with most impressions, as shares of all at their ranks."""
+    if len(cells.item) <= MOST:
+        return cells
+    value = cells.per_item(cells.impressions / cells.per_arm(cells.impressions)[cells.arm])
+    order = np.argsort(-value, kind="stable")
+    size = np.cumsum(np.bincount(cells.item, minlength=cells.items)[order])
+    chosen = np.zeros(cells.items, bool)
+    chosen[order[size <= MOST]] = True
+    return cells.where(chosen[cells.item])
+
+
+def _posterior(varied: Cells, prior: np.ndarray) -> np.ndarray:
+    """[arms] the mode, by one step from the maximum of the likelihood, whose curvature stands for the whole of it."""
+    solution = maximise(varied, tolerance=1e-6)
+    found = solution.component >= 0
+    curve = np.where(found, solution.log_propensity, np.nan)
+    for number in range(solution.component.max(initial=-1) + 1):
+        inside = solution.component == number  # each component knows its curve up to a factor
+        curve[inside] += (prior - curve)[inside].mean()
+    relevance = smoothed_relevance(varied, curve)
+    relevance[varied.per_item(varied.clicks) == 0] = -np.inf  # says nothing about the curve that it has
+    s = laplacian(varied, curve, relevance)
+    precision = PRIOR_SPREAD**-2
+    right = s @ np.where(found, curve, 0.0) + precision * prior
+    return np.linalg.solve(s + precision * np.eye(len(s)), right)
+
+
+def odds(log_probability: np.ndarray) -> np.ndarray:
+    """p / (1 - p): what one impression adds to the information; p of at most `LIKELIEST`."""
+    return 1 / np.expm1(-np.minimum(log_probability, np.log(LIKELIEST)))
+
+
+def counts_of(source: ClickLog | Counts) -> Counts:
+    """Counts by rank (or last click).
+
+    Raises:
+      ConfigError: neither a log nor counts.
+    """
+    if isinstance(source, Counts):
+        return source
+    if not isinstance(source, ClickLog):
+        raise ConfigError(f"expected a ClickLog or its Counts (ultr.logs.collapse), found {type(source).__name__}")
+    view = copy.copy(source)
+    view.metadata = source.metadata | {"impression_features": []}  # which say nothing about who was shown where
+    return collapse(view, "rank")
+
+
+def first_ranks(cells: Cells, ranks: int | None) -> Cells:
+    """The cells of ranks 1 to `ranks` alone.
+
+    Raises:
+      ConfigError: a number below 1.
+      DataError: no click at those ranks.
+    """
+    if ranks is None or ranks >= cells.arms:
+        return cells
+    if ranks < 1:
+        raise ConfigError(f"expected ranks of at least 1, found {ranks}")
+    out = dataclasses.replace(cells.where(cells.arm < ranks), arms=ranks)
+    if not out.clicks.sum():
+        raise DataError(f"expected clicks at ranks 1 to {ranks}, found none", fix="Look at more ranks.")
+    return out
+
+
+__all__ = ["Assumed", "assume", "cells_of", "counts_of", "first_ranks", "odds"]

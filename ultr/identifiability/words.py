@@ -1,0 +1,179 @@
+"""A report for people: what the numbers mean, then the numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ultr.identifiability.graph import spans
+
+if TYPE_CHECKING:
+    from ultr.identifiability.report import Report
+
+PAIRS, SWAPS = 12, 8  # rows of the plan that are printed
+
+
+def words(report: Report) -> list[str]:
+    """What the log identifies, what limits it, what to do, and what to beware of."""
+    out = [*_verdict(report), *_limit(report), *_todo(report), "", *_logger(report)]
+    return [*out, *(f"Note: {warning}." for warning in report.warnings)]
+
+
+def _verdict(report: Report) -> list[str]:
+    shown = np.flatnonzero(report.impressions > 0) + 1
+    if len(shown) == 1:
+        return [f"Nothing to identify: the log shows {spans(shown.tolist())} only, and propensities compare ranks."]
+    if shown[0] > 1:
+        return [
+            "No: nothing was shown at rank 1, with which propensities are compared. Check the ranks of the log: the "
+            "first is 1."
+        ]
+    error = report.standard_error[shown - 1]
+    good = shown[(error <= report.target)].tolist()
+    fair = shown[np.isfinite(error) & (error > report.target)].tolist()
+    lost = shown[~np.isfinite(error)].tolist()
+    goal = f"to {percent(report.target)}"
+    if not fair and not lost:
+        worst = f"the worst, rank {report.worst}, to {percent(error.max())}"
+        return [f"Yes: this log identifies the propensities of {spans(shown.tolist())} {goal} or better; {worst}."]
+    if len(good) + len(fair) == 1:
+        return [f"No: this log does not identify propensities. No document connects rank 1 with {spans(lost)}."]
+    out = []
+    if len(good) > 1:
+        out.append(f"{spans(good)} are known {goal} or better")
+    if fair:
+        known = report.standard_error[np.array(fair) - 1]
+        best, worst = percent(known.min()), percent(known.max())
+        out.append(f"{spans(fair)} can be known to {best if best == worst else f'{best} - {worst}'} at best")
+    if lost:
+        out.append(f"{spans(lost)} cannot be compared with rank 1 at all")
+    return [f"In part: {'; '.join(out)}. (Errors here are one standard error, relative.)"]
+
+
+def _limit(report: Report) -> list[str]:
+    if report.cut is None:
+        return []
+    enough = report.standard_error[report.worst - 1] <= report.target
+    text = report.cut.text()
+    out = [f"The weakest link: {text.replace(' only', '')}." if enough else f"What limits it: {text}."]
+    others = [c for c in report.components[1:] if len(c.ranks) > 1]
+    if report.cut.conductance > 0:
+        if not enough:
+            out.append(f"That alone leaves an error of {percent(report.cut.standard_error)}.")
+    elif others:
+        parts = [f"{spans(c.ranks)} (to {percent(max(c.standard_error))} or better)" for c in others]
+        out.append(f"Among themselves {' and '.join(parts)} are compared.")
+    return [" ".join(out)]
+
+
+def _todo(report: Report) -> list[str]:
+    plan, out = report.plan, []
+    worst = float(report.sessions_needed[report.worst - 1])
+    if report.cut is None:
+        return []
+    if plan.reached and not plan.swaps:
+        return ["What to do: nothing; the target is reached."]
+    if math.isfinite(worst):
+        times = (worst + report.sessions) / report.sessions
+        out.append(f"{worst:,.0f} more sessions of the same kind ({times:,.1f} times the log) would reach the target.")
+    else:
+        out.append("More sessions of the same kind do not help.")
+    if plan.swaps:
+        pairs = ", ".join(f"{i} with {j}" for i, j in list(plan.pairs)[:3])
+        more = f" and {len(plan.pairs) - 3} more" if len(plan.pairs) > 3 else ""
+        n = f"{plan.queries:,} {'query' if plan.queries == 1 else 'queries'}"
+        reach = "reach the target" if plan.reached else f"come to {percent(plan.standard_error)}; {plan.reason}"
+        out.append(f"{plan.sessions:,} sessions of {n} in which pairs of ranks are exchanged ({pairs}{more}) {reach}.")
+        equal = percent(plan.epsilon_greedy_error)
+        enough = plan.epsilon_greedy_sessions
+        needs = f"it takes {enough:,.0f} of them" if math.isfinite(enough) else "no number of them reaches it"
+        out.append(f"As many epsilon-greedy sessions come to {equal}; {needs}.")
+        out.append("All this rests on the propensities assumed below: diagnose again when the sessions are in.")
+    elif plan.reason:
+        out.append(f"No swap plan: {plan.reason}.")
+    return [f"What to do: {' '.join(out)}"]
+
+
+def _logger(report: Report) -> list[str]:
+    v, c = report.variation, report.confounding
+    out = [
+        f"{v.queries:.0%} of the queries and {v.impressions:.0%} of the impressions have a document that was seen at "
+        f"two ranks or more; on average {v.largest_share:.0%} of a document's impressions are at one rank"
+        f"{' (a deterministic logger)' if v.largest_share > 0.999 else ''}."
+    ]
+    if math.isfinite(c.slope):
+        shown = np.flatnonzero(report.impressions > 0)
+        how = ["hardly", "somewhat", "strongly"][int(np.searchsorted([0.1, 0.3], abs(c.slope)))]
+        text = f"Rank and relevance are {how} confounded, under the propensities assumed below: "
+        text += f"the documents at rank {shown[-1] + 1} are {c.relevance_by_rank[shown[-1]]:.2f} times as relevant as "
+        text += f"those at rank 1 (relevance as rank^{c.slope:.2f}"
+        out.append(text + (f"; correlation {c.correlation:+.2f})." if math.isfinite(c.correlation) else ")."))
+    if report.features is not None:
+        f = report.features
+        known = np.isfinite(f.standard_error) & (report.impressions > 0)
+        text = f"The {f.features} document features explain {f.r_squared:.0%} of the variance of rank"
+        text = f"The {f.features} document features were looked at" if math.isnan(f.r_squared) else text
+        if known.sum() > 1:
+            text += "; a linear additive tower over them could know the bias of ranks to "
+            text += f"{f.standard_error[known].max():.3f} logits or better, if it is right"
+        if len(lost := np.flatnonzero(~known & (report.impressions > 0)) + 1):
+            text += f"; they separate {spans(lost.tolist())} from rank 1"
+        out.append(text + ".")
+    return [" ".join(out)]
+
+
+def numbers(report: Report) -> list[str]:
+    """The table by rank, and that of the swaps."""
+    head = ["rank", "impressions", "clicks", "relevance shown", "assumed propensity", "best error", "sessions needed"]
+    rows = [head + (["tower error", "inflation"] if report.features else [])]
+    for k in range(len(report.standard_error)):
+        row = [
+            str(k + 1),
+            f"{report.impressions[k]:,.0f}",
+            f"{report.clicks[k]:,.0f}",
+            _number(report.confounding.relevance_by_rank[k], "{:.2f}"),
+            _number(report.propensity[k], "{:.4f}"),
+            percent(report.standard_error[k]),
+            _number(report.sessions_needed[k], "{:,.0f}"),
+        ]
+        if report.features:
+            row.append(_number(report.features.standard_error[k], "{:.4f}"))
+            row.append(_number(report.features.inflation[k], "{:.2f}"))
+        rows.append(row)
+    out = columns(rows)
+    if swaps := report.plan.swaps:
+        rows = [["exchanged", "sessions"], *([f"{i} with {j}", f"{n:,}"] for (i, j), n in report.plan.pairs.items())]
+        out += ["", *columns(rows[: 1 + PAIRS])]
+        rows = [["sessions", "exchanged in each", "query"]]
+        for swap in swaps[:SWAPS]:
+            rows.append([f"{swap.sessions:,}", ", ".join(f"{i} with {j}" for i, j in swap.ranks), _short(swap.query)])
+        out += ["", *columns(rows)]
+        out += [f"and {len(swaps) - SWAPS:,} more rows: see --json"] if len(swaps) > SWAPS else []
+    return out
+
+
+def columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Plain columns with a line below the head."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return [lines[0], "  ".join("-" * w for w in widths), *lines[1:]]
+
+
+def percent(error: float) -> str:
+    """A relative error for people."""
+    if not math.isfinite(error):
+        return "-"
+    if error >= 10:
+        return "worse than 1000 %"
+    return f"{error:.0%}" if error >= 0.1 else f"{error:.1%}" if error >= 0.01 or error == 0 else f"{error:.2%}"
+
+
+def _number(value: float, form: str) -> str:
+    return form.format(value) if math.isfinite(value) else "-"
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 24 else f"{name[:21]}..."
