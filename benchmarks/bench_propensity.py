@@ -10,9 +10,9 @@ whose fixed order is that of relevance with some noise (standard deviation .2).
                     other session
 
 Efficiency is the Cramer-Rao variance of log propensity over the mean squared error, averaged over ranks 2 to 10;
-coverage is that of the 95 % intervals; the last column is the mean standard error over the spread of the estimates. All
-three with the Monte-Carlo standard error over replications (for efficiency and ratio by a bootstrap over them). CTR and
-randomised are biased by design where lists are not shuffled.
+coverage is that of the 95 % intervals; then come the mean standard error over the spread of the estimates, and the mean
+error of the logarithm. The first three come with the Monte-Carlo standard error over replications (of efficiency and
+ratio by a bootstrap over them). CTR and randomised are biased by design where lists are not shuffled.
 
     python benchmarks/bench_propensity.py
 """
@@ -48,7 +48,19 @@ def main() -> None:
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--json", type=Path, help="also write the result to this file")
     chosen = options.parse_args()
-    rows = [["design", "sessions", "method", "efficiency", "lowest, any rank", "coverage, %", "error / spread", "ms"]]
+    rows = [
+        [
+            "design",
+            "sessions",
+            "method",
+            "efficiency",
+            "lowest, any rank",
+            "coverage, %",
+            "error / spread",
+            "bias",
+            "ms",
+        ]
+    ]
     result: dict[str, Any] = {}
     rng = np.random.default_rng(chosen.seed)
     relevance = rng.uniform(0.05, 0.85, (chosen.queries, K))
@@ -64,10 +76,11 @@ def main() -> None:
                     f"{x['lowest']:.3f}",
                     f"{100 * x['coverage']:.1f} ± {100 * x['coverage_error']:.1f}",
                     f"{x['ratio']:.3f} ± {x['ratio_error']:.3f}",
+                    f"{x['bias']:+.4f}",
                     f"{1000 * x['seconds']:.0f}",
                 ]
                 if not np.isfinite(x["efficiency"]):  # a rank without a value
-                    cells[:-1] = ["-"] * 4
+                    cells[:-1] = ["-"] * 5
                 rows.append([design, f"{sessions:,}", method, *cells])
                 print(" | ".join(rows[-1]), flush=True)
     print(table(rows))

@@ -678,7 +678,7 @@ def test_contexts_without_common_documents_are_estimated_alone(tmp_path: Path) -
     found = propensity.contextual(write_small(tmp_path / "all", rows), "device")
     for device, name in ((1, "phone"), (2, "desk")):
         some = [row for row in rows if row["context.device"] == device]
-        alone = propensity.maximum_likelihood(write_small(tmp_path / name, some))
+        alone = propensity.conditional_likelihood(write_small(tmp_path / name, some))
         np.testing.assert_allclose(found[f"device={name}"].value, alone.value, rtol=1e-5)
         np.testing.assert_allclose(found[f"device={name}"].standard_error, alone.standard_error, rtol=1e-4)
 
@@ -707,7 +707,8 @@ def test_numbers_are_cut_into_bins_of_equal_size(devices: ClickLog) -> None:
     np.testing.assert_array_equal(shown, [4500, 3000, 4500])
     whole = propensity.contextual(devices, "price", bins=1)
     assert list(whole) == ["price=-2 to 5"]
-    np.testing.assert_allclose(whole["price=-2 to 5"].value, propensity.maximum_likelihood(devices).value, rtol=1e-10)
+    plain = propensity.conditional_likelihood(devices)
+    np.testing.assert_allclose(whole["price=-2 to 5"].value, plain.value, rtol=1e-10)
     each = propensity.contextual(devices, "price", bins=50)
     assert list(each) == [f"price={x}" for x in range(-2, 6)]
 
@@ -779,7 +780,7 @@ def test_the_command_prints_what_the_function_finds(ultr: Any, devices: ClickLog
     found = json.loads(out)
     assert found["log"] == str(devices.path)
     (curve,) = found["propensities"]
-    assert curve == json.loads(json.dumps(propensity.maximum_likelihood(devices).to_json()))
+    assert curve == json.loads(json.dumps(propensity.conditional_likelihood(devices).to_json()))
     assert set(curve["ranks"][0]) == {
         "rank", "propensity", "standard_error", "interval", "impressions", "unsupported"
     }  # fmt: skip
@@ -860,7 +861,7 @@ def bad_uses(log: Path, folder: Path) -> Iterator[tuple[tuple[object, ...], str]
     yield (folder / "nothing",), "expected the folder of a click log"
     yield (log, "--method", "best"), "unknown method 'best'; known: maximum-likelihood"
     yield (log, "--method", "ctr", "--errors", "query"), "--errors says nothing to --method ctr"
-    yield (log, "--replicates", 100), "--replicates says nothing to --method maximum-likelihood"
+    yield (log, "--replicates", 100), "--replicates says nothing to --method conditional-likelihood"
     yield (log, "--replicates", 10, "--method", "ctr"), "10 is not in the range"
     yield (log, "--bins", 3), "--bins says nothing without --context"
     yield (log, "--context", "device", "--method", "all-pairs"), "--context goes with --method maximum-likelihood or"

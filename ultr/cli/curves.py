@@ -38,7 +38,7 @@ def matplotlib() -> Any:
 
 
 def draw(found: Mapping[str, Propensities], path: Path) -> None:
-    """Curves with 95 % intervals by rank, on a logarithmic scale; arrows down are upper limits.
+    """Curves with 95 % intervals by rank, on a logarithmic scale; arrows down are upper limits, open marks have none.
 
     Args:
       found: name -> curve, all over the same ranks.
@@ -69,6 +69,8 @@ def draw(found: Mapping[str, Propensities], path: Path) -> None:
         axes.set_xlabel("rank")
         axes.set_ylabel("examination relative to rank 1")
         title = "with 95 % intervals" if len(found) > 1 else f"{next(iter(found))}, with 95 % intervals"
+        if any(((c.value > 0) & ~np.isfinite(c.interval).all(1)).any() for c in found.values()):
+            title += " (open marks: no interval)"
         axes.set_title(title, loc="left", fontsize=9, color="#555555")
         if len(found) > 1:
             axes.legend(frameon=False, fontsize=9)
@@ -82,7 +84,8 @@ def _one(axes: Any, curve: Propensities, x: np.ndarray, colour: str, mark: str, 
     known, bounded = curve.value > 0, np.isfinite(low) & np.isfinite(high)
     joined = np.where(known, curve.value, np.nan)  # a rank without a value interrupts the line
     axes.plot(x, joined, color=colour, lw=1.1, alpha=0.5, zorder=2)
-    axes.plot(x, joined, mark, color=colour, ms=4.5, label=name, zorder=3)
+    axes.plot(x, np.where(bounded, joined, np.nan), mark, color=colour, ms=4.5, label=name, zorder=3)
+    axes.plot(x, np.where(bounded, np.nan, joined), mark, color=colour, ms=4.5, mfc="white", zorder=3)
     bar = known & bounded
     axes.vlines(x[bar], np.maximum(low[bar], 1e-12), high[bar], color=colour, lw=1.6, zorder=2)
     limit = (curve.value == 0) & bounded

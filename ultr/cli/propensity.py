@@ -29,9 +29,9 @@ TABLES = (".csv", ".json")
     "--method",
     "methods",
     multiple=True,
-    default=["maximum-likelihood"],
+    default=["conditional-likelihood"],
     show_default=True,
-    help="maximum-likelihood, conditional-likelihood, all-pairs, variance-weighted, adjacent-chain, pivot-one, "
+    help="conditional-likelihood, maximum-likelihood, all-pairs, variance-weighted, adjacent-chain, pivot-one, "
     "randomised, ctr; may be given several times.",
 )
 @click.option(
@@ -79,7 +79,7 @@ def command(
 
     \b
     Example:
-      ultr propensity log --method maximum-likelihood --method all-pairs --figure curves.png
+      ultr propensity log --method conditional-likelihood --method all-pairs --figure curves.png
     Example: one curve per device
       ultr propensity log --context device --out curves.csv
     """

@@ -93,14 +93,11 @@ def _posterior(varied: Cells, prior: np.ndarray) -> np.ndarray:
     solution = maximise(varied, tolerance=1e-6)
     found = solution.component >= 0
     curve = np.where(found, solution.log_propensity, np.nan)
-    for number in range(solution.component.max(initial=-1) + 1):
-        inside = solution.component == number  # each component knows its curve up to a factor
-        curve[inside] += (prior - curve)[inside].mean()
     relevance = smoothed_relevance(varied, curve)
-    relevance[varied.per_item(varied.clicks) == 0] = -np.inf  # says nothing about the curve that it has
+    relevance[varied.per_item(varied.clicks) == 0] = -np.inf  # no part of what found this curve
     s = laplacian(varied, curve, relevance)
     precision = PRIOR_SPREAD**-2
-    right = s @ np.where(found, curve, 0.0) + precision * prior
+    right = s @ np.where(found, curve, 0.0) + precision * prior  # s does not see the factor of each component
     return np.linalg.solve(s + precision * np.eye(len(s)), right)
 
 

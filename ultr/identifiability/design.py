@@ -30,7 +30,7 @@ class Design:
       weight: [D, K] information that the log has of a document at a rank.
       rest: [K, K] information between ranks from all other documents.
       most: [Q] sessions that may be randomised of each query.
-      most_of_pair: [Q, K, K] those of each swap; 0 on the diagonal and where a query does not show both ranks.
+      most_at: [Q, K] those of them that exchange a rank.
     """
 
     query: np.ndarray
@@ -39,12 +39,13 @@ class Design:
     weight: np.ndarray
     rest: np.ndarray
     most: np.ndarray
-    most_of_pair: np.ndarray
+    most_at: np.ndarray
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """(Q, K, K)."""
-        return self.most_of_pair.shape  # type: ignore[return-value]
+        queries, ranks = self.most_at.shape
+        return queries, ranks, ranks
 
     def impressions(self, sessions: np.ndarray) -> np.ndarray:
         """[D, K] that so many sessions of each swap, [Q, K, K] symmetric, add to the cells."""
@@ -53,6 +54,21 @@ class Design:
     def information(self, impressions: np.ndarray) -> np.ndarray:
         """[K, K] Laplacian with impressions [D, K] added."""
         return laplacian_of(between(self.weight + self.odds * impressions) + self.rest)
+
+    def gain(self, impressions: np.ndarray, metric: np.ndarray) -> np.ndarray:
+        """[Q, K, K] derivative of trace(metric S), S the information, by sessions that exchange two ranks of a query.
+
+        Args:
+          impressions: [D, K] added so far.
+          metric: [K, K] symmetric.
+        """
+        weight = self.weight + self.odds * impressions
+        # An impression of document d at rank j adds odds x x^T, x = e_j - where the document stands so far.
+        stands = weight / weight.sum(1)[:, None]
+        pull = stands @ metric
+        each = self.odds * (np.diag(metric) - 2 * pull + np.einsum("dk,dk->d", pull, stands)[:, None])
+        moved = (self.share @ each).reshape(self.shape)
+        return moved + moved.transpose(0, 2, 1)
 
 
 def between(weight: np.ndarray) -> np.ndarray:
@@ -113,8 +129,6 @@ def make_design(assumed: Assumed, share: float, budget: int) -> Design | None:
     of_query = number[query[inside]]
     shown = at_rank[chosen].toarray()
     part = n / shown[of_query, arm]
-    pairs = share * np.minimum(shown[:, :, None], shown[:, None, :])
-    pairs[:, np.arange(k), np.arange(k)] = 0.0
     others = cells.where(~inside)
     return Design(
         query=queries[chosen],
@@ -123,7 +137,7 @@ def make_design(assumed: Assumed, share: float, budget: int) -> Design | None:
         weight=weight,
         rest=_rest(assumed, others.item, others.arm, others.impressions),
         most=share * shown.max(1),
-        most_of_pair=pairs,
+        most_at=share * shown,
     )
 
 

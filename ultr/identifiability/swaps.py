@@ -165,7 +165,8 @@ class _Search:
     def __init__(self, design: Design, shown: np.ndarray, target: float, pairs: int) -> None:
         self.design, self.shown, self.target, self.pairs = design, shown, target, pairs
         self.free = np.flatnonzero(shown)[1:]  # without rank 1
-        self.room = np.minimum(design.most_of_pair, design.most[:, None, None])
+        self.room = np.minimum(design.most_at[:, :, None], design.most_at[:, None, :])
+        self.room[:, np.arange(len(shown)), np.arange(len(shown))] = 0.0
         self.all = float(self.room.max((1, 2)).sum())
 
     def run(self) -> _Entries:
@@ -208,17 +209,13 @@ class _Search:
         What is lowered is the sum of R_eff^power over ranks: mostly the worst.
         """
         d = self.design
-        weight = d.weight + d.odds * added
         s = d.information(added)[np.ix_(self.free, self.free)]
         r = np.linalg.inv(s + PRIOR_SPREAD**-2 * np.eye(len(s)))  # finite where nothing connects the ranks yet
         worst = np.diag(r) / np.diag(r).max()
         metric = np.zeros((len(self.shown),) * 2)
         metric[np.ix_(self.free, self.free)] = (r * worst ** (power - 1)) @ r
-        mean = weight / weight.sum(1)[:, None]
-        pull = mean @ metric
-        gain = d.odds * (np.diag(metric) - 2 * pull + np.einsum("dk,dk->d", pull, mean)[:, None])
-        moved = (d.share @ gain).reshape(d.shape)
-        partner, value, room = self._exchanges(np.where(self.room > 0, moved + moved.transpose(0, 2, 1), 0.0))
+        gain = np.where(self.room > 0, d.gain(added, metric), 0.0)
+        partner, value, room = self._exchanges(gain)
         order = np.argsort(-value, kind="stable")
         n = np.clip(total - (np.cumsum(room[order]) - room[order]), 0.0, room[order])
         used = (n > 0) & (value[order] > 0)
@@ -271,11 +268,15 @@ class _Search:
     def _whole(self, entries: _Entries, scale: float) -> _Entries:
         """Scaled, rounded to whole sessions within the limits, without those of none, with their exact error."""
         d, rank = self.design, np.arange(self.design.shape[1])
-        room = self.room[entries.query[:, None], rank, entries.partner]
-        room = np.where(entries.partner == rank, np.inf, room).min(1)
-        n = np.rint(np.minimum(entries.sessions * scale, room))
-        over = np.bincount(entries.query, n, len(d.query)) / np.maximum(d.most, 1e-300)
-        n = np.floor(n / np.maximum(over, 1.0)[entries.query])
+        moves = entries.partner != rank
+        room = np.where(moves, d.most_at[entries.query], np.inf).min(1)
+        n = np.minimum(np.rint(entries.sessions * scale), np.floor(room))
+        used = np.zeros(d.most_at.shape)
+        np.add.at(used, entries.query, n[:, None] * moves)
+        of_rank = used[entries.query] / np.maximum(d.most_at[entries.query], 1e-300)
+        of_query = np.bincount(entries.query, n, len(d.query)) / np.maximum(d.most, 1e-300)
+        over = np.maximum(np.where(moves, of_rank, 0.0).max(1), of_query[entries.query])
+        n = np.floor(n / np.maximum(over, 1.0))
         kept = n > 0
         out = entries.take(kept, n[kept].astype(np.int64))
         return out.take(slice(None), out.sessions, self._error(d.impressions(self._tensor(out))))

@@ -31,7 +31,7 @@ def contextual(
     by: str | Sequence[str],
     *,
     bins: int = 4,
-    method: Literal["maximum-likelihood", "conditional-likelihood"] = "maximum-likelihood",
+    method: Literal["maximum-likelihood", "conditional-likelihood"] = "conditional-likelihood",
     errors: Literal["information", "query"] = "information",
     memory: int = 1 << 30,
 ) -> dict[str, Propensities]:

@@ -116,7 +116,7 @@ class _Evenness:
             f"lists do not look shuffled: over the ranks of their queries documents have a chi-square of "
             f"{self.statistic:,.0f} where {self.freedom:,.0f} is expected ({z:,.1f} standard deviations more), as if "
             f"{100 * self.fixed:.1f} % of the impressions were always at the same rank. Click rates then mix "
-            "examination with relevance: use maximum-likelihood or all-pairs"
+            "examination with relevance: use conditional-likelihood"
         )
 
 
