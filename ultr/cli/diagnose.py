@@ -28,9 +28,7 @@ from ultr.cli import json_option, output
     type=click.FloatRange(0, 1, min_open=True),
     help="Sessions of a query that the swap plan may randomise, of those that the log has.",
 )
-@click.option(
-    "--pairs", type=click.IntRange(min=1), help="Pairs of ranks that it may exchange in one session [any number]."
-)
+@click.option("--pairs", type=click.IntRange(min=1), help="Pairs of ranks that it may exchange in one session [50].")
 @click.option("--run", type=click.Path(path_type=Path), help="Trained model whose bias curve to compare.")
 @click.option("--seed", default=0, type=click.IntRange(0, 2**31 - 1), help="As everywhere; nothing here is random.")
 @json_option

@@ -141,7 +141,7 @@ def report(
       target: the relative standard error of propensities that is wanted.
       ranks: look at ranks 1 to this alone; None: at all.
       share: the swap plan randomises at most so many sessions of a query, as a share of those that the log has.
-      pairs: at most so many pairs of ranks are exchanged in one of its sessions; None: as many as there are.
+      pairs: at most so many pairs of ranks are exchanged in one of its sessions; None: up to 50.
 
     Raises:
       ConfigError: neither a log nor counts; a target, ranks or a share that make no sense.

@@ -20,9 +20,10 @@ import pyarrow as pa
 from ultr.identifiability.assumed import PRIOR_SPREAD, Assumed
 from ultr.identifiability.design import Design, epsilon_greedy, least, make_design, worst_error
 
-BUDGETS = (1 << 18, 1 << 22)  # numbers per table: more queries where fewer do not suffice
+BUDGETS = (1 << 19, 1 << 22)  # numbers per table: more queries where fewer do not suffice
 ROUNDS, STEPS = 16, 12
 STILL = 0.001  # relative change of the sessions below which a round changes nothing
+TOGETHER = 50  # pairs of ranks that are exchanged in one session, where nothing else is said
 LITTLE = 0.05  # of the gain of the pairs so far that another pair of the same session must have
 PARTS = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 1.0)  # of the sessions that a plan of fewer swaps starts from
 SPARSE = 1.05  # what that may cost in sessions
@@ -95,7 +96,7 @@ def plan(
       target: the largest standard error of log(propensity) relative to rank 1 that is wanted.
       sessions: of the log.
       share: of the sessions that the log has of a query, how many may be randomised.
-      pairs: at most so many pairs of ranks are exchanged in a session; None: as many as there are.
+      pairs: at most so many pairs of ranks are exchanged in a session; None: up to 50.
     """
     shown = assumed.shown
     if not shown[0]:
@@ -105,24 +106,24 @@ def plan(
     before = worst_error(assumed.information, shown)
     if before <= target:
         return SwapPlan((), 0, 0, before, True, "the log reaches the target without swaps")
+    randomised = epsilon_greedy(assumed, sessions)
+
+    def error(number: float) -> float:
+        return worst_error(randomised(number), shown)
+
     best, design = None, None
     for budget in BUDGETS:
         larger = make_design(assumed, share, budget)
         if larger is None or (design is not None and len(larger.query) == len(design.query)):
             break
         design = larger
-        best = _Search(design, shown, target, pairs or len(shown)).run()
+        best = _Search(design, shown, target, pairs or TOGETHER).run()
         if best.error <= target:
             break
     if design is None or best is None or not len(best.query):
         return SwapPlan((), 0, 0, before, False, "no query shows documents at two ranks often enough to exchange them")
-    randomised, total = epsilon_greedy(assumed, sessions), int(best.sessions.sum())
-
-    def error(number: float) -> float:
-        return worst_error(randomised(number), shown)
-
+    total, reached = int(best.sessions.sum()), best.error <= target
     enough = least(error, target, 2.0 * total, 1e15, zero=before)
-    reached = best.error <= target
     return SwapPlan(
         swaps=_named(best, design, names),
         sessions=total,

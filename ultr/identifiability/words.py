@@ -90,6 +90,7 @@ def _todo(report: Report) -> list[str]:
         equal = percent(plan.epsilon_greedy_error)
         enough = plan.epsilon_greedy_sessions
         needs = f"it takes {enough:,.0f} of them" if math.isfinite(enough) else "no number of them reaches it"
+        needs += ", which is fewer, but moves every document" if plan.reached and enough < plan.sessions else ""
         out.append(f"As many epsilon-greedy sessions come to {equal}; {needs}.")
         out.append("All this rests on the propensities assumed below: diagnose again when the sessions are in.")
     elif plan.reason:

@@ -11,7 +11,6 @@ from typing import Any, Literal, NamedTuple, TypeVar, overload
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ultr.errors import ConfigError
 from ultr.logs.blocks import CONTEXT, FEATURE
@@ -157,7 +156,7 @@ def tally(log: ClickLog, part: Part | None = None, *, memory: int = 1 << 30, bes
     Raises:
       ConfigError: more cells than 64 bits can number.
     """
-    weighted = _weighted(log)
+    weighted = log.weighted
     values = part.values if part else 1
     keys = 2 * (log.documents + 1) * log.ranks * values
     if keys > 1 << 63:
@@ -240,7 +239,7 @@ def _last_click(_: pa.RecordBatch, offsets: np.ndarray, rank: np.ndarray, click:
 
 
 def _distinct(log: ClickLog, directory: Path, memory: int) -> ClickLog:
-    about, view, weighted = log.metadata, _stored(log), _weighted(log)
+    about, view, weighted = log.metadata, _stored(log), log.weighted
     lists = ["documents", "ranks", "clicks", *(FEATURE + name for name in about["impression_features"])]
     scalars = ["query", *(CONTEXT + name for name in about["context"])]
     queries, documents = log.vocabulary.tables()
@@ -370,10 +369,6 @@ def _stored(log: ClickLog) -> ClickLog:
     view = copy.copy(log)
     view.documents = log.vocabulary.documents
     return view
-
-
-def _weighted(log: ClickLog) -> bool:
-    return "weight" in pq.read_schema(log.path / log.metadata["files"][0]["name"]).names
 
 
 def _ahead(items: Iterator[T]) -> Iterator[T]:

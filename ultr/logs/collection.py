@@ -43,7 +43,10 @@ class Collection:
       features: [D, F] float32, or None.
       documents: how many documents are known; batches give id 0 to those beyond.
       metadata: metadata.json, or an empty dict for a collection made in memory.
+      weighted: that its rows have no weights.
     """
+
+    weighted = False
 
     def __init__(
         self,
