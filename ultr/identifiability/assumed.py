@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 
 import numpy as np
 
 from ultr.errors import ConfigError, DataError, UltrError
 from ultr.logs import ClickLog, Counts, collapse
-from ultr.propensity.cells import Cells, cells_of
+from ultr.propensity.cells import Cells
 from ultr.propensity.likelihood import components, laplacian, maximise, smoothed_relevance
 
 PRIOR_SPREAD = 1.0  # standard deviation of log(propensity) around 1/rank: a factor of e
 MOST = 1 << 18  # cells that the propensities are estimated from
-LIKELIEST = 0.9  # no document is assumed to be clicked more often than this at a rank where it was not seen
+LIKELIEST = 0.75  # no plan counts on a document that is clicked more often than this
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +49,22 @@ class Assumed:
     def probability(self) -> np.ndarray:
         """[cells] of a click."""
         return np.exp(self.log_propensity[self.cells.arm] + self.log_relevance[self.cells.item])
+
+    def planned_odds(self, items: np.ndarray) -> np.ndarray:
+        """[n, arms] p / (1 - p), what one more impression of each of the items [n] adds to the information.
+
+        Plans choose documents that look relevant, some by chance: relevance is taken one standard error lower, and p at
+        most `LIKELIEST`. 0 at arms without impressions.
+        """
+        chance = 1 / np.sqrt(self.clicks_of_item[items] + 1)
+        propensity = np.where(self.shown, self.log_propensity, -np.inf)
+        x = propensity + (self.log_relevance[items] - chance)[:, None]
+        return 1 / np.expm1(-np.minimum(x, np.log(LIKELIEST)))
+
+    @functools.cached_property
+    def clicks_of_item(self) -> np.ndarray:
+        """[items]."""
+        return self.cells.per_item(self.cells.clicks)
 
 
 def assume(cells: Cells) -> Assumed:
@@ -101,11 +118,6 @@ def _posterior(varied: Cells, prior: np.ndarray) -> np.ndarray:
     return np.linalg.solve(s + precision * np.eye(len(s)), right)
 
 
-def odds(log_probability: np.ndarray) -> np.ndarray:
-    """p / (1 - p): what one impression adds to the information; p of at most `LIKELIEST`."""
-    return 1 / np.expm1(-np.minimum(log_probability, np.log(LIKELIEST)))
-
-
 def counts_of(source: ClickLog | Counts) -> Counts:
     """Counts by rank (or last click).
 
@@ -136,6 +148,3 @@ def first_ranks(cells: Cells, ranks: int | None) -> Cells:
     if not out.clicks.sum():
         raise DataError(f"expected clicks at ranks 1 to {ranks}, found none", fix="Look at more ranks.")
     return out
-
-
-__all__ = ["Assumed", "assume", "cells_of", "counts_of", "first_ranks", "odds"]

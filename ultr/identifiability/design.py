@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 from scipy.sparse import csr_array
 
-from ultr.identifiability.assumed import Assumed, odds
+from ultr.identifiability.assumed import Assumed
 from ultr.propensity.likelihood import resistance
 
 CLOSE = 0.004  # relative difference of information that ends a search
@@ -26,7 +26,7 @@ class Design:
     Attributes:
       query: [Q] query ids.
       share: [Q * K, D] sparse; share of the impressions of a query at a rank that a document of it has.
-      odds: [D, K] what an impression adds to the information.
+      odds: [D, K] what one more impression adds to the information.
       weight: [D, K] information that the log has of a document at a rank.
       rest: [K, K] information between ranks from all other documents.
       most: [Q] sessions that may be randomised of each query.
@@ -119,13 +119,8 @@ def make_design(assumed: Assumed, share: float, budget: int) -> Design | None:
     inside = number[query] >= 0
     item, arm, n = cells.item[inside], cells.arm[inside], cells.impressions[inside]
     items, row = np.unique(item, return_inverse=True)
-    seen = np.zeros((len(items), k), bool)
-    seen[row, arm] = True
-    x = np.nan_to_num(assumed.log_propensity, nan=-np.inf) + assumed.log_relevance[items, None]
-    gain = np.where(np.isfinite(x), odds(x), 0.0)
-    weight = np.zeros((len(items), k))
-    weight[row, arm] = n / np.expm1(-np.minimum(x[row, arm], -1e-12))
-    gain[seen] = weight[seen] / _dense(row, arm, n, seen.shape)[seen]
+    x = assumed.log_propensity[arm] + assumed.log_relevance[item]
+    weight = _dense(row, arm, n / np.expm1(-np.minimum(x, -1e-12)), (len(items), k))
     of_query = number[query[inside]]
     shown = at_rank[chosen].toarray()
     part = n / shown[of_query, arm]
@@ -133,7 +128,7 @@ def make_design(assumed: Assumed, share: float, budget: int) -> Design | None:
     return Design(
         query=queries[chosen],
         share=csr_array((part, (of_query * k + arm, row)), shape=(len(chosen) * k, len(items))),
-        odds=gain,
+        odds=assumed.planned_odds(items),
         weight=weight,
         rest=_rest(assumed, others.item, others.arm, others.impressions),
         most=share * shown.max(1),
@@ -170,7 +165,6 @@ def epsilon_greedy(assumed: Assumed, sessions: float) -> Callable[[float], np.nd
     spread = csr_array((cells.impressions, (of_item[cells.item], cells.arm)), shape=(len(queries), k))
     spread.sum_duplicates()
     total = np.maximum(spread.sum(1), 1e-300)
-    propensity = np.nan_to_num(assumed.log_propensity, nan=-np.inf)
     step = max(BLOCK // k, 1)
 
     def information(randomised: float) -> np.ndarray:
@@ -181,10 +175,10 @@ def epsilon_greedy(assumed: Assumed, sessions: float) -> Callable[[float], np.nd
             n = _dense(cells.item[start:end] - low, cells.arm[start:end], cells.impressions[start:end], (high - low, k))
             query = of_item[low:high]
             uniform = spread[query].toarray() / total[query, None]
-            x = propensity + assumed.log_relevance[low:high, None]
-            seen = n > 0
-            each = np.where(seen, 1 / np.expm1(-np.minimum(x, -1e-12)), odds(x))
-            out += between(each * (n + uniform * n.sum(1)[:, None] * (randomised / sessions)))
+            x = assumed.log_propensity + assumed.log_relevance[low:high, None]
+            held = np.where(n > 0, n / np.expm1(-np.minimum(x, -1e-12)), 0.0)
+            added = uniform * n.sum(1)[:, None] * (randomised / sessions)
+            out += between(held + assumed.planned_odds(np.arange(low, high)) * added)
         return laplacian_of(out)
 
     return information

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ultr.errors import ConfigError
-from ultr.identifiability.assumed import assume, cells_of, counts_of, first_ranks
+from ultr.identifiability.assumed import assume, counts_of, first_ranks
 from ultr.identifiability.features import FeatureTower, linear_tower
 from ultr.identifiability.graph import (
     Component,
@@ -23,6 +23,7 @@ from ultr.identifiability.logger import Confounding, Variation, confounding, pla
 from ultr.identifiability.swaps import SwapPlan, plan
 from ultr.identifiability.words import numbers, words
 from ultr.logs import ClickLog, Counts
+from ultr.propensity.cells import Cells, cells_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,7 +191,7 @@ def _documents(counts: Counts) -> np.ndarray:
     return ids[np.append(True, ids[1:] != ids[:-1])]
 
 
-def _warnings(cells: Any, unknown: float) -> list[str]:
+def _warnings(cells: Cells, unknown: float) -> list[str]:
     shown, clicked = cells.per_arm(cells.impressions), cells.per_arm(cells.clicks)
     out = []
     if len(empty := np.flatnonzero(shown == 0) + 1):

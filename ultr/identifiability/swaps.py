@@ -21,7 +21,7 @@ from ultr.identifiability.assumed import PRIOR_SPREAD, Assumed
 from ultr.identifiability.design import Design, epsilon_greedy, least, make_design, worst_error
 
 BUDGETS = (1 << 19, 1 << 22)  # numbers per table: more queries where fewer do not suffice
-ROUNDS, STEPS = 16, 12
+ROUNDS, STEPS = 16, 12  # and more steps for more than 30 ranks
 STILL = 0.001  # relative change of the sessions below which a round changes nothing
 TOGETHER = 50  # pairs of ranks that are exchanged in one session, where nothing else is said
 LITTLE = 0.05  # of the gain of the pairs so far that another pair of the same session must have
@@ -173,9 +173,10 @@ class _Search:
     def run(self) -> _Entries:
         sessions = np.zeros(self.design.shape)
         total, step, still = self.all / 1000, 0, 0
+        steps = max(STEPS, 2 * len(self.free) // 5)
         kept: list[_Entries] = []
         for turn in range(ROUNDS):
-            for _ in range(STEPS):
+            for _ in range(steps):
                 vertex = self._best(self.design.impressions(sessions), total, power=min(3.0 + turn, 8.0))
                 size = 2 / (2 + step)
                 kept = [v.times(1 - size) for v in kept if size < 1] + [vertex.times(size)]
