@@ -870,7 +870,7 @@ def bad_uses(log: Path, folder: Path) -> Iterator[tuple[tuple[object, ...], str]
     yield (log, "--figure", folder / "table.csv"), "a file --figure that ends in .png, .svg, .pdf"
     yield (log, "--out", folder / "none" / "table.csv"), "is no folder: make it"
     yield (log, "--split", "test"), "prepared without splits"
-    yield (folder / "counts", "--split", "a"), "counts have no splits"
+    yield (folder / "counts", "--split", "a"), "found counts, which have none"
     yield (folder / "counts", "--context", "device"), "expected a ClickLog, found Counts"
 
 

@@ -55,34 +55,18 @@ def command(
     """
     from ultr.identifiability import agreement, report
     from ultr.identifiability.assumed import counts_of
-    from ultr.propensity import maximum_likelihood
+    from ultr.logs import open_counted
+    from ultr.propensity import conditional_likelihood
 
     model = _model(run) if run else None
-    counts = counts_of(_open(log, split))
+    counts = counts_of(open_counted(log, split=split))
     found = report(counts, target=target, ranks=ranks, share=share, pairs=pairs)
     result, text = found.to_json(), found.text()
     if model is not None:
-        compared = agreement(model, maximum_likelihood(counts))
+        compared = agreement(model, conditional_likelihood(counts))
         result["agreement"] = compared.to_json() | {"run": str(run)}
         text = f"{compared.text()}\n\n{text}"
     output(result, text, as_json)
-
-
-def _open(path: Path, split: str | None) -> Any:
-    from ultr.errors import DataError
-    from ultr.logs import ClickLog, Counts
-    from ultr.logs.counts import COUNTS_FORMAT
-    from ultr.logs.folder import COLLECTION_FORMAT, LOG_FORMAT, read_metadata
-
-    if read_metadata(path, [LOG_FORMAT, COLLECTION_FORMAT, COUNTS_FORMAT])["format"] != COUNTS_FORMAT:
-        return ClickLog.open(path, split=split)
-    if split is not None:
-        raise DataError(
-            f"expected a log to take the split '{split}' of, found counts, which have none",
-            fix="Collapse that split of the log, or leave --split out.",
-            file=path,
-        )
-    return Counts.open(path)
 
 
 def _model(run: Path) -> Any:

@@ -83,12 +83,13 @@ def command(
     Example: one curve per device
       ultr propensity log --context device --out curves.csv
     """
+    from ultr.logs import open_counted
     from ultr.propensity import METHODS, contextual
     from ultr.propensity.cells import cells_of
 
     methods = list(dict.fromkeys(methods))
     _check(methods, METHODS, context, out, figure)
-    source = _open(log, split)
+    source = open_counted(log, split=split)
     found: dict[str, Propensities] = {}
     if context:
         for method in methods:
@@ -135,20 +136,6 @@ def _check(
             raise ConfigError(f"{path.parent} is no folder: make it before writing {path.name} there")
     if figure is not None:
         curves.matplotlib()
-
-
-def _open(path: Path, split: str | None) -> Any:
-    from ultr.logs import ClickLog, Counts
-    from ultr.logs.counts import COUNTS_FORMAT
-    from ultr.logs.folder import LOG_FORMAT, METADATA_FILE, prepared_format, read_metadata
-
-    # Of anything else, `ClickLog.open` says best what it is.
-    if prepared_format(path) is None and (path / METADATA_FILE).is_file():
-        if read_metadata(path, [LOG_FORMAT, COUNTS_FORMAT])["format"] == COUNTS_FORMAT:
-            if split is not None:
-                raise ConfigError(f"{path}: counts have no splits; count the split '{split}' of the log on its own")
-            return Counts.open(path)
-    return ClickLog.open(path, split=split)
 
 
 def _csv(found: Mapping[str, Propensities]) -> str:

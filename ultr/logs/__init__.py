@@ -1,6 +1,6 @@
 """Click logs and annotated collections on disk."""
 
-from ultr.logs.collapse import collapse
+from ultr.logs.collapse import collapse, open_counted
 from ultr.logs.collection import Collection, write_collection
 from ultr.logs.counts import Counts
 from ultr.logs.splits import assign_split
@@ -16,6 +16,7 @@ __all__ = [
     "Vocabulary",
     "assign_split",
     "collapse",
+    "open_counted",
     "open_data",
     "write_collection",
 ]

@@ -12,10 +12,10 @@ from typing import Any, Literal, NamedTuple, TypeVar, overload
 import numpy as np
 import pyarrow as pa
 
-from ultr.errors import ConfigError
+from ultr.errors import ConfigError, DataError
 from ultr.logs.blocks import CONTEXT, FEATURE
-from ultr.logs.counts import COUNTS_BY, Counts
-from ultr.logs.folder import staged
+from ultr.logs.counts import COUNTS_BY, COUNTS_FORMAT, Counts
+from ultr.logs.folder import COLLECTION_FORMAT, LOG_FORMAT, read_metadata, staged
 from ultr.logs.grouping import Columns, Groups, Table, starts, sums
 from ultr.logs.store import ClickLog
 from ultr.logs.writer import LogWriter
@@ -88,6 +88,28 @@ def collapse(
         counts = _counted(log, by, memory, folder.parent)
         counts._write(folder)
     return counts
+
+
+def open_counted(path: str | os.PathLike[str], *, split: str | None = None) -> ClickLog | Counts:
+    """Opens a folder that is a click log, or the counts of one.
+
+    Args:
+      path: the folder.
+      split: of a log, the name of one of its splits.
+
+    Raises:
+      DataError: as of `ClickLog.open` and `Counts.open`; or a split of counts, which have none.
+    """
+    kind = read_metadata(path, [LOG_FORMAT, COLLECTION_FORMAT, COUNTS_FORMAT])["format"]
+    if kind != COUNTS_FORMAT:
+        return ClickLog.open(path, split=split)
+    if split is not None:
+        raise DataError(
+            f"expected a log to take the split '{split}' of, found counts, which have none",
+            fix="Collapse that split of the log, or leave --split out.",
+            file=path,
+        )
+    return Counts.open(path)
 
 
 def _counted(log: ClickLog, by: str, memory: int, beside: Path | None) -> Counts:
