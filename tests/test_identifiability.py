@@ -20,12 +20,12 @@ import ultr
 from ultr import cli, identifiability, models, simulate, towers
 from ultr.errors import ConfigError, DataError
 from ultr.identifiability import agreement, features, report
-from ultr.identifiability.assumed import Assumed, assume
+from ultr.identifiability.assumed import Assumed, assume, smoothed_by_rank
 from ultr.identifiability.design import epsilon_greedy, least, make_design, worst_error
 from ultr.logs import Counts, Vocabulary, collapse
 from ultr.propensity import Propensities, maximum_likelihood
 from ultr.propensity.cells import cells_of
-from ultr.propensity.likelihood import smoothed_relevance
+from ultr.propensity.likelihood import laplacian, resistance
 
 
 def make_counts(
@@ -146,17 +146,22 @@ def test_two_rankings_of_four_documents_make_two_components() -> None:
     assert "ranks 3-4 cannot be compared with rank 1" in found.text()
 
 
+def relevance(n: np.ndarray, counts: Counts, theta: np.ndarray) -> np.ndarray:
+    """[D] clicks per examination, with one examination more of the average of the same typical rank."""
+    clicks, examined = np.bincount(counts.document - 1, counts.clicks, len(n)), n @ theta
+    average = clicks.sum() / examined.sum()
+    alike = n.argmax(1) == n.argmax(1)[:, None]
+    return (clicks + (alike @ clicks + average) / (alike @ examined + 1)) / (examined + 1)
+
+
 def weights(found: Any, counts: Counts) -> Callable[[int, int], float]:
     """(document, rank) -> n p / (1 - p) at the probabilities that a report assumes, written out."""
-    theta = found.propensity
-    n, c = counts.impressions.astype(float), counts.clicks.astype(float)
-    examined = n * theta[counts.rank - 1]
-    average = c.sum() / examined.sum()
+    n, theta = counts.impressions.astype(float), found.propensity
+    gamma = relevance(dense(counts), counts, theta)
 
     def weight(document: int, rank: int) -> float:
         own = counts.document == document
-        gamma = (c[own].sum() + average) / (examined[own].sum() + 1)
-        p = theta[rank - 1] * gamma
+        p = theta[rank - 1] * gamma[document - 1]
         return float(n[own & (counts.rank == rank)].sum() * p / (1 - p))
 
     return weight
@@ -223,7 +228,7 @@ def test_standard_errors_are_those_of_the_whole_information_matrix() -> None:
     counts = make_counts(n, clicks, np.zeros(5, np.int64))
     found = report(counts)
     a = np.log(found.propensity)
-    b = smoothed_relevance(cells_of(counts), a)
+    b = smoothed_by_rank(cells_of(counts), a)
     p = np.exp(a + b[:, None])
 
     def expected(parameters: np.ndarray) -> float:
@@ -231,6 +236,17 @@ def test_standard_errors_are_those_of_the_whole_information_matrix() -> None:
         return float(np.sum(n * (p * log + (1 - p) * np.log(-np.expm1(log)))))
 
     np.testing.assert_allclose(found.standard_error, contrasts(fisher(expected, np.append(a, b)), 4), rtol=1e-3)
+
+
+@pytest.mark.parametrize("sessions", [1000, 3000, 12_000])
+def test_errors_of_few_clicks_are_those_of_the_true_relevances(sessions: int) -> None:
+    ratio = []
+    for seed in range(9):
+        counts, gamma = logged("random", queries=60, sessions=sessions, ranks=10, seed=seed)
+        cells, a = cells_of(counts), -np.log(np.arange(1.0, 11))
+        found, true = (resistance(laplacian(cells, a, b))[9, 9] for b in (smoothed_by_rank(cells, a), np.log(gamma)))
+        ratio.append(np.sqrt(found / true))
+    assert np.median(ratio) == pytest.approx(1, abs=0.1)
 
 
 def test_a_rich_log_is_known_as_well_as_maximum_likelihood_says() -> None:
@@ -305,9 +321,7 @@ def error_with(found: Any, counts: Counts, added: np.ndarray) -> float:
     """The worst standard error with impressions [D, K] added, from the dense information of a bipartite graph."""
     n, theta = dense(counts), found.propensity
     clicks = np.bincount(counts.document - 1, counts.clicks, counts.documents)
-    examined = n @ theta
-    gamma = (clicks + clicks.sum() / examined.sum()) / (examined + 1)
-    p = theta * gamma[:, None]
+    p = theta * relevance(n, counts, theta)[:, None]
     cautious = np.minimum(p * np.exp(-1 / np.sqrt(clicks + 1))[:, None], 0.75)
     weight = n * p / (1 - p) + added * cautious / (1 - cautious)
     # Ranks and documents are the nodes; all of them together, nothing eliminated.
@@ -486,6 +500,23 @@ def test_the_least_number_is_found(power: float) -> None:
     assert least(error, 1e-300, 1.0, 1e6) == float("inf")
 
 
+def test_words_about_sessions_are_rounded_and_realistic() -> None:
+    counts, _ = logged("adjacent", sessions=8000)
+    found = report(counts, target=0.1)
+    text = found.text()
+    worst = float(f"{found.sessions_needed[5]:.2g}")
+    assert f"About {worst:,.0f} more sessions of the same kind would reach the target: a log of " in text
+    assert "times as many sessions as this one" in text
+    far = report(counts, target=0.001).text()
+    assert "No realistic number of sessions of the same kind reaches the target" in far
+    assert "no realistic number of them reaches the target" in far
+    for at, better in ((found.plan.standard_error, True), (1.01 * found.plan.standard_error, False)):
+        plan = dataclasses.replace(found.plan, epsilon_greedy_error=at)
+        text = dataclasses.replace(found, plan=plan).text()
+        assert ("What to do" in text and "Randomise some sessions (epsilon-greedy)" in text) == better
+        assert ("As many epsilon-greedy sessions come to" in text) != better
+
+
 # The logger
 
 
@@ -518,11 +549,8 @@ def test_confounding_tells_loggers_by_relevance_from_others() -> None:
     assert "strongly confounded" in report(by_relevance).text()
     total, log_rank = shown.sum(1), np.log(1 + ranks)
     place = shown @ log_rank / total
-    examined = shown @ report(by_relevance).propensity
-    average = by_relevance.clicks.sum() / examined.sum()
-    clicks = np.bincount(by_relevance.document - 1, by_relevance.clicks, len(total))
-    relevance = np.log((clicks + average) / (examined + 1))
-    covariance = np.cov(place, relevance, aweights=total)
+    log_relevance = np.log(relevance(shown, by_relevance, report(by_relevance).propensity))
+    covariance = np.cov(place, log_relevance, aweights=total)
     assert found.correlation == pytest.approx(covariance[0, 1] / np.sqrt(covariance[0, 0] * covariance[1, 1]))
     rng = np.random.default_rng(0)
     n = np.full((300, 6), 200)
@@ -549,7 +577,7 @@ def test_linear_towers_have_the_errors_of_logistic_regression() -> None:
     counts, x = tower_inputs()
     found = report(counts)
     a = np.log(found.propensity)
-    p = np.exp(a + smoothed_relevance(cells_of(counts), a)[:, None])
+    p = np.exp(a + smoothed_by_rank(cells_of(counts), a)[:, None])
     n = dense(counts)
     x = (x - x.mean(0)) / x.std(0)
     fixed = np.log(p / (1 - p))
@@ -657,6 +685,28 @@ def test_a_rank_that_was_never_clicked() -> None:
     assert np.isfinite(found.standard_error).all()
     assert found.propensity[4] == pytest.approx(1 / 5, rel=0.5)  # the curve that is assumed, not 0
     assert (found.clicks[4], found.impressions[4] > 0) == (0, True)
+    assert not found.identified
+    assert found.to_json()["unsupported"] == [5]
+    assert "In part: the propensity of rank 5 is assumed rather than measured" in found.text().split("\n")[0]
+
+
+def test_clicks_that_support_no_propensity() -> None:
+    counts, _ = logged("random", sessions=20_000)
+    counts.clicks = np.where(counts.rank == 1, 0, counts.clicks)
+    found = report(counts)
+    assert check(found).startswith("No: rank 1 was never clicked in 20,000 impressions")
+    assert (found.identified, found.unsupported) == (False, (2, 3, 4, 5, 6))
+    counts.clicks = np.zeros_like(counts.clicks)
+    counts.clicks[0] = 1
+    found = report(counts)
+    assert not found.identified
+    text = check(found)
+    assert text.startswith("No: this log does not identify propensities: the propensities of ranks 2-6 are assumed")
+    assert "What to do: First of all log more sessions: no click compares ranks" in text
+    one_sided = np.array([[500, 500, 0], [500, 0, 500]])
+    found = report(make_counts(one_sided, np.array([[90, 40, 0], [0, 0, 30]]), np.array([0, 0])))
+    assert (found.identified, found.unsupported) == (False, (3,))
+    assert "In part: the propensity of rank 3 is assumed" in check(found)
 
 
 @pytest.mark.parametrize("empty", [0, 1, 3])
@@ -680,6 +730,8 @@ def test_ranks_without_impressions(empty: int) -> None:
     else:
         assert not found.identified
         assert text.startswith("No: nothing was shown at rank 1")
+        assert "times as relevant as those at rank 2" in text
+        assert "nan" not in text
         assert found.plan.reason.startswith("nothing was shown at rank 1")
 
 
@@ -710,8 +762,8 @@ def test_documents_that_are_not_known() -> None:
 
 def test_arguments_that_make_no_sense() -> None:
     counts, _ = logged("random", sessions=500)
-    for bad in (0, -1, 1, float("nan")):
-        with pytest.raises(ConfigError, match="expected a target between 0 and 1"):
+    for bad in (0, -1, 1, 0.0009, float("nan")):
+        with pytest.raises(ConfigError, match=r"expected a target from 0.001 to below 1"):
             report(counts, target=bad)
     for name, value in (("share", 0), ("share", 1.5), ("pairs", 0), ("ranks", 0)):
         with pytest.raises(ConfigError):
@@ -905,6 +957,15 @@ def test_the_command_compares_a_trained_model(run: Any, log: Path, tmp_path: Pat
     text = run(log, "--run", tmp_path / "flat")[1]
     assert text.startswith("The learned curve differs from the harvested one by more than chance")
     assert "above it at ranks 2-5" in text
+    assert json.loads(run(log, "--run", tmp_path, "--ranks", 3, "--json")[1])["agreement"]["rank"] == [2, 3]
+    ultr.save(models.UBM(relevance=towers.DocumentTable(5), examination=towers.LastClickTable(4)), tmp_path / "ubm")
+    code, text, _ = run(log, "--run", tmp_path / "ubm")
+    assert code == 0
+    assert text.startswith("No agreement can be told: expected a PBM or AdditivePBM")
+    assert "What limits it" in text or "The weakest link" in text
+    found = json.loads(run(log, "--run", tmp_path / "ubm", "--json")[1])
+    assert "expected a PBM" in found["agreement"]["reason"]
+    assert found["components"] == [[1, 2, 3, 4, 5]]
 
 
 def test_the_command_says_what_is_wrong(run: Any, log: Path, tmp_path: Path) -> None:
@@ -928,7 +989,7 @@ def test_assumed_probabilities_survive_a_likelihood_without_a_maximum(monkeypatc
         raise ultr.UltrError("no maximum")
 
     counts, _ = logged("random", sessions=2000)
-    monkeypatch.setattr("ultr.identifiability.assumed.maximise", fail)
+    monkeypatch.setattr("ultr.identifiability.assumed.fit_conditionally", fail)
     assumed: Assumed = assume(cells_of(counts))
     np.testing.assert_allclose(np.exp(assumed.log_propensity), 1 / np.arange(1, 7))
     assert "propensities of 1/rank assumed" in check(report(counts))
@@ -941,7 +1002,8 @@ def test_documents_that_were_never_clicked_do_not_join_curves() -> None:
     clicks = np.round(n * 0.5 / np.array([1, 2, 3, 4.5])).astype(np.int64)
     clicks[80:] = 0
     found = report(make_counts(n, clicks, np.arange(120)))
-    assert found.identified
+    assert not found.identified
+    assert found.unsupported == (3, 4)
     assert found.propensity[1] == pytest.approx(0.5, rel=0.01)
     assert found.propensity[3] / found.propensity[2] == pytest.approx(3 / 4.5, rel=0.01)
     # What is between the two pairs comes from 1/rank, as the mean of the logarithms over each of them.

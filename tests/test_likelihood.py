@@ -12,7 +12,8 @@ from ultr.errors import ConfigError
 from ultr.propensity.cells import Cells
 from ultr.propensity.conditional import _variance, conditional_likelihood
 from ultr.propensity.joint import NEVER, maximum_likelihood
-from ultr.propensity.likelihood import components, laplacian, maximise, observed, profiled, resistance
+from ultr.propensity.likelihood import components, laplacian, maximise, observed, over_queries, profiled, resistance
+from ultr.propensity.table import NO_VARIATION
 
 ESTIMATORS = {"joint": maximum_likelihood, "conditional": conditional_likelihood}
 
@@ -76,7 +77,7 @@ def test_expected_clicks_give_the_truth(name: str, errors: str) -> None:
     n = rng.integers(0, 9, (40, 5)) + 1.0
     table = ESTIMATORS[name](cells_from(n, n * gamma[:, None] * theta), errors=errors)
     np.testing.assert_allclose(table.value, theta, rtol=1e-6)
-    assert not table.unsupported
+    assert all(why == NO_VARIATION and errors == "query" for why in table.unsupported.values())
 
 
 def test_the_laplacian_is_what_dense_information_leaves_when_relevances_are_unknown() -> None:
@@ -242,7 +243,7 @@ class TestWhatIsNotSupported:
         n = np.array([[50, 0], [0, 50], [50, 50]])
         table = ESTIMATORS[name](cells_from(n, np.array([[9, 0], [0, 9], [0, 0]])))
         assert np.isnan(table.value[1])
-        assert "by documents that were never clicked" in table.unsupported[2]
+        assert "clicked at one of the two alone, or never, so that any ratio" in table.unsupported[2]
 
     def test_no_rank_variation_and_one_rank(self, name: str) -> None:
         n = np.diag([9, 9, 9])
@@ -261,6 +262,7 @@ class TestWhatIsNotSupported:
         assert np.isnan(table.standard_error[1])
         assert np.isnan(table.interval[1]).all()
         assert "rest on 1 query" in table.warnings[-1]
+        assert table.unsupported == {2: "no interval: fewer than two queries compare ranks"}
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)
@@ -284,6 +286,16 @@ def test_a_document_that_was_always_clicked_keeps_probabilities_below_one() -> N
     assert np.isfinite(table.value).all()
     assert 0.4 < table.value[1] < 1
     assert 0 < table.standard_error[1] < 1
+
+
+def test_sums_over_queries_are_those_of_a_dense_table() -> None:
+    cells, *_ = drawn()
+    cells = Cells(cells.item, cells.arm, cells.impressions, cells.clicks, 10**9 * (np.arange(cells.items) // 4), 4)
+    slope = np.random.default_rng(3).normal(size=len(cells.item))
+    dense = np.zeros((8, cells.arms))
+    np.add.at(dense, (cells.item // 4, cells.arm), slope)
+    np.testing.assert_allclose(over_queries(cells, slope), dense.T @ dense * 8 / 7)
+    assert np.isnan(over_queries(cells, np.where(cells.item < 4, slope, 0.0))).all()
 
 
 def test_components_are_numbered_by_their_first_rank() -> None:

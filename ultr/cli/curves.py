@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,6 +73,7 @@ def draw(found: Mapping[str, Propensities], path: Path) -> None:
         if any(((c.value > 0) & ~np.isfinite(c.interval).all(1)).any() for c in found.values()):
             title += " (open marks: no interval)"
         axes.set_title(title, loc="left", fontsize=9, color="#555555")
+        _say_what_is_missing(axes, found)
         if len(found) > 1:
             axes.legend(frameon=False, fontsize=9)
         content = io.BytesIO()
@@ -94,12 +96,27 @@ def _one(axes: Any, curve: Propensities, x: np.ndarray, colour: str, mark: str, 
         axes.errorbar(x[limit], high[limit], yerr=reach, uplims=True, fmt="_", ms=7, color=colour, zorder=3)
 
 
+def _say_what_is_missing(axes: Any, found: Mapping[str, Propensities]) -> None:
+    """Why curves have no value but that of rank 1: in the middle of an empty figure, else below it."""
+    lines, empty = [], 0
+    for name, curve in found.items():
+        by_reason = curve.by_reason()
+        if np.isfinite(curve.value[1:]).any() or not by_reason:
+            continue
+        empty += 1
+        lines += textwrap.wrap(f"{name} has no values. {'; '.join(by_reason)}", 85)
+    if empty == len(found):
+        axes.text(0.5, 0.6, "\n".join(lines), transform=axes.transAxes, ha="center", va="center", fontsize=9, zorder=4)
+    elif lines:
+        axes.set_xlabel("\n".join([axes.get_xlabel(), *lines]))
+
+
 def _limits(found: Mapping[str, Propensities]) -> tuple[float, float]:
     """All values, and of their intervals up to so much that the values do not shrink to a line."""
     values, ends = [1.0], [1.0]
     for curve in found.values():
         values += curve.value[curve.value > 0].tolist()
-        ends += curve.interval[curve.interval > 0].tolist()
+        ends += [*curve.interval[curve.interval > 0].tolist(), *curve.value[curve.value > 0].tolist()]
         limits = curve.interval[curve.value == 0, 1]
         ends += (0.5 * limits[np.isfinite(limits)]).tolist()  # the ends of their arrows
         values += (0.5 * limits[np.isfinite(limits)]).tolist()

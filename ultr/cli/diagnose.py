@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from ultr.cli import json_option, output
+from ultr.errors import UltrError
 
 
 @click.command()
@@ -16,7 +17,7 @@ from ultr.cli import json_option, output
     "--target",
     default=0.05,
     show_default=True,
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    type=click.FloatRange(0.001, 1, max_open=True),
     help="Relative standard error of the propensities that is wanted.",
 )
 @click.option("--split", help="Only this split of the log.")
@@ -47,25 +48,34 @@ def command(
 
     Which ranks it compares, how well each propensity can be known at best, what limits that, how many more sessions
     reach the target, and in which few sessions to exchange two ranks so that they do. With --run also: does the bias
-    curve of a trained model agree with maximum likelihood on this log?
+    curve of a trained model agree with the conditional likelihood of this log?
 
     \b
     Example:
       ultr diagnose log --target 0.05
     """
     from ultr.identifiability import agreement, report
-    from ultr.identifiability.assumed import counts_of
+    from ultr.identifiability.assumed import counts_of, first_ranks
     from ultr.logs import open_counted
-    from ultr.propensity import conditional_likelihood
+    from ultr.propensity.cells import cells_of
+    from ultr.propensity.conditional import fit_conditionally
+    from ultr.propensity.joint import tabulate
 
     model = _model(run) if run else None
     counts = counts_of(open_counted(log, split=split))
     found = report(counts, target=target, ranks=ranks, share=share, pairs=pairs)
     result, text = found.to_json(), found.text()
     if model is not None:
-        compared = agreement(model, conditional_likelihood(counts))
-        result["agreement"] = compared.to_json() | {"run": str(run)}
-        text = f"{compared.text()}\n\n{text}"
+        cells = first_ranks(cells_of(counts), ranks)
+        try:
+            fitted = tabulate(cells, fit_conditionally(cells), "conditional-likelihood", errors="information")
+            compared = agreement(model, fitted)
+            result["agreement"] = compared.to_json() | {"run": str(run)}
+            said = compared.text()
+        except UltrError as e:
+            result["agreement"] = {"run": str(run), "reason": str(e)}
+            said = f"No agreement can be told: {str(e).rstrip('.')}."
+        text = f"{said}\n\n{text}"
     output(result, text, as_json)
 
 

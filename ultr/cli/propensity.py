@@ -75,7 +75,8 @@ def command(
     """Estimate how much users examine each rank.
 
     LOG is a click log, or counts of one. Values are relative to rank 1, with standard errors and 95 % intervals.
-    Where the log cannot tell a value, there is none, and the reason.
+    Where the log cannot tell a value, there is none, and the reason. Session weights are taken as numbers
+    of equal sessions.
 
     \b
     Example:
@@ -155,8 +156,6 @@ def _csv(found: Mapping[str, Propensities]) -> str:
 
 def _report(found: Mapping[str, Propensities]) -> str:
     """The curves for people: side by side where there are several, then what to know about them."""
-    from ultr.propensity.bootstrap import ranks_text
-
     first, *others = found.values()
     if not others:
         rows = [row[:-1] for row in first.rows()]
@@ -167,11 +166,7 @@ def _report(found: Mapping[str, Propensities]) -> str:
         lines = [table(rows), "how much a rank is examined, relative to rank 1, ± its standard error"]
     for name, curve in found.items():
         lead = f"{name}: " if others else ""
-        by_reason: dict[str, list[int]] = {}
-        for rank, reason in curve.unsupported.items():
-            by_reason.setdefault(reason, []).append(rank)
-        for reason, ranks in by_reason.items():
-            lines.append(f"{lead}{ranks_text(ranks)}: {reason}")
+        lines += [f"{lead}{reason}" for reason in curve.by_reason()]
         lines += [f"{lead}warning: {warning}" for warning in curve.warnings]
     return "\n".join(lines)
 

@@ -95,7 +95,7 @@ def agreement(curve: Any, propensities: Propensities) -> Agreement:
     if len(used) < 2:
         raise ConfigError(
             f"a curve and propensities are compared at two ranks at least, found values of both at {len(used)}. "
-            "See `unsupported` of the propensities"
+            "Without clicks that compare ranks no propensity is harvested"
         )
     reference, rest = used[0], used[1:]
     if left := sorted(set(range(max(len(values), len(propensities.rank)))) - set(used.tolist())):

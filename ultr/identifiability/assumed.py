@@ -11,7 +11,8 @@ import numpy as np
 from ultr.errors import ConfigError, DataError, UltrError
 from ultr.logs import ClickLog, Counts, collapse
 from ultr.propensity.cells import Cells
-from ultr.propensity.likelihood import components, laplacian, maximise, smoothed_relevance
+from ultr.propensity.conditional import fit_conditionally
+from ultr.propensity.likelihood import components, laplacian
 
 PRIOR_SPREAD = 1.0  # standard deviation of log(propensity) around 1/rank: a factor of e
 MOST = 1 << 18  # cells that the propensities are estimated from
@@ -70,10 +71,9 @@ class Assumed:
 def assume(cells: Cells) -> Assumed:
     """Propensities and relevances that a log makes plausible.
 
-    The propensities are those of largest posterior density: the likelihood of documents that were shown at two or more
-    ranks, times a wide prior around 1/rank. What the log identifies comes from the log, the rest from the prior. The
-    relevances follow from them, with one examined impression of average relevance added to each document, so that a
-    document that was never clicked may still bring information.
+    The propensities are those of largest posterior density: the conditional likelihood of documents that were shown at
+    two or more ranks, times a wide prior around 1/rank. What the log identifies comes from the log, the rest from the
+    prior. The relevances follow from them (`smoothed_by_rank`).
     """
     component = components(cells)
     shown = component >= 0
@@ -83,14 +83,40 @@ def assume(cells: Cells) -> Assumed:
     if varied.clicks.sum():
         try:
             curve = _posterior(_telling(varied), prior)
-        except UltrError:
+        except (UltrError, np.linalg.LinAlgError):
             warnings.append(
                 "the likelihood of the clicks has no maximum that was found: propensities of 1/rank assumed"
             )
     curve = np.where(shown, curve - curve[np.flatnonzero(shown)[0]], np.nan)
-    relevance = smoothed_relevance(cells, curve)
+    relevance = smoothed_by_rank(cells, curve)
     information = laplacian(varied, curve, relevance)
     return Assumed(cells, varied, curve, relevance, component, information, tuple(warnings))
+
+
+def smoothed_by_rank(cells: Cells, log_propensity: np.ndarray) -> np.ndarray:
+    """[items] log(gamma) with one examined impression added, of the average relevance of items like it.
+
+    Items are alike that were shown most often at the same rank: a logger that ranks by relevance has documents of less
+    relevance there than on average over all ranks. A document that was never clicked may still bring information.
+
+    Args:
+      cells: the log.
+      log_propensity: [arms]; NaN or -inf: not examined.
+    """
+    theta = np.exp(np.where(np.isfinite(log_propensity), log_propensity, -np.inf))
+    examined, clicks = cells.per_item(cells.impressions * theta[cells.arm]), cells.per_item(cells.clicks)
+    average = clicks.sum() / max(examined.sum(), 1e-300)
+    order = np.lexsort((cells.arm, -cells.impressions, cells.item))
+    item, first = np.unique(cells.item[order], return_index=True)
+    typical = np.zeros(cells.items, np.int64)
+    typical[item] = cells.arm[order][first]
+    alike = [np.bincount(typical, values, cells.arms) for values in (clicks, examined)]
+    alike_average = (alike[0] + average) / (alike[1] + 1)
+    top = np.zeros(cells.items)
+    np.maximum.at(top, cells.item, theta[cells.arm])
+    with np.errstate(divide="ignore"):
+        gamma = np.log((clicks + alike_average[typical]) / (examined + 1))
+        return np.minimum(gamma, -np.log(np.maximum(top, 1e-300)) - 1e-3)  # a probability stays below 1
 
 
 def _telling(cells: Cells) -> Cells:
@@ -107,10 +133,10 @@ def _telling(cells: Cells) -> Cells:
 
 def _posterior(varied: Cells, prior: np.ndarray) -> np.ndarray:
     """[arms] the mode, by one step from the maximum of the likelihood, whose curvature stands for the whole of it."""
-    solution = maximise(varied, tolerance=1e-6)
+    solution = fit_conditionally(varied)
     found = solution.component >= 0
     curve = np.where(found, solution.log_propensity, np.nan)
-    relevance = smoothed_relevance(varied, curve)
+    relevance = smoothed_by_rank(varied, curve)
     relevance[varied.per_item(varied.clicks) == 0] = -np.inf  # no part of what found this curve
     s = laplacian(varied, curve, relevance)
     precision = PRIOR_SPREAD**-2
@@ -146,5 +172,6 @@ def first_ranks(cells: Cells, ranks: int | None) -> Cells:
         raise ConfigError(f"expected ranks of at least 1, found {ranks}")
     out = dataclasses.replace(cells.where(cells.arm < ranks), arms=ranks)
     if not out.clicks.sum():
-        raise DataError(f"expected clicks at ranks 1 to {ranks}, found none", fix="Look at more ranks.")
+        where = "rank 1" if ranks == 1 else f"ranks 1 to {ranks}"
+        raise DataError(f"expected clicks at {where}, found none", fix="Look at more ranks.")
     return out

@@ -66,8 +66,9 @@ class Cut:
         if not self.documents:
             return f"no document was shown both at {groups}"
         few = f"{self.documents:,} {'document' if self.documents == 1 else 'documents'}"
+        only = "only " if self.documents <= 1000 else ""
         rare = f"{self.impressions:,.0f} {'time' if self.impressions == 1 else 'times'}"
-        return f"{groups} are compared by only {few}, shown {rare} on the rarer side"
+        return f"{groups} are compared by {only}{few}, shown {rare} on the rarer side"
 
 
 def standard_errors(assumed: Assumed) -> np.ndarray:

@@ -46,8 +46,8 @@ class Confounding:
         shown a few times. NaN where one of them does not vary.
       slope: of the logarithm of `relevance_by_rank` on log(rank), weighted by impressions: relevance falls as
         rank^slope. Not pulled towards 0. NaN where there is one rank only.
-      relevance_by_rank: [K] mean relevance of the documents shown at a rank, relative to rank 1; NaN without
-        impressions.
+      relevance_by_rank: [K] mean relevance of the documents shown at a rank, relative to the first rank with
+        impressions; NaN without impressions.
     """
 
     correlation: float
@@ -98,7 +98,7 @@ def confounding(assumed: Assumed) -> Confounding:
     return Confounding(
         correlation=_correlation(place[present], relevance[present], total[present]),
         slope=float(shown @ ((rank - center) * np.log(mean[assumed.shown])) / spread) if spread > 0 else math.nan,
-        relevance_by_rank=mean / mean[0],
+        relevance_by_rank=mean / mean[assumed.shown][0],
     )
 
 

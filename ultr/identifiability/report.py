@@ -24,6 +24,9 @@ from ultr.identifiability.swaps import SwapPlan, plan
 from ultr.identifiability.words import numbers, words
 from ultr.logs import ClickLog, Counts
 from ultr.propensity.cells import Cells, cells_of
+from ultr.propensity.likelihood import bounded
+
+LEAST = 0.001  # target
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +47,9 @@ class Report:
       confounding: how rank and relevance go together.
       features: what a linear tower over document features could learn; None without features.
       plan: the swaps that reach the target.
+      unsupported: 1-based ranks that documents connect with rank 1, but clicks do not: never clicked, or clicked on one
+        side only, so that any propensity above or below some value is as likely. Theirs is assumed, not measured; the
+        errors there are those of a log with more clicks. All connected ranks but rank 1 where that was never clicked.
       warnings: what to know before using the numbers.
     """
 
@@ -60,6 +66,7 @@ class Report:
     confounding: Confounding
     features: FeatureTower | None
     plan: SwapPlan
+    unsupported: tuple[int, ...] = ()
     warnings: tuple[str, ...] = ()
 
     @property
@@ -75,9 +82,9 @@ class Report:
 
     @property
     def identified(self) -> bool:
-        """Whether every rank with impressions, at least two of them, is connected with rank 1."""
+        """Whether documents and clicks connect every rank with impressions, at least two of them, with rank 1."""
         shown = self.impressions > 0
-        return bool(shown[0]) and int(shown.sum()) > 1 and len(self.components) == 1
+        return bool(shown[0]) and int(shown.sum()) > 1 and len(self.components) == 1 and not self.unsupported
 
     def to_json(self) -> dict[str, Any]:
         """Plain numbers for `json.dumps`; what is not finite becomes None."""
@@ -88,6 +95,7 @@ class Report:
             "target": self.target,
             "sessions": self.sessions,
             "components": [list(c.ranks) for c in self.components],
+            "unsupported": list(self.unsupported),
             "standard_error": plain(self.standard_error),
             "standard_error_within": [plain(c) for c in self.components],
             "sessions_needed": needed,
@@ -139,7 +147,7 @@ def report(
 
     Args:
       source: a log, or its counts by rank or last click. Of a log, counts are made first.
-      target: the relative standard error of propensities that is wanted.
+      target: the relative standard error of propensities that is wanted, from .001.
       ranks: look at ranks 1 to this alone; None: at all.
       share: the swap plan randomises at most so many sessions of a query, as a share of those that the log has.
       pairs: at most so many pairs of ranks are exchanged in one of its sessions; None: up to 50.
@@ -148,8 +156,8 @@ def report(
       ConfigError: neither a log nor counts; a target, ranks or a share that make no sense.
       DataError: no clicks, or no document that the vocabulary knows.
     """
-    if not 0 < target < 1:
-        raise ConfigError(f"expected a target between 0 and 1, such as .05 for 5 %, found {target}")
+    if not LEAST <= target < 1:
+        raise ConfigError(f"expected a target from {LEAST} to below 1, such as .05 for 5 %, found {target}")
     if pairs is not None and pairs < 1:
         raise ConfigError(f"expected at least one pair of ranks to exchange, found {pairs}")
     if not 0 < share <= 1:
@@ -181,6 +189,7 @@ def report(
         confounding=confounding(assumed),
         features=tower,
         plan=planned,
+        unsupported=_unsupported(cells, assumed.component),
         warnings=(*assumed.warnings, *_warnings(cells, float(counts.impressions.sum()) - known)),
     )
 
@@ -189,6 +198,14 @@ def _documents(counts: Counts) -> np.ndarray:
     """[items] document id of each item of `cells_of`."""
     ids = counts.document[(counts.document > 0) & (counts.document <= counts.documents)]
     return ids[np.append(True, ids[1:] != ids[:-1])]
+
+
+def _unsupported(cells: Cells, component: np.ndarray) -> tuple[int, ...]:
+    """1-based ranks of the component [arms] of rank 1 whose ratio to rank 1 clicks do not bound on both sides."""
+    by_clicks = bounded(cells)[0]
+    same = (by_clicks == by_clicks[0]) & (by_clicks[0] >= 0)
+    same[0] = True
+    return tuple((np.flatnonzero((component == component[0]) & (component >= 0) & ~same) + 1).tolist())
 
 
 def _warnings(cells: Cells, unknown: float) -> list[str]:

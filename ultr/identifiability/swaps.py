@@ -130,9 +130,7 @@ def plan(
         queries=len(np.unique(best.query)),
         standard_error=best.error,
         reached=reached,
-        reason=""
-        if reached
-        else f"{share:.0%} of the sessions of each query, the most that is allowed, do not suffice",
+        reason="" if reached else _short_of(share, len(design.query), assumed),
         epsilon_greedy_error=error(total),
         epsilon_greedy_sessions=math.ceil(enough) if math.isfinite(enough) else math.inf,
     )

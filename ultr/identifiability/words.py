@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ultr.identifiability.report import Report
 
 PAIRS, SWAPS = 12, 8  # rows of the plan that are printed
+REALISTIC = 1000  # times the log: more sessions than that are not named
 
 
 def words(report: Report) -> list[str]:
@@ -36,6 +37,13 @@ def _verdict(report: Report) -> list[str]:
     fair = shown[np.isfinite(error) & (error > report.target)].tolist()
     lost = shown[~np.isfinite(error)].tolist()
     goal = f"to {percent(report.target)}"
+    if report.clicks[0] == 0:
+        return [
+            f"No: rank 1 was never clicked in {report.impressions[0]:,.0f} impressions, so that no propensity can be "
+            "compared with its. The propensities below are assumed, not measured."
+        ]
+    if report.unsupported:
+        return [_unsupported(report, [k for k in good + fair if k > 1 and k not in report.unsupported], lost)]
     if not fair and not lost:
         worst = f"the worst, rank {report.worst}, to {percent(error.max())}"
         return [f"Yes: this log identifies the propensities of {spans(shown.tolist())} {goal} or better; {worst}."]
@@ -51,6 +59,20 @@ def _verdict(report: Report) -> list[str]:
     if lost:
         out.append(f"{spans(lost)} cannot be compared with rank 1 at all")
     return [f"In part: {'; '.join(out)}. (Errors here are one standard error, relative.)"]
+
+
+def _unsupported(report: Report, measured: list[int], lost: list[int]) -> str:
+    """The verdict where clicks do not bound all ratios; 1-based ranks beyond 1 that they do, those not connected."""
+    which, one = spans(report.unsupported), len(report.unsupported) == 1
+    what = f"propensity of {which} is" if one else f"propensities of {which} are"
+    verdict = "In part" if measured else "No: this log does not identify propensities"
+    out = [f"{verdict}: the {what} assumed rather than measured, for want of clicks there or at the ranks compared."]
+    if measured:
+        worst = percent(float(report.standard_error[np.array(measured) - 1].max()))
+        out.append(f"Of the others, {spans(sorted(measured))} can be known to {worst} or better.")
+    if lost:
+        out.append(f"No document connects rank 1 with {spans(lost)}.")
+    return " ".join(out)
 
 
 def _limit(report: Report) -> list[str]:
@@ -74,24 +96,48 @@ def _todo(report: Report) -> list[str]:
     worst = float(report.sessions_needed[report.worst - 1])
     if report.cut is None:
         return []
+    if plan.reached and not plan.swaps and report.unsupported:
+        return [
+            f"What to do: log more sessions until there are clicks that compare {spans(report.unsupported)} with rank "
+            "1. There are impressions enough, were examination as assumed below."
+        ]
     if plan.reached and not plan.swaps:
         return ["What to do: nothing; the target is reached."]
-    if math.isfinite(worst):
-        times = (worst + report.sessions) / report.sessions
-        out.append(f"{worst:,.0f} more sessions of the same kind ({times:,.1f} times the log) would reach the target.")
+    if len(report.unsupported) == np.count_nonzero(report.impressions) - 1:
+        out.append("First of all log more sessions: no click compares ranks so far, and what follows is a guess.")
+    times = (worst + report.sessions) / report.sessions
+    if times <= REALISTIC:
+        larger = f"{times:.2g}" if times < 100 else _rounded(times)
+        out.append(
+            f"About {_rounded(worst)} more sessions of the same kind would reach the target: a log of {larger} times "
+            "as many sessions as this one."
+        )
+    elif math.isfinite(worst):
+        out.append(
+            f"No realistic number of sessions of the same kind reaches the target: it takes more than {REALISTIC:,} "
+            "times this log."
+        )
     else:
         out.append("More sessions of the same kind do not help.")
     if plan.swaps:
         pairs = ", ".join(f"{i} with {j}" for i, j in list(plan.pairs)[:3])
         more = f" and {len(plan.pairs) - 3} more" if len(plan.pairs) > 3 else ""
         n = f"{plan.queries:,} {'query' if plan.queries == 1 else 'queries'}"
-        reach = "reach the target" if plan.reached else f"come to {percent(plan.standard_error)}; {plan.reason}"
-        out.append(f"{plan.sessions:,} sessions of {n} in which pairs of ranks are exchanged ({pairs}{more}) {reach}.")
-        equal = percent(plan.epsilon_greedy_error)
-        enough = plan.epsilon_greedy_sessions
-        needs = f"it takes {enough:,.0f} of them" if math.isfinite(enough) else "no number of them reaches it"
-        needs += ", which is fewer, but moves every document" if plan.reached and enough < plan.sessions else ""
-        out.append(f"As many epsilon-greedy sessions come to {equal}; {needs}.")
+        equal, enough = percent(plan.epsilon_greedy_error), plan.epsilon_greedy_sessions
+        needs = f"it takes about {_rounded(enough)} of them to reach the target"
+        if enough > REALISTIC * report.sessions:
+            needs = "no realistic number of them reaches the target"
+        exchanged = f"sessions of {n} in which pairs of ranks are exchanged ({pairs}{more})"
+        if plan.epsilon_greedy_error <= plan.standard_error:
+            out.append(
+                f"Randomise some sessions (epsilon-greedy): about {_rounded(plan.sessions)} of them come to {equal}; "
+                f"{needs}. That is as good as the plan below or better: as many {exchanged} come to "
+                f"{percent(plan.standard_error)}{'' if plan.reached else f'; {plan.reason}'}."
+            )
+        else:
+            reach = "reach the target" if plan.reached else f"come to {percent(plan.standard_error)}; {plan.reason}"
+            out.append(f"About {_rounded(plan.sessions)} {exchanged} {reach}.")
+            out.append(f"As many epsilon-greedy sessions come to {equal}; {needs}.")
         out.append("All this rests on the propensities assumed below: diagnose again when the sessions are in.")
     elif plan.reason:
         out.append(f"No swap plan: {plan.reason}.")
@@ -110,7 +156,7 @@ def _logger(report: Report) -> list[str]:
         how = ["hardly", "somewhat", "strongly"][int(np.searchsorted([0.1, 0.3], abs(c.slope)))]
         text = f"Rank and relevance are {how} confounded, under the propensities assumed below: "
         text += f"the documents at rank {shown[-1] + 1} are {c.relevance_by_rank[shown[-1]]:.2f} times as relevant as "
-        text += f"those at rank 1 (relevance as rank^{c.slope:.2f}"
+        text += f"those at rank {shown[0] + 1} (relevance as rank^{c.slope:.2f}"
         out.append(text + (f"; correlation {c.correlation:+.2f})." if math.isfinite(c.correlation) else ")."))
     if report.features is not None:
         f = report.features
@@ -138,7 +184,7 @@ def numbers(report: Report) -> list[str]:
             _number(report.confounding.relevance_by_rank[k], "{:.2f}"),
             _number(report.propensity[k], "{:.4f}"),
             percent(report.standard_error[k]),
-            _number(report.sessions_needed[k], "{:,.0f}"),
+            _rounded(report.sessions_needed[k]),
         ]
         if report.features:
             row.append(_number(report.features.standard_error[k], "{:.4f}"))
@@ -152,7 +198,8 @@ def numbers(report: Report) -> list[str]:
         for swap in swaps[:SWAPS]:
             rows.append([f"{swap.sessions:,}", ", ".join(f"{i} with {j}" for i, j in swap.ranks), _short(swap.query)])
         out += ["", *columns(rows)]
-        out += [f"and {len(swaps) - SWAPS:,} more rows: see --json"] if len(swaps) > SWAPS else []
+        rest = len(swaps) - SWAPS
+        out += [f"and {rest:,} more {'row' if rest == 1 else 'rows'}: see --json"] if rest > 0 else []
     return out
 
 
@@ -168,8 +215,13 @@ def percent(error: float) -> str:
     if not math.isfinite(error):
         return "-"
     if error >= 10:
-        return "worse than 1000 %"
+        return "more than 1000 %"
     return f"{error:.0%}" if error >= 0.1 else f"{error:.1%}" if error >= 0.01 or error == 0 else f"{error:.2%}"
+
+
+def _rounded(number: float) -> str:
+    """A number of sessions, with two significant digits."""
+    return f"{float(f'{number:.2g}'):,.0f}" if math.isfinite(number) else "-"
 
 
 def _number(value: float, form: str) -> str:

@@ -9,10 +9,11 @@ import numpy as np
 
 from ultr.errors import ConfigError
 from ultr.propensity.cells import Cells
-from ultr.propensity.table import Propensities
+from ultr.propensity.table import LEAST_ERROR, NO_VARIATION, Propensities, ranks_text
 
 GROUPS = 2000  # more queries than this are resampled in so many groups, of equal numbers of queries
 FEW_QUERIES, LEAST_QUERIES = 30, 5
+MANY_QUERIES = 100  # from which on percentiles cover what they should
 MISSING = 0.025  # the share of replicates without an estimate from which on percentiles say nothing
 ROOM = 1 << 22  # numbers in a piece of the replicates
 
@@ -108,21 +109,29 @@ def bootstrapped(
             draws = draws[:, told]
             missing = 1 - np.isfinite(draws).mean(0)
             for k, share in zip(np.flatnonzero(told).tolist(), missing, strict=True):
-                if share > MISSING:
+                if share > MISSING and k:
                     reasons[k] = f"no interval: {100 * share:.0f} % of the resampled logs cannot tell it"
             draws, at = draws[:, missing <= MISSING], np.flatnonzero(told)[missing <= MISSING]
-            spread = _covariance(draws)
-            covariance[np.ix_(at, at)] = spread
-            error[at] = value[at] * np.sqrt(np.diag(spread))
-            interval[at] = np.exp(np.nanquantile(np.where(np.isfinite(draws), draws, np.nan), [0.025, 0.975], axis=0)).T
+            if len(at):
+                spread = _covariance(draws)
+                log_error = np.sqrt(np.diag(spread))
+                varies = (log_error >= LEAST_ERROR) | (at == 0)
+                reasons |= dict.fromkeys(at[~varies].tolist(), NO_VARIATION)
+                draws, at, log_error = draws[:, varies], at[varies], log_error[varies]
+                covariance[np.ix_(at, at)] = spread[np.ix_(varies, varies)]
+                error[at] = value[at] * log_error
+                draws = np.where(np.isfinite(draws), draws, np.nan)
+                if len(at):
+                    interval[at] = np.exp(np.nanquantile(draws, [0.025, 0.975], axis=0)).T
         value[0], error[0], interval[0] = 1.0, 0.0, 1.0
-        thin = np.isfinite(error) & (harvest.queries < FEW_QUERIES) & (np.arange(arms) > 0)
+        thin = np.isfinite(error) & (harvest.queries < MANY_QUERIES) & (np.arange(arms) > 0)
         if thin.any():
             which = "all ranks" if thin[1:].all() else ranks_text(np.flatnonzero(thin) + 1)
             least = int(harvest.queries[thin].min())
             warnings.append(
-                f"the intervals of {which} rest on {_queries(least)} or little more: resampling queries wants at least "
-                f"{FEW_QUERIES}, and says too little of the error with fewer"
+                f"the intervals of {which} rest on {_queries(least)} or little more: percentile intervals of fewer "
+                f"than {MANY_QUERIES} queries cover a few percent less than 95 %"
+                + (f"; resampling fewer than {FEW_QUERIES} says too little of the error" * (least < FEW_QUERIES))
             )
     return Propensities(
         method=method,
@@ -135,16 +144,6 @@ def bootstrapped(
         warnings=tuple(warnings),
         covariance=covariance,
     )
-
-
-def ranks_text(ranks: np.ndarray | Sequence[int]) -> str:
-    """Such as "rank 3", "ranks 3 to 7", "ranks 3, 5 to 7 and 9", of ranks in increasing order."""
-    ranks = np.asarray(ranks)
-    cuts = np.flatnonzero(np.diff(ranks) != 1) + 1
-    runs = [(part[0], part[-1]) for part in np.split(ranks, cuts)]
-    texts = [str(a) if a == b else f"{a} and {b}" if b == a + 1 else f"{a} to {b}" for a, b in runs]
-    joined = texts[0] if len(texts) == 1 else f"{', '.join(texts[:-1])} and {texts[-1]}"
-    return f"{'rank' if len(ranks) == 1 else 'ranks'} {joined}"
 
 
 def _queries(count: int) -> str:

@@ -57,6 +57,8 @@ class Cells:
 def cells_of(source: ClickLog | Counts | Cells) -> Cells:
     """The cells of a log, or of its counts by rank or last click; documents that are not known (id 0) are left out.
 
+    The weight of a session is taken as a number of equal sessions: errors count it as so many.
+
     Raises:
       ConfigError: neither a log nor counts.
       DataError: no clicks, no document that is known, or more ranks than a curve can have.

@@ -21,7 +21,7 @@ from ultr.errors import ConfigError, UltrError
 from ultr.logs import ClickLog, Counts
 from ultr.propensity.cells import Cells, cells_of
 from ultr.propensity.joint import Fit, tabulate
-from ultr.propensity.likelihood import bounded, profiled, resistance
+from ultr.propensity.likelihood import bounded, over_queries, profiled, relevance, resistance, sandwich
 from ultr.propensity.table import Propensities
 
 STEPS = 100
@@ -61,16 +61,9 @@ def fit_conditionally(cells: Cells, *, errors: str = "information") -> Fit:
     return Fit(
         component,
         log_propensity,
-        _relevance(inside, log_propensity),
+        relevance(inside, log_propensity),
         lambda reference: _covariance(inside, component, log_propensity, information, errors, reference),
     )
-
-
-def _relevance(cells: Cells, log_propensity: np.ndarray) -> np.ndarray:
-    """[items] log of clicks per examination."""
-    examined = cells.per_item(cells.impressions * np.exp(np.nan_to_num(log_propensity, nan=-np.inf))[cells.arm])
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.log(cells.per_item(cells.clicks)) - np.log(examined)
 
 
 def _maximise(cells: Cells, component: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -110,7 +103,10 @@ def _maximise(cells: Cells, component: np.ndarray) -> tuple[np.ndarray, np.ndarr
         if decrement < 1e-12 * clicks.sum():
             break
     else:
-        raise UltrError(f"the propensities did not converge in {STEPS} steps. Leave out ranks with few clicks")
+        raise UltrError(
+            f"the propensities did not converge in {STEPS} steps: use all-pairs, or a log of fewer ranks, without "
+            "those that were hardly ever clicked"
+        )
     return np.where(component >= 0, a, np.nan), information
 
 
@@ -132,12 +128,7 @@ def _covariance(
     q = odds / cells.per_item(odds)[cells.item]
     if errors == "query":
         slope = cells.clicks - cells.per_item(cells.clicks)[cells.item] * q
-        queries, order = np.unique(cells.cluster, return_inverse=True)
-        table = np.asarray(
-            csr_array((slope, (order[cells.item], cells.arm)), shape=(len(queries), cells.arms)).todense()
-        )
-        used = int(np.count_nonzero(np.any(table != 0, axis=1)))
-        meat = table.T @ table * (used / (used - 1)) if used > 1 else np.full_like(bread, np.nan)
+        meat = over_queries(cells, slope)
     else:
         # Variance of c_k - q_k sum_j c_j, with independent c of variance v, summed over documents.
         v = _variance(cells, known)
@@ -147,11 +138,7 @@ def _covariance(
         )
         crossed = (by_share.T @ by_variance).toarray()
         meat = np.diag(cells.per_arm(v)) - crossed - crossed.T + (by_share.T @ by_both).toarray()
-    out = np.full_like(bread, np.nan)
-    np.fill_diagonal(out, np.where(finite, 0.0, np.inf))
-    part = np.ix_(finite, finite)
-    out[part] = bread[part] @ meat[part] @ bread[part]
-    return out
+    return sandwich(bread, meat, finite)
 
 
 def _variance(cells: Cells, log_propensity: np.ndarray) -> np.ndarray:

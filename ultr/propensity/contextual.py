@@ -14,11 +14,10 @@ from ultr.errors import ConfigError
 from ultr.logs import ClickLog
 from ultr.logs.collapse import Part, tally
 from ultr.logs.grouping import Groups, sums
-from ultr.propensity.bootstrap import ranks_text
 from ultr.propensity.cells import Cells, known_cells
 from ultr.propensity.conditional import fit_conditionally
 from ultr.propensity.joint import fit_jointly, tabulate
-from ultr.propensity.table import Propensities
+from ultr.propensity.table import Propensities, ranks_text
 
 COLUMN = "context."
 FITS = {"maximum-likelihood": fit_jointly, "conditional-likelihood": fit_conditionally}

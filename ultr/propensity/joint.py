@@ -17,13 +17,19 @@ from ultr.propensity.likelihood import (
     laplacian,
     maximise,
     observed,
+    over_queries,
     resistance,
+    sandwich,
     scores,
     smoothed_relevance,
 )
-from ultr.propensity.table import Propensities, log_interval
+from ultr.propensity.table import LEAST_ERROR, NO_VARIATION, Propensities, log_interval
 
 FEW_IMPRESSIONS, FEW_QUERIES = 100, 30
+ONE_SIDED = (
+    "the documents that connect it with {} were clicked at one of the two alone, or never, so that any ratio is "
+    "possible"
+)
 NEVER = 3.688879454113936  # -log(.025): no click is this likely where so many are expected
 
 
@@ -99,19 +105,30 @@ def tabulate(
     usable = np.array([k not in reasons for k in range(cells.arms)])
     if usable[reference]:
         covariance = fit.covariance(reference)
-        spread = np.sqrt(np.diag(covariance))
+        variance = np.diag(covariance)
+        spread = np.sqrt(np.where(variance >= 0, variance, np.nan))
         value[usable] = np.exp(fit.log_propensity[usable] - fit.log_propensity[reference])
-        for k in np.flatnonzero(np.isinf(spread) & usable):
+        for k in np.flatnonzero(np.isinf(spread) & usable).tolist():
             value[k] = np.nan
-            reasons[int(k)] = f"the clicks do not connect it with {name}"
-        usable &= np.isfinite(spread)
+            reasons[k] = f"the clicks do not connect it with {name}"
+        usable &= ~np.isinf(spread)
+        near = fit.component[cells.arm] == fit.component[reference]
+        constant = bool((cells.clicks == cells.impressions)[near].all())
+        for k in np.flatnonzero(usable & (np.arange(cells.arms) != reference)).tolist():
+            if constant or spread[k] < LEAST_ERROR:
+                reasons[k] = NO_VARIATION
+            elif np.isnan(spread[k]):
+                few = "fewer than two queries compare ranks" if errors == "query" else "too few clicks to tell an error"
+                reasons[k] = f"no interval: {few}"
+        usable &= np.array([k not in reasons for k in range(cells.arms)])
         error[usable] = value[usable] * spread[usable]
         interval[usable] = log_interval(value[usable], spread[usable])
         value[reference], error[reference], interval[reference] = 1.0, 0.0, 1.0
-        for k in np.flatnonzero((cells.per_arm(cells.clicks) == 0) & (cells.per_arm(cells.impressions) > 0)):
-            if (expected := _clicks_if_examined(cells, fit, reference, int(k))) > 0:
+        for k in np.flatnonzero((cells.per_arm(cells.clicks) == 0) & (cells.per_arm(cells.impressions) > 0)).tolist():
+            relevance = fit.log_relevance + fit.log_propensity[reference]
+            if (expected := clicks_if_examined(cells, fit.component == fit.component[reference], relevance, k)) > 0:
                 value[k], interval[k] = 0.0, (0.0, NEVER / expected)
-                reasons[int(k)] = "never clicked: an upper limit only"
+                reasons[k] = "never clicked: an upper limit only"
         warnings += _warnings(cells, method, errors)
     compared = cells.where((np.bincount(cells.item, minlength=cells.items) > 1)[cells.item])
     return Propensities(
@@ -142,7 +159,7 @@ def _unsupported(cells: Cells, fit: Fit, reference: int, name: str) -> dict[int,
         elif linked[k] != linked[reference]:
             out[k] = f"no document connects it with {name}"
         elif fit.component[k] != fit.component[reference]:
-            out[k] = f"connected with {name} only by documents that were never clicked, or on one side alone"
+            out[k] = ONE_SIDED.format(name)
     return out
 
 
@@ -159,27 +176,20 @@ def _covariance(cells: Cells, solution: Solution, errors: str, reference: int) -
     finite = np.isfinite(np.diag(bound))
     if errors == "information" or not finite.any():
         return bound
-    queries, order = np.unique(cells.cluster, return_inverse=True)
-    table = np.zeros((len(queries), cells.arms))
-    np.add.at(table, (order[cells.item], cells.arm), np.where(inside[cells.arm], scores(cells, solution), 0.0))
-    used = int(np.count_nonzero(np.any(table != 0, axis=1)))
-    out = np.full_like(bound, np.nan)
-    np.fill_diagonal(out, np.where(finite, 0.0, np.inf))
-    if used > 1:
-        bread = resistance(observed(with_rank, solution), reference)[np.ix_(finite, finite)]
-        meat = (table.T @ table)[np.ix_(finite, finite)] * (used / (used - 1))
-        out[np.ix_(finite, finite)] = bread @ meat @ bread
-    else:
-        out[np.ix_(finite, finite)] = np.nan
-    return out
+    meat = over_queries(cells, np.where(inside[cells.arm], scores(cells, solution), 0.0))
+    return sandwich(resistance(observed(with_rank, solution), reference), meat, finite)
 
 
-def _clicks_if_examined(cells: Cells, fit: Fit, reference: int, arm: int) -> float:
-    """How many clicks an arm would have if it were examined as often as the reference."""
-    near = fit.component[cells.arm] == fit.component[reference]
-    told = cells.per_item(np.where(near, cells.clicks, 0.0)) > 0
+def clicks_if_examined(cells: Cells, near: np.ndarray, log_relevance: np.ndarray, arm: int) -> float:
+    """How many clicks an arm would have if it were examined as often as the reference.
+
+    Args:
+      near: [arms] whether they are connected with the reference.
+      log_relevance: [items] of a click where an item is examined as at the reference.
+    """
+    told = cells.per_item(np.where(near[cells.arm], cells.clicks, 0.0)) > 0
     at = (cells.arm == arm) & told[cells.item]
-    gamma = fit.log_relevance[cells.item[at]] + fit.log_propensity[reference]
+    gamma = log_relevance[cells.item[at]]
     return float(np.sum(np.where(np.isfinite(gamma), cells.impressions[at] * np.exp(np.minimum(gamma, 0.0)), 0.0)))
 
 

@@ -169,6 +169,36 @@ def resistance(s: np.ndarray, reference: int = 0) -> np.ndarray:
     return out
 
 
+def over_queries(cells: Cells, slope: np.ndarray) -> np.ndarray:
+    """[arms, arms] sum over queries of the outer products of their sums of slopes [C]; NaN with fewer than two queries.
+
+    Memory grows with the number of cells, whatever the number of queries.
+    """
+    _, query = np.unique(cells.cluster, return_inverse=True)
+    table = csr_array((slope, (query[cells.item], cells.arm)), shape=(int(query.max()) + 1, cells.arms))
+    table.eliminate_zeros()
+    used = int(np.count_nonzero(np.diff(table.indptr)))
+    if used < 2:
+        return np.full((cells.arms, cells.arms), np.nan)
+    return (table.T @ table).toarray() * (used / (used - 1))
+
+
+def sandwich(bread: np.ndarray, meat: np.ndarray, finite: np.ndarray) -> np.ndarray:
+    """[arms, arms] bread meat bread of the arms that are finite [arms]; infinite variances of the others."""
+    out = np.full_like(bread, np.nan)
+    np.fill_diagonal(out, np.where(finite, 0.0, np.inf))
+    part = np.ix_(finite, finite)
+    out[part] = bread[part] @ meat[part] @ bread[part]
+    return out
+
+
+def relevance(cells: Cells, log_propensity: np.ndarray) -> np.ndarray:
+    """[items] log of clicks per examination; arms without a propensity (NaN) count as never examined."""
+    examined = cells.per_item(cells.impressions * np.exp(np.nan_to_num(log_propensity, nan=-np.inf))[cells.arm])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.log(cells.per_item(cells.clicks)) - np.log(examined)
+
+
 def smoothed_relevance(cells: Cells, log_propensity: np.ndarray, outcomes: float = 1.0) -> np.ndarray:
     """[items] log(gamma) with so many examined impressions of average relevance added, for arms of known propensity.
 
@@ -237,7 +267,8 @@ class _Problem:
                 return a, b, value, step  # no step gains: the limit of the arithmetic
             a, b, value = a + size * da, b + size * db, value + gain
         raise UltrError(
-            f"the likelihood of the propensities did not converge in {STEPS} steps. Leave out ranks with few clicks"
+            f"the likelihood of the propensities did not converge in {STEPS} steps: use conditional-likelihood, or a "
+            "log of fewer ranks, without those that were hardly ever clicked"
         )
 
     def _start(self, a: np.ndarray) -> np.ndarray:

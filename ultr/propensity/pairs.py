@@ -20,7 +20,8 @@ from ultr.errors import ConfigError, UltrError
 from ultr.logs import ClickLog, Counts
 from ultr.propensity.bootstrap import GROUPS, Estimator, Harvest, bootstrapped, groups_of
 from ultr.propensity.cells import Cells, cells_of
-from ultr.propensity.joint import NEVER
+from ultr.propensity.joint import NEVER, ONE_SIDED, clicks_if_examined
+from ultr.propensity.likelihood import relevance
 from ultr.propensity.pairwise import maximise_pairs
 from ultr.propensity.table import Propensities
 
@@ -108,7 +109,7 @@ class _Sets:
       low, high: [P] arms, low < high, in order.
       clicks_low, clicks_high, weight: [G, P] weighted clicks at both arms; the weight of the documents, the same at
         both.
-      reach_low, reach_high: [P] clicks that the low (high) arm would have if it were examined as the other is.
+      reach: [P] clicks that the high arm would have if it were examined as the low one is.
       impressions: [arms] of the cells that are compared.
     """
 
@@ -117,8 +118,7 @@ class _Sets:
     clicks_low: np.ndarray
     clicks_high: np.ndarray
     weight: np.ndarray
-    reach_low: np.ndarray
-    reach_high: np.ndarray
+    reach: np.ndarray
     impressions: np.ndarray
 
     @property
@@ -161,17 +161,15 @@ def _sets(cells: Cells, weights: Weights, seed: int, chosen: Callable[[np.ndarra
         )
     group, groups = np.zeros(len(n), np.int64), 0
     group[compared], groups = groups_of(cells.where(compared), seed, most)
-    out = np.zeros((5, groups * pairs))
+    out = np.zeros((4, groups * pairs))
     for i, j in _steps(cells, chosen):
         weight = np.ones(len(i)) if weights == "even" else np.minimum(n[i], n[j])
         pair = number[cells.arm[i] * arms + cells.arm[j]]
         key = group[i] * pairs + pair
         rates = c[i] / n[i], c[j] / n[j]
-        for total, values in zip(
-            out, (rates[0] * weight, rates[1] * weight, weight, n[i] * rates[1], n[j] * rates[0]), strict=True
-        ):
+        for total, values in zip(out, (rates[0] * weight, rates[1] * weight, weight, n[j] * rates[0]), strict=True):
             total += np.bincount(key, values, len(total))
-    sums = out.reshape(5, groups, pairs)
+    sums = out.reshape(4, groups, pairs)
     used = cells.where(compared)
     return _Sets(
         low=code // arms,
@@ -179,8 +177,7 @@ def _sets(cells: Cells, weights: Weights, seed: int, chosen: Callable[[np.ndarra
         clicks_low=sums[0],
         clicks_high=sums[1],
         weight=sums[2],
-        reach_low=sums[3].sum(0),
-        reach_high=sums[4].sum(0),
+        reach=sums[3].sum(0),
         impressions=used.per_arm(used.impressions),
     )
 
@@ -209,7 +206,7 @@ def _pivot(cells: Cells, weights: Weights, seed: int) -> Harvest:
         elif not clicks_low[p]:
             reasons[k] = "the documents shown both there and at rank 1 were never clicked at rank 1"
         elif not clicks_high[p]:
-            limits[k] = NEVER / sets.reach_high[p]
+            limits[k] = NEVER / sets.reach[p]
 
     def estimate(sums: np.ndarray) -> np.ndarray:
         out = np.full((len(sums), cells.arms), np.nan)
@@ -238,7 +235,7 @@ def _chain(cells: Cells, weights: Weights, seed: int) -> Harvest:
             reasons.setdefault(k, broken)
         elif not clicks_high[p]:
             broken = f"the chain from rank 1 breaks at rank {k + 1}, which was never clicked where it is compared"
-            limits[k] = value * NEVER / sets.reach_high[p]
+            limits[k] = value * NEVER / sets.reach[p]
         else:
             value *= clicks_high[p] / clicks_low[p]
 
@@ -272,7 +269,7 @@ def _all_pairs(cells: Cells, weights: Weights, seed: int) -> Harvest:
         value = solve(sets.sums.sum(0, keepdims=True))[0]
         if not np.isfinite(value[0]):
             raise UltrError("the all-pairs likelihood did not converge: use pivot-one, or adjacent-chain")
-        _explain(sets, value, reasons, limits)
+        _explain(cells, sets, value, reasons, limits)
     for k in range(1, cells.arms):
         if k not in arms:
             reasons.setdefault(k, "no document was shown both there and at another rank")
@@ -281,9 +278,10 @@ def _all_pairs(cells: Cells, weights: Weights, seed: int) -> Harvest:
     return sets.harvest(lambda sums: solve(sums, value[arms]), cells.arms, reasons, limits, len(arms) ** 2)
 
 
-def _explain(sets: _Sets, value: np.ndarray, reasons: dict[int, str], limits: dict[int, float]) -> None:
+def _explain(cells: Cells, sets: _Sets, value: np.ndarray, reasons: dict[int, str], limits: dict[int, float]) -> None:
     """Why arms that are compared have no value, or what limits the value of those that were not clicked."""
-    arms = len(value)
+    arms, near = len(value), np.isfinite(value)
+    log_relevance = relevance(cells.where(near[cells.arm]), value)
     links = csr_array((np.ones(len(sets.low)), (sets.low, sets.high)), shape=(arms, arms))
     _, label = connected_components(links, directed=False)
     clicks = np.bincount(sets.low, sets.clicks_low.sum(0), arms)
@@ -294,18 +292,12 @@ def _explain(sets: _Sets, value: np.ndarray, reasons: dict[int, str], limits: di
         if label[k] != label[0]:
             reasons[k] = "no document connects it with rank 1"
         elif not clicks[k]:
-            with np.errstate(invalid="ignore", over="ignore"):
-                reach = [
-                    *(sets.reach_low / np.exp(value[sets.high]))[sets.low == k],
-                    *(sets.reach_high / np.exp(value[sets.low]))[sets.high == k],
-                ]
-            most = np.nanmax(np.nan_to_num(reach))
-            if most > 0:
-                limits[k] = NEVER / float(most)
+            if (expected := clicks_if_examined(cells, near, log_relevance, k)) > 0:
+                limits[k] = NEVER / expected
             else:
                 reasons[k] = "never clicked, and what it was compared by neither"
         else:
-            reasons[k] = "documents that connect it with rank 1 were clicked on one side only: too few clicks"
+            reasons[k] = ONE_SIDED.format("rank 1")
 
 
 def _log_ratio(sums: np.ndarray) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,8 @@ import numpy as np
 from ultr.errors import ConfigError
 
 NORMAL = 1.959963984540054  # 97.5 % quantile
+LEAST_ERROR = 1e-9  # of log(value): below it are only the errors of arithmetic
+NO_VARIATION = "no interval: no variation to tell an error from, as where every impression was clicked"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +93,13 @@ class Propensities:
         }
         return out | ({"context": self.context} if self.context else {})
 
+    def by_reason(self) -> list[str]:
+        """What is unsupported, in words: "ranks 3 and 4: never clicked"."""
+        by_reason: dict[str, list[int]] = {}
+        for rank, reason in self.unsupported.items():
+            by_reason.setdefault(reason, []).append(rank)
+        return [f"{ranks_text(ranks)}: {_of_several(why, len(ranks))}" for why, ranks in by_reason.items()]
+
     def rows(self) -> list[list[str]]:
         """The table for people: a head, then one row per rank."""
 
@@ -100,6 +110,8 @@ class Propensities:
         for i, rank in enumerate(self.rank.tolist()):
             low, high = self.interval[i]
             span = f"{low:.4f} to {high:.4f}" if math.isfinite(low) and math.isfinite(high) else "-"
+            if self.value[i] == 0 and math.isfinite(high):
+                span = f"< {high:.4f}"
             out.append(
                 [
                     str(rank),
@@ -111,6 +123,27 @@ class Propensities:
                 ]
             )
         return out
+
+
+def ranks_text(ranks: np.ndarray | Sequence[int]) -> str:
+    """Such as "rank 3", "ranks 3 to 7", "ranks 3, 5 to 7 and 9", of ranks in increasing order."""
+    ranks = np.asarray(ranks)
+    texts: list[str] = []
+    for run in np.split(ranks, np.flatnonzero(np.diff(ranks) != 1) + 1):
+        texts += [f"{run[0]} to {run[-1]}"] if len(run) > 2 else [str(rank) for rank in run]
+    joined = texts[0] if len(texts) == 1 else f"{', '.join(texts[:-1])} and {texts[-1]}"
+    return f"{'rank' if len(ranks) == 1 else 'ranks'} {joined}"
+
+
+def _of_several(reason: str, ranks: int) -> str:
+    """A reason that speaks of one rank, said of so many."""
+    if ranks > 1:
+        for one, several in (("connects it", "connects them"), ("connect it", "connect them"), ("tell it", "tell them"),
+                             ("behind it", "behind them"), ("which it is compared", "which they are compared"),
+                             ("an upper limit only", "upper limits only"),
+                             ("what it was compared", "what they were compared")):  # fmt: skip
+            reason = reason.replace(one, several)
+    return reason
 
 
 def log_interval(value: np.ndarray, log_error: np.ndarray) -> np.ndarray:
