@@ -20,12 +20,12 @@ import ultr
 from ultr import cli, identifiability, models, simulate, towers
 from ultr.errors import ConfigError, DataError
 from ultr.identifiability import agreement, features, report
-from ultr.identifiability.assumed import Assumed, assume, smoothed_by_rank
+from ultr.identifiability.assumed import Assumed, assume
 from ultr.identifiability.design import epsilon_greedy, least, make_design, worst_error
 from ultr.logs import Counts, Vocabulary, collapse
 from ultr.propensity import Propensities, maximum_likelihood
 from ultr.propensity.cells import cells_of
-from ultr.propensity.likelihood import laplacian, resistance
+from ultr.propensity.likelihood import laplacian, resistance, smoothed_relevance
 
 
 def make_counts(
@@ -228,7 +228,7 @@ def test_standard_errors_are_those_of_the_whole_information_matrix() -> None:
     counts = make_counts(n, clicks, np.zeros(5, np.int64))
     found = report(counts)
     a = np.log(found.propensity)
-    b = smoothed_by_rank(cells_of(counts), a)
+    b = smoothed_relevance(cells_of(counts), a)
     p = np.exp(a + b[:, None])
 
     def expected(parameters: np.ndarray) -> float:
@@ -244,7 +244,7 @@ def test_errors_of_few_clicks_are_those_of_the_true_relevances(sessions: int) ->
     for seed in range(9):
         counts, gamma = logged("random", queries=60, sessions=sessions, ranks=10, seed=seed)
         cells, a = cells_of(counts), -np.log(np.arange(1.0, 11))
-        found, true = (resistance(laplacian(cells, a, b))[9, 9] for b in (smoothed_by_rank(cells, a), np.log(gamma)))
+        found, true = (resistance(laplacian(cells, a, b))[9, 9] for b in (smoothed_relevance(cells, a), np.log(gamma)))
         ratio.append(np.sqrt(found / true))
     assert np.median(ratio) == pytest.approx(1, abs=0.1)
 
@@ -577,7 +577,7 @@ def test_linear_towers_have_the_errors_of_logistic_regression() -> None:
     counts, x = tower_inputs()
     found = report(counts)
     a = np.log(found.propensity)
-    p = np.exp(a + smoothed_by_rank(cells_of(counts), a)[:, None])
+    p = np.exp(a + smoothed_relevance(cells_of(counts), a)[:, None])
     n = dense(counts)
     x = (x - x.mean(0)) / x.std(0)
     fixed = np.log(p / (1 - p))

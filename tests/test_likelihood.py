@@ -11,8 +11,9 @@ from scipy.optimize import minimize
 from ultr.errors import ConfigError
 from ultr.propensity.cells import Cells
 from ultr.propensity.conditional import _variance, conditional_likelihood
-from ultr.propensity.joint import NEVER, maximum_likelihood
-from ultr.propensity.likelihood import components, laplacian, maximise, observed, over_queries, profiled, resistance
+from ultr.propensity.fitted import NEVER
+from ultr.propensity.joint import maximise, maximum_likelihood, observed, scores
+from ultr.propensity.likelihood import components, laplacian, over_queries, profiled, resistance
 from ultr.propensity.table import NO_VARIATION
 
 ESTIMATORS = {"joint": maximum_likelihood, "conditional": conditional_likelihood}
@@ -56,6 +57,23 @@ def test_newton_finds_what_a_general_optimiser_finds() -> None:
     np.testing.assert_allclose(found.log_relevance[some], direct.x[3:][some], atol=1e-3)
     assert found.log_likelihood >= -direct.fun - 1e-6
     assert found.steps < 15
+
+
+@pytest.mark.parametrize("certain", [0.0, 0.5])
+def test_items_that_were_always_clicked_do_not_hold_up_the_search(certain: float) -> None:
+    # At the maximum of a concave function all derivatives are 0: with one impression or two of most items, and where
+    # half of the items are clicked whenever they are examined, at two ranks alike.
+    rng, theta = np.random.default_rng(1), np.array([1.0, 1.0, 0.5, 0.3, 0.2])
+    gamma = np.where(rng.random(4000) < certain, 1.0, rng.uniform(0.05, 0.85, 4000))
+    n = rng.integers(1, 3, (4000, 5)) * (rng.random((4000, 5)) < 0.5)
+    n[0] = 9
+    cells = cells_from(n, rng.binomial(n, gamma[:, None] * theta))
+    assert (cells.clicks == cells.impressions).mean() > 0.2
+    found = maximise(cells)
+    slope = scores(cells, found)
+    np.testing.assert_allclose(cells.per_arm(slope), 0, atol=1e-3)
+    np.testing.assert_allclose(cells.per_item(slope)[found.item_component >= 0], 0, atol=1e-3)
+    assert found.steps < 40
 
 
 def test_the_conditional_likelihood_is_at_its_maximum() -> None:

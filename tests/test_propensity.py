@@ -22,8 +22,8 @@ from ultr.logs import ClickLog, LogWriter, collapse
 from ultr.propensity import METHODS, Propensities
 from ultr.propensity.bootstrap import groups_of
 from ultr.propensity.cells import MOST_RANKS, Cells, cells_of
-from ultr.propensity.joint import NEVER
-from ultr.propensity.likelihood import maximise
+from ultr.propensity.fitted import NEVER
+from ultr.propensity.joint import maximise
 from ultr.propensity.pairwise import linked, maximise_pairs
 from ultr.propensity.rates import _evenness
 from ultr.propensity.table import NO_VARIATION, ranks_text
@@ -796,6 +796,8 @@ def test_unusable_contexts(devices: ClickLog, tmp_path: Path) -> None:
     for options in ({"by": []}, {"by": ["price", "price"]}, {"bins": 0}, {"method": "all-pairs"}):
         with pytest.raises(ConfigError, match="one or more different columns, at least 1 bin and a method"):
             propensity.contextual(devices, **{"by": "price"} | options)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="expected errors of 'information' or 'query', found 'best'"):
+        propensity.contextual(devices, "price", errors="best")  # type: ignore[arg-type]
     rows = [row | {"context.price": float(i)} for i, row in enumerate(click_rows(400, context=True))]
     with pytest.raises(ConfigError, match=r"400 contexts at 4 ranks are too many.*fewer bins"):
         propensity.contextual(write_small(tmp_path / "many", rows), "price", bins=400)
@@ -889,7 +891,7 @@ def test_what_is_not_known_is_said_and_drawn(ultr: Any, tmp_path: Path) -> None:
     code, text, _ = ultr(log.path, "--method", "all-pairs", "--method", "pivot-one", "--figure", tmp_path / "c.pdf")
     assert code == 0
     assert "all-pairs: rank 3: never clicked: an upper limit only" in text
-    assert "pivot-one: ranks 4 to 8: no document was shown there" in text
+    assert "pivot-one: ranks 4-8: no document was shown there" in text
     assert text.splitlines()[4].split()[1] == "<"
     assert (tmp_path / "c.pdf").read_bytes().startswith(b"%PDF")
     code, out, _ = ultr(log.path, "--json")
@@ -910,12 +912,27 @@ def test_a_split(ultr: Any, tmp_path: Path) -> None:
     assert [row["propensity"] for row in found["propensities"][0]["ranks"]] == part.value.tolist()
 
 
+def test_the_first_ranks_alone(ultr: Any, devices: ClickLog, tmp_path: Path) -> None:
+    rows = click_rows(6000, context=True)
+    short = [row | {name: row[name][:3] for name in ("documents", "ranks", "clicks")} for row in rows]
+    log, cut = write_small(tmp_path / "log", rows), write_small(tmp_path / "cut", short)
+    for options in (("--method", "all-pairs", "--method", "maximum-likelihood"), ("--context", "device")):
+        expected = json.loads(ultr(cut.path, *options, "--json")[1])["propensities"]
+        found = json.loads(ultr(log.path, *options, "--ranks", 3, "--json")[1])["propensities"]
+        assert found == expected
+        assert all([row["rank"] for row in curve["ranks"]] == [1, 2, 3] for curve in found)
+        assert json.loads(ultr(log.path, *options, "--ranks", 9, "--json")[1])["propensities"] != expected
+    with pytest.raises(ConfigError, match="expected ranks of at least 1, found 0"):
+        propensity.contextual(devices, "device", ranks=0)
+
+
 def bad_uses(log: Path, folder: Path) -> Iterator[tuple[tuple[object, ...], str]]:
     yield (folder / "nothing",), "expected the folder of a click log"
     yield (log, "--method", "best"), "unknown method 'best'; known: maximum-likelihood"
     yield (log, "--method", "ctr", "--errors", "query"), "--errors says nothing to --method ctr"
     yield (log, "--replicates", 100), "--replicates says nothing to --method conditional-likelihood"
     yield (log, "--replicates", 10, "--method", "ctr"), "10 is not in the range"
+    yield (log, "--ranks", 0), "0 is not in the range"
     yield (log, "--bins", 3), "--bins says nothing without --context"
     yield (log, "--context", "device", "--method", "all-pairs"), "--context goes with --method maximum-likelihood or"
     yield (log, "--context", "wind"), "expected a context column 'wind'"
@@ -952,7 +969,7 @@ def test_a_figure_of_one_rank_and_of_nothing(tmp_path: Path) -> None:
         curves.draw({"ctr": curve}, tmp_path / f"{name}.png")
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     curves.draw({"ctr": none}, tmp_path / "none.svg")
-    assert "ranks 2 and 3: rank 1, which they are" in (tmp_path / "none.svg").read_text()
+    assert "ranks 2-3: rank 1, which they are" in (tmp_path / "none.svg").read_text()
     curves.draw({"ctr": none, "one": propensity.ctr(spread_out())}, tmp_path / "both.svg")
     assert "ctr has no values. rank 1: never clicked" in (tmp_path / "both.svg").read_text()
 
@@ -969,10 +986,11 @@ def test_figures_hold_values_without_intervals() -> None:
     ("ranks", "text"),
     [
         ([3], "rank 3"),
-        ([3, 4], "ranks 3 and 4"),
-        ([2, 3, 4], "ranks 2 to 4"),
-        ([1, 3, 4, 5, 9], "ranks 1, 3 to 5 and 9"),
-        ([2, 4, 5], "ranks 2, 4 and 5"),
+        ([], "no rank"),
+        ([3, 4], "ranks 3-4"),
+        ([2, 3, 4], "ranks 2-4"),
+        ([1, 3, 4, 5, 9], "ranks 1, 3-5, 9"),
+        ([2, 4], "ranks 2, 4"),
     ],
 )
 def test_ranks_in_words(ranks: list[int], text: str) -> None:

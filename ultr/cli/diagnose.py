@@ -55,21 +55,15 @@ def command(
       ultr diagnose log --target 0.05
     """
     from ultr.identifiability import agreement, report
-    from ultr.identifiability.assumed import counts_of, first_ranks
     from ultr.logs import open_counted
-    from ultr.propensity.cells import cells_of
-    from ultr.propensity.conditional import fit_conditionally
-    from ultr.propensity.joint import tabulate
+    from ultr.propensity import conditional_likelihood
 
     model = _model(run) if run else None
-    counts = counts_of(open_counted(log, split=split))
-    found = report(counts, target=target, ranks=ranks, share=share, pairs=pairs)
+    found = report(open_counted(log, split=split), target=target, ranks=ranks, share=share, pairs=pairs)
     result, text = found.to_json(), found.text()
     if model is not None:
-        cells = first_ranks(cells_of(counts), ranks)
         try:
-            fitted = tabulate(cells, fit_conditionally(cells), "conditional-likelihood", errors="information")
-            compared = agreement(model, fitted)
+            compared = agreement(model, conditional_likelihood(found.cells))
             result["agreement"] = compared.to_json() | {"run": str(run)}
             said = compared.text()
         except UltrError as e:

@@ -55,6 +55,7 @@ TABLES = (".csv", ".json")
     "--bins", default=4, show_default=True, type=click.IntRange(min=1), help="Cuts a --context of numbers into so many."
 )
 @click.option("--split", help="Only this split of the log.")
+@click.option("--ranks", type=click.IntRange(min=1), help="Look at ranks 1 to this alone [all].")
 @click.option("--out", type=click.Path(path_type=Path), help="Also write the table: .csv or .json.")
 @click.option("--figure", type=click.Path(path_type=Path), help="Also draw the curves: .png, .svg or .pdf.")
 @seed_option
@@ -67,6 +68,7 @@ def command(
     context: Sequence[str],
     bins: int,
     split: str | None,
+    ranks: int | None,
     out: Path | None,
     figure: Path | None,
     seed: int,
@@ -86,7 +88,7 @@ def command(
     """
     from ultr.logs import open_counted
     from ultr.propensity import METHODS, contextual
-    from ultr.propensity.cells import cells_of
+    from ultr.propensity.cells import cells_of, first_ranks
 
     methods = list(dict.fromkeys(methods))
     _check(methods, METHODS, context, out, figure)
@@ -94,10 +96,11 @@ def command(
     found: dict[str, Propensities] = {}
     if context:
         for method in methods:
-            for name, curve in contextual(source, context, bins=bins, method=method, errors=errors).items():  # type: ignore[arg-type]
+            curves_of = contextual(source, context, bins=bins, method=method, errors=errors, ranks=ranks)  # type: ignore[arg-type]
+            for name, curve in curves_of.items():
                 found[name if len(methods) == 1 else f"{method}, {name}"] = curve
     else:
-        cells = cells_of(source)
+        cells = first_ranks(cells_of(source), ranks)
         for method in methods:
             options = {"errors": errors} if method in LIKELIHOODS else {"replicates": replicates, "seed": seed}
             found[method] = METHODS[method](cells, **options)

@@ -11,9 +11,9 @@ import numpy as np
 from scipy.special import chdtrc, erfc
 
 from ultr.errors import ConfigError
-from ultr.identifiability.graph import spans
 from ultr.identifiability.logger import plain
 from ultr.propensity import Propensities
+from ultr.propensity.table import ranks_text
 
 LEVEL = 0.05  # of the test
 
@@ -57,8 +57,8 @@ class Agreement:
         else:
             clear = np.abs(self.z) > 2
             up, down = clear & (self.z > 0), clear & (self.z < 0)
-            parts = [f"above it at {spans(self.rank[up].tolist())}"] if up.any() else []
-            parts += [f"below it at {spans(self.rank[down].tolist())}"] if down.any() else []
+            parts = [f"above it at {ranks_text(self.rank[up])}"] if up.any() else []
+            parts += [f"below it at {ranks_text(self.rank[down])}"] if down.any() else []
             out = f"The learned curve differs from the harvested one by more than chance ({test}{chance})"
             out += f": it lies {' and '.join(parts)}; {far}." if parts else f"; {far}."
         return " ".join([out, *self.notes])
@@ -99,7 +99,7 @@ def agreement(curve: Any, propensities: Propensities) -> Agreement:
         )
     reference, rest = used[0], used[1:]
     if left := sorted(set(range(max(len(values), len(propensities.rank)))) - set(used.tolist())):
-        notes.append(f"Nothing is said about {spans([k + 1 for k in left])}: no value there, or no error.")
+        notes.append(f"Nothing is said about {ranks_text([k + 1 for k in left])}: no value there, or no error.")
     difference = (log[0] - log[1])[rest] - (log[0] - log[1])[reference]
     change = np.eye(ranks)[rest]
     change[:, reference] = -1.0  # where rank 1 is not compared, the first rank that is

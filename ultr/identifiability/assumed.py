@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import functools
 
 import numpy as np
 
-from ultr.errors import ConfigError, DataError, UltrError
-from ultr.logs import ClickLog, Counts, collapse
+from ultr.errors import UltrError
 from ultr.propensity.cells import Cells
 from ultr.propensity.conditional import fit_conditionally
-from ultr.propensity.likelihood import components, laplacian
+from ultr.propensity.likelihood import components, laplacian, smoothed_relevance, weights
 
 PRIOR_SPREAD = 1.0  # standard deviation of log(propensity) around 1/rank: a factor of e
 MOST = 1 << 18  # cells that the propensities are estimated from
@@ -60,7 +58,7 @@ class Assumed:
         chance = 1 / np.sqrt(self.clicks_of_item[items] + 1)
         propensity = np.where(self.shown, self.log_propensity, -np.inf)
         x = propensity + (self.log_relevance[items] - chance)[:, None]
-        return 1 / np.expm1(-np.minimum(x, np.log(LIKELIEST)))
+        return weights(1.0, np.minimum(x, np.log(LIKELIEST)))
 
     @functools.cached_property
     def clicks_of_item(self) -> np.ndarray:
@@ -73,7 +71,7 @@ def assume(cells: Cells) -> Assumed:
 
     The propensities are those of largest posterior density: the conditional likelihood of documents that were shown at
     two or more ranks, times a wide prior around 1/rank. What the log identifies comes from the log, the rest from the
-    prior. The relevances follow from them (`smoothed_by_rank`).
+    prior. The relevances follow from them (`smoothed_relevance`).
     """
     component = components(cells)
     shown = component >= 0
@@ -88,35 +86,9 @@ def assume(cells: Cells) -> Assumed:
                 "the likelihood of the clicks has no maximum that was found: propensities of 1/rank assumed"
             )
     curve = np.where(shown, curve - curve[np.flatnonzero(shown)[0]], np.nan)
-    relevance = smoothed_by_rank(cells, curve)
+    relevance = smoothed_relevance(cells, curve)
     information = laplacian(varied, curve, relevance)
     return Assumed(cells, varied, curve, relevance, component, information, tuple(warnings))
-
-
-def smoothed_by_rank(cells: Cells, log_propensity: np.ndarray) -> np.ndarray:
-    """[items] log(gamma) with one examined impression added, of the average relevance of items like it.
-
-    Items are alike that were shown most often at the same rank: a logger that ranks by relevance has documents of less
-    relevance there than on average over all ranks. A document that was never clicked may still bring information.
-
-    Args:
-      cells: the log.
-      log_propensity: [arms]; NaN or -inf: not examined.
-    """
-    theta = np.exp(np.where(np.isfinite(log_propensity), log_propensity, -np.inf))
-    examined, clicks = cells.per_item(cells.impressions * theta[cells.arm]), cells.per_item(cells.clicks)
-    average = clicks.sum() / max(examined.sum(), 1e-300)
-    order = np.lexsort((cells.arm, -cells.impressions, cells.item))
-    item, first = np.unique(cells.item[order], return_index=True)
-    typical = np.zeros(cells.items, np.int64)
-    typical[item] = cells.arm[order][first]
-    alike = [np.bincount(typical, values, cells.arms) for values in (clicks, examined)]
-    alike_average = (alike[0] + average) / (alike[1] + 1)
-    top = np.zeros(cells.items)
-    np.maximum.at(top, cells.item, theta[cells.arm])
-    with np.errstate(divide="ignore"):
-        gamma = np.log((clicks + alike_average[typical]) / (examined + 1))
-        return np.minimum(gamma, -np.log(np.maximum(top, 1e-300)) - 1e-3)  # a probability stays below 1
 
 
 def _telling(cells: Cells) -> Cells:
@@ -136,42 +108,9 @@ def _posterior(varied: Cells, prior: np.ndarray) -> np.ndarray:
     solution = fit_conditionally(varied)
     found = solution.component >= 0
     curve = np.where(found, solution.log_propensity, np.nan)
-    relevance = smoothed_by_rank(varied, curve)
+    relevance = smoothed_relevance(varied, curve)
     relevance[varied.per_item(varied.clicks) == 0] = -np.inf  # no part of what found this curve
     s = laplacian(varied, curve, relevance)
     precision = PRIOR_SPREAD**-2
     right = s @ np.where(found, curve, 0.0) + precision * prior  # s does not see the factor of each component
     return np.linalg.solve(s + precision * np.eye(len(s)), right)
-
-
-def counts_of(source: ClickLog | Counts) -> Counts:
-    """Counts by rank (or last click).
-
-    Raises:
-      ConfigError: neither a log nor counts.
-    """
-    if isinstance(source, Counts):
-        return source
-    if not isinstance(source, ClickLog):
-        raise ConfigError(f"expected a ClickLog or its Counts (ultr.logs.collapse), found {type(source).__name__}")
-    view = copy.copy(source)
-    view.metadata = source.metadata | {"impression_features": []}  # which say nothing about who was shown where
-    return collapse(view, "rank")
-
-
-def first_ranks(cells: Cells, ranks: int | None) -> Cells:
-    """The cells of ranks 1 to `ranks` alone.
-
-    Raises:
-      ConfigError: a number below 1.
-      DataError: no click at those ranks.
-    """
-    if ranks is None or ranks >= cells.arms:
-        return cells
-    if ranks < 1:
-        raise ConfigError(f"expected ranks of at least 1, found {ranks}")
-    out = dataclasses.replace(cells.where(cells.arm < ranks), arms=ranks)
-    if not out.clicks.sum():
-        where = "rank 1" if ranks == 1 else f"ranks 1 to {ranks}"
-        raise DataError(f"expected clicks at {where}, found none", fix="Look at more ranks.")
-    return out

@@ -10,7 +10,7 @@ import numpy as np
 from scipy.sparse import csr_array
 
 from ultr.identifiability.assumed import Assumed
-from ultr.propensity.likelihood import resistance
+from ultr.propensity.likelihood import between, laplacian_of, resistance, weights
 
 CLOSE = 0.004  # relative difference of information that ends a search
 BLOCK = 1 << 22  # cells of (document, rank) that are looked at at a time
@@ -53,7 +53,7 @@ class Design:
 
     def information(self, impressions: np.ndarray) -> np.ndarray:
         """[K, K] Laplacian with impressions [D, K] added."""
-        return laplacian_of(between(self.weight + self.odds * impressions) + self.rest)
+        return laplacian_of(dense_between(self.weight + self.odds * impressions) + self.rest)
 
     def gain(self, impressions: np.ndarray, metric: np.ndarray) -> np.ndarray:
         """[Q, K, K] derivative of trace(metric S), S the information, by sessions that exchange two ranks of a query.
@@ -71,18 +71,11 @@ class Design:
         return moved + moved.transpose(0, 2, 1)
 
 
-def between(weight: np.ndarray) -> np.ndarray:
-    """[K, K] conductance between ranks of weights [D, K], documents eliminated; its diagonal means nothing."""
+def dense_between(weight: np.ndarray) -> np.ndarray:
+    """[K, K] `between` of a table of weights [D, K]."""
     total = weight.sum(1)
     scaled = weight / np.sqrt(np.where(total > 0, total, 1.0))[:, None]
     return scaled.T @ scaled
-
-
-def laplacian_of(conductance: np.ndarray) -> np.ndarray:
-    """[K, K] Laplacian of conductances between ranks."""
-    conductance = conductance.copy()
-    np.fill_diagonal(conductance, 0.0)
-    return np.diag(conductance.sum(1)) - conductance
 
 
 def worst_error(information: np.ndarray, shown: np.ndarray) -> float:
@@ -119,18 +112,16 @@ def make_design(assumed: Assumed, share: float, budget: int) -> Design | None:
     inside = number[query] >= 0
     item, arm, n = cells.item[inside], cells.arm[inside], cells.impressions[inside]
     items, row = np.unique(item, return_inverse=True)
-    x = assumed.log_propensity[arm] + assumed.log_relevance[item]
-    weight = _dense(row, arm, n / np.expm1(-np.minimum(x, -1e-12)), (len(items), k))
+    w = weights(cells.impressions, assumed.log_propensity[cells.arm] + assumed.log_relevance[cells.item])
     of_query = number[query[inside]]
     shown = at_rank[chosen].toarray()
     part = n / shown[of_query, arm]
-    others = cells.where(~inside)
     return Design(
         query=queries[chosen],
         share=csr_array((part, (of_query * k + arm, row)), shape=(len(chosen) * k, len(items))),
         odds=assumed.planned_odds(items),
-        weight=weight,
-        rest=_rest(assumed, others.item, others.arm, others.impressions),
+        weight=_dense(row, arm, w[inside], (len(items), k)),
+        rest=between(cells.where(~inside), w[~inside]),
         most=share * shown.max(1),
         most_at=share * shown,
     )
@@ -140,14 +131,6 @@ def _dense(row: np.ndarray, column: np.ndarray, value: np.ndarray, shape: tuple[
     out = np.zeros(shape)
     out[row, column] = value
     return out
-
-
-def _rest(assumed: Assumed, item: np.ndarray, arm: np.ndarray, n: np.ndarray) -> np.ndarray:
-    x = assumed.log_propensity[arm] + assumed.log_relevance[item]
-    w = n / np.expm1(-np.minimum(x, -1e-12))
-    total = np.bincount(item, w, assumed.cells.items)
-    scaled = csr_array((w / np.sqrt(total[item]), (item, arm)), shape=(assumed.cells.items, assumed.cells.arms))
-    return (scaled.T @ scaled).toarray()
 
 
 def epsilon_greedy(assumed: Assumed, sessions: float) -> Callable[[float], np.ndarray]:
@@ -176,9 +159,9 @@ def epsilon_greedy(assumed: Assumed, sessions: float) -> Callable[[float], np.nd
             query = of_item[low:high]
             uniform = spread[query].toarray() / total[query, None]
             x = assumed.log_propensity + assumed.log_relevance[low:high, None]
-            held = np.where(n > 0, n / np.expm1(-np.minimum(x, -1e-12)), 0.0)
+            held = weights(n, x)
             added = uniform * n.sum(1)[:, None] * (randomised / sessions)
-            out += between(held + assumed.planned_odds(np.arange(low, high)) * added)
+            out += dense_between(held + assumed.planned_odds(np.arange(low, high)) * added)
         return laplacian_of(out)
 
     return information

@@ -8,14 +8,13 @@ from typing import Any
 import numpy as np
 
 from ultr.errors import ConfigError
-from ultr.identifiability.assumed import assume, counts_of, first_ranks
+from ultr.identifiability.assumed import assume
 from ultr.identifiability.features import FeatureTower, linear_tower
 from ultr.identifiability.graph import (
     Component,
     Cut,
     components_of,
     sessions_needed,
-    spans,
     standard_errors,
     weakest_cut,
 )
@@ -23,8 +22,10 @@ from ultr.identifiability.logger import Confounding, Variation, confounding, pla
 from ultr.identifiability.swaps import SwapPlan, plan
 from ultr.identifiability.words import numbers, words
 from ultr.logs import ClickLog, Counts
-from ultr.propensity.cells import Cells, cells_of
+from ultr.logs.collapse import Tally
+from ultr.propensity.cells import Cells, first_ranks, known_cells, tally_of
 from ultr.propensity.likelihood import bounded
+from ultr.propensity.table import ranks_text
 
 LEAST = 0.001  # target
 
@@ -50,6 +51,7 @@ class Report:
       unsupported: 1-based ranks that documents connect with rank 1, but clicks do not: never clicked, or clicked on one
         side only, so that any propensity above or below some value is as likely. Theirs is assumed, not measured; the
         errors there are those of a log with more clicks. All connected ranks but rank 1 where that was never clicked.
+      cells: the clicks and impressions that were looked at.
       warnings: what to know before using the numbers.
     """
 
@@ -66,6 +68,7 @@ class Report:
     confounding: Confounding
     features: FeatureTower | None
     plan: SwapPlan
+    cells: Cells = dataclasses.field(repr=False)
     unsupported: tuple[int, ...] = ()
     warnings: tuple[str, ...] = ()
 
@@ -162,27 +165,25 @@ def report(
         raise ConfigError(f"expected at least one pair of ranks to exchange, found {pairs}")
     if not 0 < share <= 1:
         raise ConfigError(f"expected a share above 0 and at most 1, found {share}")
-    counts = counts_of(source)
-    everything = cells_of(counts)
-    document = _documents(counts)
+    counted, names = tally_of(source), source.vocabulary
+    everything = known_cells(source, counted)
     cells = first_ranks(everything, ranks)
     assumed = assume(cells)
     error = standard_errors(assumed)
-    known = float(everything.impressions.sum())
+    unknown = float(counted.impressions.sum()) - float(everything.impressions.sum())
     tower = None
-    if counts.vocabulary.feature_names:
-        tower = linear_tower(cells, assumed.probability, document, counts.vocabulary.feature_blocks())
-    planned = plan(
-        assumed, counts.vocabulary.query_names, target=target, sessions=counts.weight, share=share, pairs=pairs
-    )
+    if names.feature_names:
+        document = _documents(counted, source.documents)
+        tower = linear_tower(cells, assumed.probability, document, names.feature_blocks())
+    planned = plan(assumed, names.query_names, target=target, sessions=counted.weight, share=share, pairs=pairs)
     return Report(
         target=target,
-        sessions=counts.weight,
+        sessions=counted.weight,
         components=components_of(assumed),
         impressions=cells.per_arm(cells.impressions),
         clicks=cells.per_arm(cells.clicks),
         standard_error=error,
-        sessions_needed=sessions_needed(error, target, counts.weight),
+        sessions_needed=sessions_needed(error, target, counted.weight),
         propensity=np.exp(assumed.log_propensity),
         cut=weakest_cut(assumed, error),
         variation=variation(assumed),
@@ -190,13 +191,14 @@ def report(
         features=tower,
         plan=planned,
         unsupported=_unsupported(cells, assumed.component),
-        warnings=(*assumed.warnings, *_warnings(cells, float(counts.impressions.sum()) - known)),
+        cells=cells,
+        warnings=(*assumed.warnings, *_warnings(cells, unknown)),
     )
 
 
-def _documents(counts: Counts) -> np.ndarray:
-    """[items] document id of each item of `cells_of`."""
-    ids = counts.document[(counts.document > 0) & (counts.document <= counts.documents)]
+def _documents(counted: Tally, documents: int) -> np.ndarray:
+    """[items] document id of each item of `known_cells`."""
+    ids = counted.document[(counted.document > 0) & (counted.document <= documents)]
     return ids[np.append(True, ids[1:] != ids[:-1])]
 
 
@@ -212,9 +214,9 @@ def _warnings(cells: Cells, unknown: float) -> list[str]:
     shown, clicked = cells.per_arm(cells.impressions), cells.per_arm(cells.clicks)
     out = []
     if len(empty := np.flatnonzero(shown == 0) + 1):
-        out.append(f"nothing was shown at {spans(empty.tolist())}")
+        out.append(f"nothing was shown at {ranks_text(empty)}")
     if len(never := np.flatnonzero((shown > 0) & (clicked == 0)) + 1):
-        out.append(f"never clicked: {spans(never.tolist())}; the errors there assume that examination falls as 1/rank")
+        out.append(f"never clicked: {ranks_text(never)}; the errors there assume that examination falls as 1/rank")
     if unknown > 0:
         out.append(f"{unknown:,.0f} impressions of documents that the vocabulary does not know are left out")
     per_item = cells.per_item(cells.impressions)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ultr.identifiability.graph import spans
+from ultr.propensity.table import ranks_text
 
 if TYPE_CHECKING:
     from ultr.identifiability.report import Report
@@ -26,7 +26,7 @@ def words(report: Report) -> list[str]:
 def _verdict(report: Report) -> list[str]:
     shown = np.flatnonzero(report.impressions > 0) + 1
     if len(shown) == 1:
-        return [f"Nothing to identify: the log shows {spans(shown.tolist())} only, and propensities compare ranks."]
+        return [f"Nothing to identify: the log shows {ranks_text(shown)} only, and propensities compare ranks."]
     if shown[0] > 1:
         return [
             "No: nothing was shown at rank 1, with which propensities are compared. Check the ranks of the log: the "
@@ -46,32 +46,32 @@ def _verdict(report: Report) -> list[str]:
         return [_unsupported(report, [k for k in good + fair if k > 1 and k not in report.unsupported], lost)]
     if not fair and not lost:
         worst = f"the worst, rank {report.worst}, to {percent(error.max())}"
-        return [f"Yes: this log identifies the propensities of {spans(shown.tolist())} {goal} or better; {worst}."]
+        return [f"Yes: this log identifies the propensities of {ranks_text(shown)} {goal} or better; {worst}."]
     if len(good) + len(fair) == 1:
-        return [f"No: this log does not identify propensities. No document connects rank 1 with {spans(lost)}."]
+        return [f"No: this log does not identify propensities. No document connects rank 1 with {ranks_text(lost)}."]
     out = []
     if len(good) > 1:
-        out.append(f"{spans(good)} are known {goal} or better")
+        out.append(f"{ranks_text(good)} are known {goal} or better")
     if fair:
         known = report.standard_error[np.array(fair) - 1]
         best, worst = percent(known.min()), percent(known.max())
-        out.append(f"{spans(fair)} can be known to {best if best == worst else f'{best} - {worst}'} at best")
+        out.append(f"{ranks_text(fair)} can be known to {best if best == worst else f'{best} - {worst}'} at best")
     if lost:
-        out.append(f"{spans(lost)} cannot be compared with rank 1 at all")
+        out.append(f"{ranks_text(lost)} cannot be compared with rank 1 at all")
     return [f"In part: {'; '.join(out)}. (Errors here are one standard error, relative.)"]
 
 
 def _unsupported(report: Report, measured: list[int], lost: list[int]) -> str:
     """The verdict where clicks do not bound all ratios; 1-based ranks beyond 1 that they do, those not connected."""
-    which, one = spans(report.unsupported), len(report.unsupported) == 1
+    which, one = ranks_text(report.unsupported), len(report.unsupported) == 1
     what = f"propensity of {which} is" if one else f"propensities of {which} are"
     verdict = "In part" if measured else "No: this log does not identify propensities"
     out = [f"{verdict}: the {what} assumed rather than measured, for want of clicks there or at the ranks compared."]
     if measured:
         worst = percent(float(report.standard_error[np.array(measured) - 1].max()))
-        out.append(f"Of the others, {spans(sorted(measured))} can be known to {worst} or better.")
+        out.append(f"Of the others, {ranks_text(sorted(measured))} can be known to {worst} or better.")
     if lost:
-        out.append(f"No document connects rank 1 with {spans(lost)}.")
+        out.append(f"No document connects rank 1 with {ranks_text(lost)}.")
     return " ".join(out)
 
 
@@ -86,7 +86,7 @@ def _limit(report: Report) -> list[str]:
         if not enough:
             out.append(f"That alone leaves an error of {percent(report.cut.standard_error)}.")
     elif others:
-        parts = [f"{spans(c.ranks)} (to {percent(max(c.standard_error))} or better)" for c in others]
+        parts = [f"{ranks_text(c.ranks)} (to {percent(max(c.standard_error))} or better)" for c in others]
         out.append(f"Among themselves {' and '.join(parts)} are compared.")
     return [" ".join(out)]
 
@@ -98,8 +98,8 @@ def _todo(report: Report) -> list[str]:
         return []
     if plan.reached and not plan.swaps and report.unsupported:
         return [
-            f"What to do: log more sessions until there are clicks that compare {spans(report.unsupported)} with rank "
-            "1. There are impressions enough, were examination as assumed below."
+            f"What to do: log more sessions until there are clicks that compare {ranks_text(report.unsupported)} with "
+            "rank 1. There are impressions enough, were examination as assumed below."
         ]
     if plan.reached and not plan.swaps:
         return ["What to do: nothing; the target is reached."]
@@ -167,7 +167,7 @@ def _logger(report: Report) -> list[str]:
             text += "; a linear additive tower over them could know the bias of ranks to "
             text += f"{f.standard_error[known].max():.3f} logits or better, if it is right"
         if len(lost := np.flatnonzero(~known & (report.impressions > 0)) + 1):
-            text += f"; they separate {spans(lost.tolist())} from rank 1"
+            text += f"; they separate {ranks_text(lost)} from rank 1"
         out.append(text + ".")
     return [" ".join(out)]
 

@@ -63,13 +63,20 @@ def cells_of(source: ClickLog | Counts | Cells) -> Cells:
       ConfigError: neither a log nor counts.
       DataError: no clicks, no document that is known, or more ranks than a curve can have.
     """
-    if isinstance(source, Cells):
-        return _checked(source)
+    return _checked(source) if isinstance(source, Cells) else known_cells(source, tally_of(source))
+
+
+def tally_of(source: ClickLog | Counts) -> Tally:
+    """What was clicked and shown by document and rank; of counts by last click, several times.
+
+    Raises:
+      ConfigError: neither a log nor counts.
+    """
     if isinstance(source, ClickLog):
-        return known_cells(source, tally(source))
+        return tally(source)
     if not isinstance(source, Counts):
         raise ConfigError(f"expected a ClickLog or its Counts (ultr.logs.collapse), found {type(source).__name__}")
-    return known_cells(source, Tally(source.document, source.rank, None, source.impressions, source.clicks, 0.0))
+    return Tally(source.document, source.rank, None, source.impressions, source.clicks, source.weight)
 
 
 def known_cells(source: ClickLog | Counts, counted: Tally) -> Cells:
@@ -108,6 +115,31 @@ def known_cells(source: ClickLog | Counts, counted: Tally) -> Cells:
         impressions = np.bincount(inverse, impressions, len(cell))
         clicks = np.bincount(inverse, clicks, len(cell))
     return _checked(Cells(cell // arms, cell % arms, impressions, clicks, query, arms))
+
+
+def first_ranks(cells: Cells, ranks: int | None, *, of: int | None = None) -> Cells:
+    """The cells of ranks 1 to `ranks` alone; None: of all.
+
+    Args:
+      cells: whose arms are ranks, or ranks in contexts, those of one context after the other.
+      ranks: from 1.
+      of: how many ranks each context has.
+
+    Raises:
+      ConfigError: a number below 1.
+      DataError: no click at those ranks.
+    """
+    of = of or cells.arms
+    if ranks is None or ranks >= of:
+        return cells
+    if ranks < 1:
+        raise ConfigError(f"expected ranks of at least 1, found {ranks}")
+    kept = cells.where(cells.arm % of < ranks)
+    out = dataclasses.replace(kept, arm=kept.arm // of * ranks + kept.arm % of, arms=cells.arms // of * ranks)
+    if not out.clicks.sum():
+        where = "rank 1" if ranks == 1 else f"ranks 1 to {ranks}"
+        raise DataError(f"expected clicks at {where}, found none", fix="Look at more ranks.")
+    return out
 
 
 def _checked(cells: Cells) -> Cells:

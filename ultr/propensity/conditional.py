@@ -12,102 +12,81 @@ not.
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 from scipy.sparse import csr_array
 
-from ultr.errors import ConfigError, UltrError
 from ultr.logs import ClickLog, Counts
-from ultr.propensity.cells import Cells, cells_of
-from ultr.propensity.joint import Fit, tabulate
-from ultr.propensity.likelihood import bounded, over_queries, profiled, relevance, resistance, sandwich
+from ultr.propensity.cells import Cells
+from ultr.propensity.fitted import Errors, Fit, estimated
+from ultr.propensity.likelihood import bounded, over_queries, profiled, relevance, resistance, sandwich, within
+from ultr.propensity.newton import ascend
 from ultr.propensity.table import Propensities
 
-STEPS = 100
+TOLERANCE = 5e-13  # half the squared Newton decrement per click at which the search ends
 
 
-def conditional_likelihood(
-    source: ClickLog | Counts, *, errors: Literal["information", "query"] = "information"
-) -> Propensities:
+def conditional_likelihood(source: ClickLog | Counts | Cells, *, errors: Errors = "information") -> Propensities:
     """Examination by the likelihood of where each document's clicks fell, given their number.
 
     As good as joint maximum likelihood where documents have many impressions and clicks are not nearly certain, and
-    right where they have few.
-
-    Args:
-      source: a log or its counts by rank.
-      errors: standard errors under the position-based model; or "query", robust to a model that is not right, and to
-        clicks of a query that depend on each other (sandwich over queries).
-
-    Returns:
-      `Propensities`. A rank that was never clicked has value 0 and an upper limit; ranks that no document connects with
-      rank 1 have none.
-
-    Raises:
-      DataError: no clicks.
+    right where they have few. Arguments, result and errors are those of `maximum_likelihood`.
     """
-    if errors not in ("information", "query"):
-        raise ConfigError(f"expected errors of 'information' or 'query', found {errors!r}")
-    cells = cells_of(source)
-    return tabulate(cells, fit_conditionally(cells, errors=errors), "conditional-likelihood", errors=errors)
+    return estimated(source, "conditional-likelihood", fit_conditionally, errors)
 
 
-def fit_conditionally(cells: Cells, *, errors: str = "information") -> Fit:
+def fit_conditionally(cells: Cells, *, errors: Errors = "information") -> Fit:
     """The maximum of the conditional likelihood."""
     component, item_component = bounded(cells)
-    inside = cells.where((component >= 0)[cells.arm] & (component[cells.arm] == item_component[cells.item]))
-    log_propensity, information = _maximise(inside, component)
+    own, free = within(cells, component, item_component)
+    a, information = _maximise(own, free)
+    log_propensity = np.where(component >= 0, a, np.nan)
     return Fit(
         component,
         log_propensity,
-        relevance(inside, log_propensity),
-        lambda reference: _covariance(inside, component, log_propensity, information, errors, reference),
+        relevance(own, log_propensity),
+        lambda reference: _covariance(own, component, log_propensity, information, errors, reference),
     )
 
 
-def _maximise(cells: Cells, component: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """[arms] log(theta), 0 at the first arm of each component and NaN outside; [arms, arms] minus the Hessian."""
-    free = component >= 0
-    for number in range(component.max(initial=-1) + 1):
-        free[np.flatnonzero(component == number)[0]] = False
-    clicks = cells.per_item(cells.clicks)
-    a = np.zeros(cells.arms)
+class _State(NamedTuple):
+    """Logarithms of propensities [arms], the share of each cell in its item's clicks [C], the log-likelihood."""
 
-    def shares(a: np.ndarray) -> tuple[np.ndarray, float]:
+    a: np.ndarray
+    share: np.ndarray
+    value: float
+
+
+def _maximise(cells: Cells, free: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """[arms] log(theta), 0 at the arms that are not free; [arms, arms] minus the Hessian."""
+    clicks = cells.per_item(cells.clicks)
+
+    def state(a: np.ndarray) -> _State:
         log_odds = np.log(cells.impressions) + a[cells.arm]
         top = np.full(cells.items, -np.inf)
         np.maximum.at(top, cells.item, log_odds)
         odds = np.exp(log_odds - top[cells.item])
         q = odds / cells.per_item(odds)[cells.item]
-        return q, float(cells.clicks @ np.log(q))
+        return _State(a, q, float(cells.clicks @ np.log(q)))
 
-    q, value = shares(a)
-    for _ in range(STEPS):
-        expected = clicks[cells.item] * q
-        slope = cells.per_arm(cells.clicks - expected)
-        information = profiled(cells, expected)
-        if not free.any():
-            break
-        part = information[np.ix_(free, free)]
-        step = np.zeros(cells.arms)
-        step[free] = np.linalg.solve(part, slope[free])
-        decrement = float(slope @ step)
-        size = 1.0
-        while size > 1e-10:
-            moved, gain = shares(a + size * step)
-            if gain - value >= 1e-4 * size * decrement or decrement < 1e-10 * clicks.sum():
-                break
-            size /= 2
-        a, q, value = a + size * step, moved, gain
-        if decrement < 1e-12 * clicks.sum():
-            break
-    else:
-        raise UltrError(
-            f"the propensities did not converge in {STEPS} steps: use all-pairs, or a log of fewer ranks, without "
-            "those that were hardly ever clicked"
+    def direction(at: _State) -> tuple[Callable[[float], _State], float]:
+        expected = clicks[cells.item] * at.share
+        slope, step = cells.per_arm(cells.clicks - expected), np.zeros(cells.arms)
+        step[free] = np.linalg.solve(profiled(cells, expected)[np.ix_(free, free)], slope[free])
+        return lambda size: state(at.a + size * step), float(slope @ step)
+
+    found = state(np.zeros(cells.arms))
+    if free.any():
+        found, _ = ascend(
+            found,
+            lambda at: at.value,
+            direction,
+            tolerance=TOLERANCE * float(clicks.sum()),
+            instead="all-pairs",
         )
-    return np.where(component >= 0, a, np.nan), information
+    return found.a, profiled(cells, clicks[cells.item] * found.share)
 
 
 def _covariance(
@@ -115,7 +94,7 @@ def _covariance(
     component: np.ndarray,
     log_propensity: np.ndarray,
     information: np.ndarray,
-    errors: str,
+    errors: Errors,
     reference: int,
 ) -> np.ndarray:
     """[arms, arms] covariance of the logarithms: a sandwich, since clicks vary less than Poisson counts."""

@@ -14,9 +14,10 @@ from ultr.errors import ConfigError
 from ultr.logs import ClickLog
 from ultr.logs.collapse import Part, tally
 from ultr.logs.grouping import Groups, sums
-from ultr.propensity.cells import Cells, known_cells
+from ultr.propensity.cells import Cells, first_ranks, known_cells
 from ultr.propensity.conditional import fit_conditionally
-from ultr.propensity.joint import fit_jointly, tabulate
+from ultr.propensity.fitted import Errors, check_errors, tabulate
+from ultr.propensity.joint import fit_jointly
 from ultr.propensity.table import Propensities, ranks_text
 
 COLUMN = "context."
@@ -31,7 +32,8 @@ def contextual(
     *,
     bins: int = 4,
     method: Literal["maximum-likelihood", "conditional-likelihood"] = "conditional-likelihood",
-    errors: Literal["information", "query"] = "information",
+    errors: Errors = "information",
+    ranks: int | None = None,
     memory: int = 1 << 30,
 ) -> dict[str, Propensities]:
     """Examination by rank in each context: on phones and on desks, say.
@@ -48,6 +50,7 @@ def contextual(
       bins: into how many intervals with about equal numbers of sessions a column of numbers is cut.
       method: how the model is estimated.
       errors: as of that method.
+      ranks: look at ranks 1 to this alone; None: at all.
       memory: bytes to sort and group in.
 
     Returns:
@@ -56,11 +59,12 @@ def contextual(
       left out; one with too little to tell says so in its `warnings`. `context` holds the value of each column.
 
     Raises:
-      ConfigError: not a log, no such column, or too many contexts.
+      ConfigError: not a log, no such column, options that make no sense, or too many contexts.
       DataError: no clicks.
     """
     if not isinstance(source, ClickLog):
         raise ConfigError(f"expected a ClickLog, found {type(source).__name__}: counts have lost the context columns")
+    check_errors(errors)
     names = [by] if isinstance(by, str) else list(by)
     known = source.metadata["context"]
     for name in names:
@@ -82,21 +86,22 @@ def contextual(
     counted = tally(source, Part(math.prod(sizes), part, tuple(COLUMN + name for name in names)), memory=memory)
     assert counted.part is not None
     used, number = np.unique(counted.part, return_inverse=True)
-    if len(used) * source.ranks > MOST_ARMS:
+    width = source.ranks if ranks is None else min(ranks, source.ranks)
+    if len(used) * width > MOST_ARMS:
         raise ConfigError(
-            f"{len(used):,} contexts at {source.ranks:,} ranks are too many to tell apart (at most {MOST_ARMS:,} "
+            f"{len(used):,} contexts at {width:,} ranks are too many to tell apart (at most {MOST_ARMS:,} "
             "together): cut numbers into fewer bins, or put rare values together before preparing the log"
         )
-    cells = known_cells(source, counted._replace(part=number))
+    cells = first_ranks(known_cells(source, counted._replace(part=number)), ranks, of=source.ranks)
     fit = FITS[method](cells, errors=errors)
     out = {}
     for i, code in enumerate(used):
         at = np.unravel_index(code, sizes)
         context = {c.name: c.labels[j] for c, j in zip(columns, at, strict=True)}
-        first = i * source.ranks
-        whole = tabulate(cells, fit, method, errors=errors, reference=first, ranks=source.ranks)
+        first = i * width
+        whole = tabulate(cells, fit, method, errors=errors, reference=first, ranks=width)
         out[", ".join(f"{name}={value}" for name, value in context.items())] = _part(
-            cells, whole, slice(first, first + source.ranks), context
+            cells, whole, slice(first, first + width), context
         )
     return out
 

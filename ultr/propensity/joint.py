@@ -1,48 +1,50 @@
-"""`maximum_likelihood`: the position-based model on (document, rank) counts."""
+"""`maximum_likelihood`: the position-based model on (document, rank) counts.
+
+The log-likelihood is concave in the logarithms (a, b) of propensities and relevances: Newton's method with the
+relevances eliminated (a diagonal block) finds its maximum.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Literal
+from typing import NamedTuple
 
 import numpy as np
 
-from ultr.errors import ConfigError
 from ultr.logs import ClickLog, Counts
-from ultr.propensity.cells import Cells, cells_of
+from ultr.propensity.cells import Cells
+from ultr.propensity.fitted import Errors, Fit, estimated
 from ultr.propensity.likelihood import (
-    Solution,
-    components,
+    bounded,
     laplacian,
-    maximise,
-    observed,
     over_queries,
+    profiled,
+    relevance,
     resistance,
     sandwich,
-    scores,
     smoothed_relevance,
+    weights,
+    within,
 )
-from ultr.propensity.table import LEAST_ERROR, NO_VARIATION, Propensities, log_interval
+from ultr.propensity.newton import ascend
+from ultr.propensity.table import Propensities
 
-FEW_IMPRESSIONS, FEW_QUERIES = 100, 30
-ONE_SIDED = (
-    "the documents that connect it with {} were clicked at one of the two alone, or never, so that any ratio is "
-    "possible"
-)
-NEVER = 3.688879454113936  # -log(.025): no click is this likely where so many are expected
+# What an item that was clicked whenever it was shown at an arm counts of not being clicked there: a barrier that keeps
+# its probability below 1, far below what a single impression weighs. The larger one leads round the corners that the
+# likelihood has where an item is close to 1 at two arms.
+BARRIERS = (1e-2, 1e-4)
+CLOSE = 1e-6  # half the squared Newton decrement per click to which the larger one is followed
 
 
-def maximum_likelihood(
-    source: ClickLog | Counts, *, errors: Literal["information", "query"] = "information"
-) -> Propensities:
+def maximum_likelihood(source: ClickLog | Counts | Cells, *, errors: Errors = "information") -> Propensities:
     """Examination by joint maximum likelihood of the position-based model, relevances profiled out.
 
     P(click) = theta_rank gamma_document, solved to convergence by Newton's method on counts. Among all estimators that
     use no more than the model it has the smallest variance that is possible (Cramer-Rao).
 
     Args:
-      source: a log or its counts by rank.
+      source: a log, its counts by rank or cells.
       errors: standard errors from the information matrix, right where the model is; or "query", robust to a model that
         is not, and to clicks of a query that depend on each other (sandwich over queries).
 
@@ -53,31 +55,10 @@ def maximum_likelihood(
     Raises:
       DataError: no clicks.
     """
-    if errors not in ("information", "query"):
-        raise ConfigError(f"expected errors of 'information' or 'query', found {errors!r}")
-    cells = cells_of(source)
-    return tabulate(cells, fit_jointly(cells, errors=errors), "maximum-likelihood", errors=errors)
+    return estimated(source, "maximum-likelihood", fit_jointly, errors)
 
 
-@dataclasses.dataclass(frozen=True)
-class Fit:
-    """What an estimator found.
-
-    Attributes:
-      component: [arms] of the arms with clicks; -1 of the others.
-      log_propensity: [arms], up to a constant per component.
-      log_relevance: [items], up to the same.
-      covariance: computes that of log_propensity relative to that of an arm, [arms, arms]; infinite on the diagonal
-        where there is no information.
-    """
-
-    component: np.ndarray
-    log_propensity: np.ndarray
-    log_relevance: np.ndarray
-    covariance: Callable[[int], np.ndarray]
-
-
-def fit_jointly(cells: Cells, *, errors: str = "information") -> Fit:
+def fit_jointly(cells: Cells, *, errors: Errors = "information") -> Fit:
     """The maximum of the joint likelihood."""
     solution = maximise(cells)
     return Fit(
@@ -88,82 +69,7 @@ def fit_jointly(cells: Cells, *, errors: str = "information") -> Fit:
     )
 
 
-def tabulate(
-    cells: Cells, fit: Fit, method: str, *, errors: str, reference: int = 0, ranks: int | None = None
-) -> Propensities:
-    """A table with a value, an error and an interval where the log supports them, and a reason where it does not.
-
-    Args:
-      reference: the arm to which all are relative.
-      ranks: where arms are ranks in contexts, those of one context after the other: how many ranks there are.
-    """
-    name = f"rank {reference % (ranks or cells.arms) + 1}"
-    value, error, covariance = np.full(cells.arms, np.nan), np.full(cells.arms, np.nan), None
-    interval = np.full((cells.arms, 2), np.nan)
-    warnings: list[str] = []
-    reasons = _unsupported(cells, fit, reference, name)
-    usable = np.array([k not in reasons for k in range(cells.arms)])
-    if usable[reference]:
-        covariance = fit.covariance(reference)
-        variance = np.diag(covariance)
-        spread = np.sqrt(np.where(variance >= 0, variance, np.nan))
-        value[usable] = np.exp(fit.log_propensity[usable] - fit.log_propensity[reference])
-        for k in np.flatnonzero(np.isinf(spread) & usable).tolist():
-            value[k] = np.nan
-            reasons[k] = f"the clicks do not connect it with {name}"
-        usable &= ~np.isinf(spread)
-        near = fit.component[cells.arm] == fit.component[reference]
-        constant = bool((cells.clicks == cells.impressions)[near].all())
-        for k in np.flatnonzero(usable & (np.arange(cells.arms) != reference)).tolist():
-            if constant or spread[k] < LEAST_ERROR:
-                reasons[k] = NO_VARIATION
-            elif np.isnan(spread[k]):
-                few = "fewer than two queries compare ranks" if errors == "query" else "too few clicks to tell an error"
-                reasons[k] = f"no interval: {few}"
-        usable &= np.array([k not in reasons for k in range(cells.arms)])
-        error[usable] = value[usable] * spread[usable]
-        interval[usable] = log_interval(value[usable], spread[usable])
-        value[reference], error[reference], interval[reference] = 1.0, 0.0, 1.0
-        for k in np.flatnonzero((cells.per_arm(cells.clicks) == 0) & (cells.per_arm(cells.impressions) > 0)).tolist():
-            relevance = fit.log_relevance + fit.log_propensity[reference]
-            if (expected := clicks_if_examined(cells, fit.component == fit.component[reference], relevance, k)) > 0:
-                value[k], interval[k] = 0.0, (0.0, NEVER / expected)
-                reasons[k] = "never clicked: an upper limit only"
-        warnings += _warnings(cells, method, errors)
-    compared = cells.where((np.bincount(cells.item, minlength=cells.items) > 1)[cells.item])
-    return Propensities(
-        method=method,
-        rank=np.arange(1, cells.arms + 1),
-        value=value,
-        standard_error=error,
-        interval=interval,
-        impressions=compared.per_arm(compared.impressions),
-        unsupported={k + 1: text for k, text in sorted(reasons.items())},
-        warnings=tuple(warnings),
-        covariance=covariance,
-    )
-
-
-def _unsupported(cells: Cells, fit: Fit, reference: int, name: str) -> dict[int, str]:
-    """Arm (from 0) -> why it has no ratio to the reference."""
-    shown, clicked = cells.per_arm(cells.impressions), cells.per_arm(cells.clicks)
-    linked = components(cells)
-    out: dict[int, str] = {}
-    for k in range(cells.arms):
-        if not shown[k]:
-            out[k] = "no document was shown there"
-        elif not clicked[k]:
-            out[k] = "never clicked"
-        elif not clicked[reference]:
-            out[k] = f"{name}, which it is compared with, was never clicked"
-        elif linked[k] != linked[reference]:
-            out[k] = f"no document connects it with {name}"
-        elif fit.component[k] != fit.component[reference]:
-            out[k] = ONE_SIDED.format(name)
-    return out
-
-
-def _covariance(cells: Cells, solution: Solution, errors: str, reference: int) -> np.ndarray:
+def _covariance(cells: Cells, solution: Solution, errors: Errors, reference: int) -> np.ndarray:
     relative = solution.log_propensity - solution.log_propensity[reference]
     inside = solution.component == solution.component[reference]
     known = np.where(inside, relative, np.nan)
@@ -180,33 +86,149 @@ def _covariance(cells: Cells, solution: Solution, errors: str, reference: int) -
     return sandwich(resistance(observed(with_rank, solution), reference), meat, finite)
 
 
-def clicks_if_examined(cells: Cells, near: np.ndarray, log_relevance: np.ndarray, arm: int) -> float:
-    """How many clicks an arm would have if it were examined as often as the reference.
+@dataclasses.dataclass(frozen=True)
+class Solution:
+    """The maximum.
+
+    Attributes:
+      log_propensity: [arms] log(theta), 0 at the first arm of each component; -inf of an arm that is never clicked,
+        NaN of one without impressions.
+      log_relevance: [items] log(gamma); -inf of an item that is never clicked, NaN of one without impressions.
+      component: [arms] number of the component that an arm belongs to; -1 without clicks. Within one, clicks bound
+        ratios on both sides (`bounded`).
+      item_component: [items] that of an item; -1 without clicks.
+      log_likelihood: of all cells.
+      steps: that Newton's method took.
+    """
+
+    log_propensity: np.ndarray
+    log_relevance: np.ndarray
+    component: np.ndarray
+    item_component: np.ndarray
+    log_likelihood: float
+    steps: int
+
+    def log_probability(self, cells: Cells) -> np.ndarray:
+        """[C] log of the probability of a click in each cell; -inf or NaN where nothing is known about it."""
+        x = self.log_propensity[cells.arm] + self.log_relevance[cells.item]
+        return np.where(self.component[cells.arm] == self.item_component[cells.item], x, -np.inf)
+
+
+def maximise(cells: Cells, *, tolerance: float = 1e-12) -> Solution:
+    """The maximum of the likelihood of the cells.
 
     Args:
-      near: [arms] whether they are connected with the reference.
-      log_relevance: [items] of a click where an item is examined as at the reference.
+      cells: at least one click.
+      tolerance: half the squared Newton decrement per click at which the search ends.
+
+    Raises:
+      UltrError: the search does not converge.
     """
-    told = cells.per_item(np.where(near[cells.arm], cells.clicks, 0.0)) > 0
-    at = (cells.arm == arm) & told[cells.item]
-    gamma = log_relevance[cells.item[at]]
-    return float(np.sum(np.where(np.isfinite(gamma), cells.impressions[at] * np.exp(np.minimum(gamma, 0.0)), 0.0)))
+    clicked_item = cells.per_item(cells.clicks) > 0
+    # The maximum has log(theta) or log(gamma) of -inf where nothing was clicked, and between components; what is left
+    # of such cells is 1.
+    component, item_component = bounded(cells)
+    a = np.where(component >= 0, 0.0, np.where(cells.per_arm(cells.impressions) > 0, -np.inf, np.nan))
+    b = np.where(clicked_item, 0.0, np.where(cells.per_item(cells.impressions) > 0, -np.inf, np.nan))
+    inner, free = within(cells, component, item_component)
+    clicks = max(float(inner.clicks.sum()), 1e-300)
+    found, steps = _start(inner, free), 0
+    for barrier in BARRIERS:
+        last = barrier == BARRIERS[-1]
+        if last or (inner.clicks > inner.impressions - barrier).any():
+            problem = _Problem(inner, free, barrier)
+            found, more = ascend(
+                problem.below_one(found),
+                problem.value,
+                problem.direction,
+                tolerance=(tolerance if last else CLOSE) * clicks,
+                instead="conditional-likelihood",
+            )
+            steps += more
+    a[component >= 0] = found.a[component >= 0]
+    b[clicked_item] = found.b[clicked_item]
+    return Solution(a, b, component, item_component, problem.value(found), steps)
 
 
-def _warnings(cells: Cells, method: str, errors: str) -> list[str]:
-    out = []
-    per_item = cells.per_item(cells.impressions)
-    ranks = np.bincount(cells.item, minlength=cells.items)
-    compared = (ranks > 1) & (cells.per_item(cells.clicks) > 0)
-    if method == "maximum-likelihood" and compared.any() and np.median(per_item[compared]) < FEW_IMPRESSIONS:
-        out.append(
-            f"half of the documents that are compared were shown at most {np.median(per_item[compared]):,.0f} times: "
-            "joint maximum likelihood can be biased then; use conditional-likelihood"
-        )
-    queries = len(np.unique(cells.cluster[compared]))
-    if errors == "query" and queries < FEW_QUERIES:
-        out.append(
-            f"errors over queries rest on {queries} {'query' if queries == 1 else 'queries'} that compare ranks: they "
-            f"want at least {FEW_QUERIES}; use errors='information' and trust the model"
-        )
-    return out
+def observed(cells: Cells, solution: Solution) -> np.ndarray:
+    """[arms, arms] minus the second derivative of the profile likelihood at the maximum."""
+    x = solution.log_probability(cells)
+    odds = weights(1.0, x)
+    return profiled(cells, _missed(cells) * odds * (1 + odds))
+
+
+def scores(cells: Cells, solution: Solution) -> np.ndarray:
+    """[cells] derivative of the log-likelihood by a_k + b_d at the maximum; 0 where that is infinite."""
+    x = solution.log_probability(cells)
+    return np.where(np.isfinite(x), cells.clicks - _missed(cells) * weights(1.0, x), 0.0)
+
+
+def _missed(cells: Cells, barrier: float = BARRIERS[-1]) -> np.ndarray:
+    return np.maximum(cells.impressions - cells.clicks, barrier)
+
+
+class _State(NamedTuple):
+    """Logarithms of propensities [arms] and of relevances [items]."""
+
+    a: np.ndarray
+    b: np.ndarray
+
+
+def _start(cells: Cells, free: np.ndarray) -> _State:
+    """Click rates by arm, and the clicks per examination that follow from them."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        rate = cells.per_arm(cells.clicks) / cells.per_arm(cells.impressions)
+    a, b = np.zeros(cells.arms), np.zeros(cells.items)
+    fixed = ~free & (rate > 0)
+    if free.any():
+        a[free] = np.clip(np.log(rate[free] / rate[fixed].mean()), -8.0, 2.0)
+    some = cells.per_item(cells.clicks) > 0
+    b[some] = relevance(cells, a)[some]
+    return _State(a, b)
+
+
+class _Problem:
+    """The likelihood of the cells of clicked items and arms, `free` of which move."""
+
+    def __init__(self, cells: Cells, free: np.ndarray, barrier: float) -> None:
+        self.cells, self.free = cells, free
+        self.missed = _missed(cells, barrier)
+        # The clicks of an item are at best the sum over its cells of missed p / (1 - p): p is at most so far below 1.
+        self.room = np.log1p(self.missed / cells.per_item(cells.clicks)[cells.item])
+
+    def below_one(self, state: _State) -> _State:
+        """With relevances that are no larger than the best ones can be.
+
+        Those of items that were always clicked are next to a probability of 1: were a step shortened for all until it
+        is below 1 for each of them, the nearest would hold up all others.
+        """
+        most = np.full(len(state.b), np.inf)
+        np.minimum.at(most, self.cells.item, -state.a[self.cells.arm] - self.room)
+        return _State(state.a, np.minimum(state.b, most))
+
+    def value(self, state: _State) -> float:
+        x = state.a[self.cells.arm] + state.b[self.cells.item]
+        if not (x < 0).all():
+            return -np.inf
+        return float(np.sum(self.cells.clicks * x + self.missed * np.log(-np.expm1(x))))
+
+    def direction(self, state: _State) -> tuple[Callable[[float], _State], float]:
+        cells, free = self.cells, self.free
+        odds = 1 / np.expm1(-(state.a[cells.arm] + state.b[cells.item]))
+        slope = cells.clicks - self.missed * odds
+        h = self.missed * odds * (1 + odds)
+        slope_a, slope_b = cells.per_arm(slope), cells.per_item(slope)
+        total = cells.per_item(h)
+        inverse = np.where(total > 0, 1 / np.where(total > 0, total, 1.0), 0.0)
+        da = np.zeros(cells.arms)
+        if free.any():
+            s = profiled(cells, h)[np.ix_(free, free)]
+            right = (slope_a - cells.per_arm(h * (slope_b * inverse)[cells.item]))[free]
+            scale = 1 / np.sqrt(np.maximum(np.diag(s), 1e-300))
+            da[free] = scale * np.linalg.solve(s * scale * scale[:, None], scale * right)
+        db = (slope_b - cells.per_item(h * da[cells.arm])) * inverse
+
+        def path(size: float) -> _State:
+            return self.below_one(_State(state.a + size * da, state.b + size * db))
+
+        return path, float(slope_a @ da + slope_b @ db)

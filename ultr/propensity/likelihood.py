@@ -1,10 +1,9 @@
-"""Joint maximum likelihood of the position-based model on counts, its information, and what follows from it.
+"""What likelihoods of the position-based model have in common: components of ranks, information, errors.
 
     P(click of item d at arm k) = theta_k gamma_d,   log = a_k + b_d < 0
 
 Both theta and gamma are known up to one factor per connected component of arms, so that only ratios of theta are
-reported. The log-likelihood is concave in (a, b): Newton's method with the relevances eliminated (a diagonal block)
-finds its maximum. The information about a with b profiled out is the Laplacian of a graph over arms,
+reported. The information about a with b profiled out is the Laplacian of a graph over arms,
 
     S = diag_k(sum_d w_dk) - sum_d w_dk w_dj / sum_i w_di,   w = n p / (1 - p),
 
@@ -13,48 +12,13 @@ and the variance of log(theta_k / theta_1) at best the effective resistance betw
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import numpy as np
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
 
-from ultr.errors import UltrError
 from ultr.propensity.cells import Cells
-
-# What an item that was clicked whenever it was shown at an arm counts of not being clicked there: a barrier that keeps
-# its probability below 1, far below what a single impression weighs.
-BARRIER = 1e-4
-STEPS = 200
-
-
-@dataclasses.dataclass(frozen=True)
-class Solution:
-    """The maximum.
-
-    Attributes:
-      log_propensity: [arms] log(theta), 0 at the first arm of each component; -inf of an arm that is never clicked,
-        NaN of one without impressions.
-      log_relevance: [items] log(gamma); -inf of an item that is never clicked, NaN of one without impressions.
-      component: [arms] number of the component that an arm belongs to; -1 without clicks. Within one, clicks bound
-        ratios on both sides (`bounded`).
-      item_component: [items] that of an item; -1 without clicks.
-      log_likelihood: of all cells.
-      steps: that Newton's method took.
-    """
-
-    log_propensity: np.ndarray
-    log_relevance: np.ndarray
-    component: np.ndarray
-    item_component: np.ndarray
-    log_likelihood: float
-    steps: int
-
-    def log_probability(self, cells: Cells) -> np.ndarray:
-        """[C] log of the probability of a click in each cell; -inf or NaN where nothing is known about it."""
-        x = self.log_propensity[cells.arm] + self.log_relevance[cells.item]
-        return np.where(self.component[cells.arm] == self.item_component[cells.item], x, -np.inf)
 
 
 def components(cells: Cells) -> np.ndarray:
@@ -94,31 +58,21 @@ def bounded(cells: Cells) -> tuple[np.ndarray, np.ndarray]:
     return out[: cells.arms], out[cells.arms :]
 
 
-def maximise(cells: Cells, *, tolerance: float = 1e-9) -> Solution:
-    """The maximum of the likelihood of the cells.
+def within(cells: Cells, component: np.ndarray, item_component: np.ndarray) -> tuple[Cells, np.ndarray]:
+    """The cells of an arm and an item of the same component (`bounded`), and which arms are free, [arms] bool.
 
-    Args:
-      cells: at least one click.
-      tolerance: half the squared Newton decrement per click at which the search ends.
-
-    Raises:
-      UltrError: the search does not converge.
+    The first arm of each component is not: others are relative to it.
     """
-    clicked_item = cells.per_item(cells.clicks) > 0
-    # The maximum has log(theta) or log(gamma) of -inf where nothing was clicked, and between components; what is left
-    # of such cells is 1.
-    component, item_component = bounded(cells)
-    inside = cells.where((component >= 0)[cells.arm] & (component[cells.arm] == item_component[cells.item]))
-    a = np.where(component >= 0, 0.0, np.where(cells.per_arm(cells.impressions) > 0, -np.inf, np.nan))
-    b = np.where(clicked_item, 0.0, np.where(cells.per_item(cells.impressions) > 0, -np.inf, np.nan))
     free = component >= 0
-    for number in range(component.max(initial=-1) + 1):
-        free[np.flatnonzero(component == number)[0]] = False  # the reference of the component
-    problem = _Problem(inside, free)
-    a_in, b_in, value, steps = problem.solve(tolerance)
-    a[component >= 0] = a_in[component >= 0]
-    b[clicked_item] = b_in[clicked_item]
-    return Solution(a, b, component, item_component, value, steps)
+    free[np.unique(component, return_index=True)[1]] = False
+    return cells.where((component >= 0)[cells.arm] & (component[cells.arm] == item_component[cells.item])), free
+
+
+def weights(impressions: Any, log_probability: np.ndarray) -> np.ndarray:
+    """n p / (1 - p), what n impressions say about log(p); 0 where that is not finite. Arrays that broadcast."""
+    with np.errstate(over="ignore"):
+        w = impressions / np.expm1(-np.minimum(log_probability, -1e-12))
+    return np.where(np.isfinite(log_probability), w, 0.0)
 
 
 def laplacian(cells: Cells, log_propensity: np.ndarray, log_relevance: np.ndarray) -> np.ndarray:
@@ -126,28 +80,27 @@ def laplacian(cells: Cells, log_propensity: np.ndarray, log_relevance: np.ndarra
 
     Cells whose probability is 0 or unknown bring none.
     """
-    x = log_propensity[cells.arm] + log_relevance[cells.item]
-    with np.errstate(over="ignore"):
-        w = np.where(np.isfinite(x), cells.impressions / np.expm1(-np.minimum(x, -1e-12)), 0.0)
-    return profiled(cells, w)
-
-
-def observed(cells: Cells, solution: Solution) -> np.ndarray:
-    """[arms, arms] minus the second derivative of the profile likelihood at the maximum."""
-    x = solution.log_probability(cells)
-    finite = np.isfinite(x)
-    odds = 1 / np.expm1(-np.where(finite, x, -1.0))
-    return profiled(cells, np.where(finite, _missed(cells) * odds * (1 + odds), 0.0))
+    return profiled(cells, weights(cells.impressions, log_propensity[cells.arm] + log_relevance[cells.item]))
 
 
 def profiled(cells: Cells, weight: np.ndarray) -> np.ndarray:
     """[arms, arms] the Laplacian over arms of weights [C] between items and arms, the items eliminated."""
+    return laplacian_of(between(cells, weight))
+
+
+def between(cells: Cells, weight: np.ndarray) -> np.ndarray:
+    """[arms, arms] conductance between arms of weights [C], the items eliminated; its diagonal means nothing."""
     weight = np.where(np.isfinite(weight), weight, 0.0)
     total = cells.per_item(weight)
     scaled = _incidence(cells, weight / np.sqrt(np.where(total > 0, total, 1.0))[cells.item])
-    between = (scaled.T @ scaled).toarray()
-    np.fill_diagonal(between, 0.0)
-    return np.diag(between.sum(1)) - between  # rows of a Laplacian add up to 0 exactly
+    return (scaled.T @ scaled).toarray()
+
+
+def laplacian_of(conductance: np.ndarray) -> np.ndarray:
+    """[arms, arms] Laplacian of conductances between arms, whose diagonal is not looked at."""
+    conductance = conductance.copy()
+    np.fill_diagonal(conductance, 0.0)
+    return np.diag(conductance.sum(1)) - conductance  # rows add up to 0 exactly
 
 
 def resistance(s: np.ndarray, reference: int = 0) -> np.ndarray:
@@ -199,109 +152,32 @@ def relevance(cells: Cells, log_propensity: np.ndarray) -> np.ndarray:
         return np.log(cells.per_item(cells.clicks)) - np.log(examined)
 
 
-def smoothed_relevance(cells: Cells, log_propensity: np.ndarray, outcomes: float = 1.0) -> np.ndarray:
-    """[items] log(gamma) with so many examined impressions of average relevance added, for arms of known propensity.
+def smoothed_relevance(cells: Cells, log_propensity: np.ndarray) -> np.ndarray:
+    """[items] log(gamma) with one examined impression added, of the average relevance of items like it.
 
     Where an item was shown once, the maximum of the likelihood is a relevance of 0 or 1, which would claim to bring no
-    information or any amount of it.
+    information or any amount of it. Items are alike that were shown most often at the same arm: a logger that ranks by
+    relevance has documents of less relevance there than on average over all ranks.
+
+    Args:
+      cells: the log.
+      log_propensity: [arms]; NaN or -inf: not examined.
     """
     theta = np.exp(np.where(np.isfinite(log_propensity), log_propensity, -np.inf))
-    examined = cells.per_item(cells.impressions * theta[cells.arm])
-    clicks = cells.per_item(cells.clicks)
+    examined, clicks = cells.per_item(cells.impressions * theta[cells.arm]), cells.per_item(cells.clicks)
     average = clicks.sum() / max(examined.sum(), 1e-300)
-    top = np.full(cells.items, 0.0)
+    most, typical = np.zeros(cells.items), np.zeros(cells.items, np.int64)
+    np.maximum.at(most, cells.item, cells.impressions)
+    often = np.flatnonzero(cells.impressions == most[cells.item])[::-1]
+    typical[cells.item[often]] = cells.arm[often]  # of several arms the first, which is assigned last
+    alike = [np.bincount(typical, values, cells.arms) for values in (clicks, examined)]
+    alike_average = (alike[0] + average) / (alike[1] + 1)
+    top = np.zeros(cells.items)
     np.maximum.at(top, cells.item, theta[cells.arm])
     with np.errstate(divide="ignore"):
-        gamma = np.log((clicks + outcomes * average) / (examined + outcomes))
+        gamma = np.log((clicks + alike_average[typical]) / (examined + 1))
         return np.minimum(gamma, -np.log(np.maximum(top, 1e-300)) - 1e-3)  # a probability stays below 1
-
-
-def scores(cells: Cells, solution: Solution) -> np.ndarray:
-    """[cells] derivative of the log-likelihood by a_k + b_d at the maximum; 0 where that is infinite."""
-    x = solution.log_probability(cells)
-    finite = np.isfinite(x)
-    odds = 1 / np.expm1(-np.where(finite, x, -1.0))
-    return np.where(finite, cells.clicks - _missed(cells) * odds, 0.0)
-
-
-def _missed(cells: Cells) -> np.ndarray:
-    return np.maximum(cells.impressions - cells.clicks, BARRIER)
 
 
 def _incidence(cells: Cells, values: np.ndarray) -> Any:
     return csr_array((values, (cells.item, cells.arm)), shape=(cells.items, cells.arms))
-
-
-class _Problem:
-    """Newton's method on the cells of clicked items and arms, `free` of which move."""
-
-    def __init__(self, cells: Cells, free: np.ndarray) -> None:
-        self.cells, self.free = cells, free
-        self.missed = _missed(cells)
-        self.clicks_of_item = cells.per_item(cells.clicks)
-
-    def solve(self, tolerance: float) -> tuple[np.ndarray, np.ndarray, float, int]:
-        cells = self.cells
-        clicks = max(float(cells.clicks.sum()), 1e-300)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            rate = cells.per_arm(cells.clicks) / cells.per_arm(cells.impressions)
-        a = np.zeros(cells.arms)
-        fixed = ~self.free & (rate > 0)
-        if self.free.any():
-            a[self.free] = np.clip(np.log(rate[self.free] / rate[fixed].mean()), -8.0, 2.0)
-        b = self._start(a)
-        value = self._value(a, b)
-        for step in range(1, STEPS + 1):
-            da, db, decrement = self._direction(a, b)
-            if decrement / 2 <= tolerance * clicks:
-                # The last, quadratically convergent step is taken too.
-                moved = self._value(a + da, b + db)
-                return (a + da, b + db, moved, step) if moved >= value else (a, b, value, step)
-            size, gain = 1.0, -np.inf
-            while size > 1e-12:
-                gain = self._value(a + size * da, b + size * db) - value
-                if gain >= 1e-4 * size * decrement:
-                    break
-                size /= 2
-            else:
-                return a, b, value, step  # no step gains: the limit of the arithmetic
-            a, b, value = a + size * da, b + size * db, value + gain
-        raise UltrError(
-            f"the likelihood of the propensities did not converge in {STEPS} steps: use conditional-likelihood, or a "
-            "log of fewer ranks, without those that were hardly ever clicked"
-        )
-
-    def _start(self, a: np.ndarray) -> np.ndarray:
-        cells = self.cells
-        examined = cells.per_item(cells.impressions * np.exp(a[cells.arm]))
-        some = self.clicks_of_item > 0
-        b = np.zeros(cells.items)
-        b[some] = np.log(self.clicks_of_item[some] / examined[some])
-        top = np.full(cells.items, -np.inf)
-        np.maximum.at(top, cells.item, a[cells.arm])
-        return np.where(some, np.minimum(b, -top - 0.05), 0.0)
-
-    def _value(self, a: np.ndarray, b: np.ndarray) -> float:
-        x = a[self.cells.arm] + b[self.cells.item]
-        if not (x < 0).all():
-            return -np.inf
-        return float(np.sum(self.cells.clicks * x + self.missed * np.log(-np.expm1(x))))
-
-    def _direction(self, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
-        """The Newton step of both, and its decrement: slope times step."""
-        cells, free = self.cells, self.free
-        x = a[cells.arm] + b[cells.item]
-        odds = 1 / np.expm1(-x)
-        slope = cells.clicks - self.missed * odds
-        h = self.missed * odds * (1 + odds)
-        slope_a, slope_b = cells.per_arm(slope), cells.per_item(slope)
-        total = cells.per_item(h)
-        inverse = np.where(total > 0, 1 / np.where(total > 0, total, 1.0), 0.0)
-        da = np.zeros(cells.arms)
-        if free.any():
-            s = profiled(cells, h)[np.ix_(free, free)]
-            right = (slope_a - cells.per_arm(h * (slope_b * inverse)[cells.item]))[free]
-            scale = 1 / np.sqrt(np.maximum(np.diag(s), 1e-300))
-            da[free] = scale * np.linalg.solve(s * scale * scale[:, None], scale * right)
-        db = (slope_b - cells.per_item(h * da[cells.arm])) * inverse
-        return da, db, float(slope_a @ da + slope_b @ db)

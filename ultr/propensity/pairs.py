@@ -20,7 +20,7 @@ from ultr.errors import ConfigError, UltrError
 from ultr.logs import ClickLog, Counts
 from ultr.propensity.bootstrap import GROUPS, Estimator, Harvest, bootstrapped, groups_of
 from ultr.propensity.cells import Cells, cells_of
-from ultr.propensity.joint import NEVER, ONE_SIDED, clicks_if_examined
+from ultr.propensity.fitted import NEVER, ONE_SIDED, clicks_if_examined
 from ultr.propensity.likelihood import relevance
 from ultr.propensity.pairwise import maximise_pairs
 from ultr.propensity.table import Propensities

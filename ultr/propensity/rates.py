@@ -10,7 +10,7 @@ import numpy as np
 from ultr.logs import ClickLog, Counts
 from ultr.propensity.bootstrap import Harvest, bootstrapped, groups_of
 from ultr.propensity.cells import Cells, cells_of
-from ultr.propensity.joint import NEVER
+from ultr.propensity.fitted import NEVER
 from ultr.propensity.table import Propensities
 
 SUSPICIOUS = 4.0  # standard deviations of the chi-square above its mean

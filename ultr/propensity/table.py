@@ -94,7 +94,7 @@ class Propensities:
         return out | ({"context": self.context} if self.context else {})
 
     def by_reason(self) -> list[str]:
-        """What is unsupported, in words: "ranks 3 and 4: never clicked"."""
+        """What is unsupported, in words: "ranks 3-4: never clicked"."""
         by_reason: dict[str, list[int]] = {}
         for rank, reason in self.unsupported.items():
             by_reason.setdefault(reason, []).append(rank)
@@ -126,13 +126,11 @@ class Propensities:
 
 
 def ranks_text(ranks: np.ndarray | Sequence[int]) -> str:
-    """Such as "rank 3", "ranks 3 to 7", "ranks 3, 5 to 7 and 9", of ranks in increasing order."""
-    ranks = np.asarray(ranks)
-    texts: list[str] = []
-    for run in np.split(ranks, np.flatnonzero(np.diff(ranks) != 1) + 1):
-        texts += [f"{run[0]} to {run[-1]}"] if len(run) > 2 else [str(rank) for rank in run]
-    joined = texts[0] if len(texts) == 1 else f"{', '.join(texts[:-1])} and {texts[-1]}"
-    return f"{'rank' if len(ranks) == 1 else 'ranks'} {joined}"
+    """Such as "rank 3", "ranks 3-7", "ranks 3, 5-7, 9", of ranks in increasing order; "no rank"."""
+    ranks = np.asarray(ranks, np.int64)
+    runs = np.split(ranks, np.flatnonzero(np.diff(ranks) != 1) + 1) if len(ranks) else []
+    parts = [str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs]
+    return f"{'rank' if len(ranks) == 1 else 'ranks'} {', '.join(parts)}" if parts else "no rank"
 
 
 def _of_several(reason: str, ranks: int) -> str:
