@@ -19,7 +19,9 @@ LAYERS = [
     ["models"],
     ["baselines", "simulate", "propensity"],
     ["training", "evaluation", "identifiability"],
+    ["harvest"],
     ["config"],
+    ["compare"],
     ["cli", "__main__"],
 ]
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 from flax import nnx
 
 from ultr import baselines, models, towers
 from ultr.errors import ConfigError
+from ultr.harvest import Harvest
 from ultr.logs import ClickLog
-from ultr.training import adam, lazy_adagrad, lazy_adam
+from ultr.training import adam, fit, lazy_adagrad, lazy_adam
 from ultr.training.loop import has_large_table
 
 RELEVANCE = ("auto", "table", "hashed", "quotient-remainder", "robe", "linear", "mlp", "dcn")
@@ -31,6 +33,7 @@ class ModelConfig:
       hidden: widths of the hidden layers of `mlp` and `dcn`.
       transform: scaling of the features, `standardise` or `log1p`.
       seed: decides the starting weights.
+      options: of the model's own, such as the `clip` of weighted methods; those in its row of `MODELS`.
     """
 
     model: str = "pbm"
@@ -39,6 +42,7 @@ class ModelConfig:
     hidden: tuple[int, ...] = (64, 64)
     transform: str = "standardise"
     seed: int = 0
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def _features(log: ClickLog) -> int:
@@ -71,11 +75,11 @@ def _check(config: ModelConfig, kind: str) -> None:
         raise ConfigError(f"rows belong to a compressed table ({', '.join(TABLES[1:])}); the relevance is '{kind}'")
 
 
-class _Slots:
-    """Makes the towers of one model; each call a new one."""
+class Slots:
+    """Makes the towers of one model, each call a new one; `harvest` and `options` are for methods that weigh."""
 
-    def __init__(self, config: ModelConfig, log: ClickLog) -> None:
-        self.config, self.log = config, log
+    def __init__(self, config: ModelConfig, log: ClickLog, harvest: Harvest, options: Mapping[str, Any]) -> None:
+        self.config, self.log, self.harvest, self.options = config, log, harvest, options
         self.rngs = nnx.Rngs(config.seed)
         self.size = _features(log)
         self.kind = relevance_kind(config.relevance, log)
@@ -100,55 +104,205 @@ class _Slots:
     def rank(self, pin_first: bool = False) -> towers.RankTable:
         return towers.RankTable(self.log.ranks, pin_first=pin_first)
 
+    def mistrust(self) -> towers.RankTable:
+        """Starts low: where relevant and irrelevant are trusted alike, relevance may as well turn out upside down."""
+        return towers.RankTable(self.log.ranks, initial=[-2.0] * self.log.ranks)
+
     def last_click(self) -> towers.LastClickTable:
         return towers.LastClickTable(self.log.ranks)
+
+    def ranks(self) -> int:
+        return self.log.ranks
+
+    def own(self) -> dict[str, Any]:
+        """The model's options as its constructor takes them."""
+        return {name: None if name == "clip" and not value else value for name, value in self.options.items()}
+
+    def regression(self, alpha: Any, beta: Any) -> Any:
+        """A relevance tower fitted to the clicks of the log, given P(click at k) = alpha_k relevance + beta_k."""
+        alpha = np.asarray(alpha, np.float64)
+        beta = np.zeros(len(alpha)) if beta is None else np.asarray(beta, np.float64)
+        key = ("regression", repr(self.config), alpha.tobytes(), beta.tobytes())
+        return self.harvest.keep(key, lambda: self._regression(alpha, beta))
+
+    def _regression(self, alpha: np.ndarray, beta: np.ndarray) -> Any:
+        def frozen(p: np.ndarray) -> Any:
+            return towers.Frozen(towers.RankTable(len(p), initial=towers.logits(np.clip(p, 1e-6, 1 - 1e-6))))
+
+        # Examined and relevant: always clicked; then examination, and e- of it, give alpha and beta.
+        model = models.TrustPBM(
+            relevance=self.document(),
+            examination=frozen(alpha + beta),
+            trust_relevant=frozen(np.ones(len(alpha))),
+            trust_irrelevant=frozen(beta / (alpha + beta)),
+        )
+        return fit(model, self.harvest.counts, epochs=15, seed=self.config.seed, progress=False).model.relevance
+
+    def policy(self) -> Any:
+        """A network that was fitted to the order in which the log shows documents."""
+        key = ("policy", self.config.transform, self.config.seed, bool(self.size))
+        return self.harvest.keep(key, self._policy)
+
+    def _policy(self) -> Any:
+        scaler = None
+        if self.size:
+            scaler = towers.Scaler(self.size, transform=self.config.transform).fit(self.log)
+        documents = 0 if self.size else self.log.documents
+        policy = baselines.LoggingPolicy(self.size, documents=documents, scaler=scaler, rngs=self.rngs)
+        return fit(policy, self.harvest.lists, epochs=5, seed=self.config.seed, progress=False).model
 
     def rank_document(self) -> towers.RankDocumentTable:
         return towers.RankDocumentTable(self.log.documents, ranks=self.log.ranks)
 
 
-MODELS: dict[str, Callable[[_Slots], Any]] = {
-    "gctr": lambda s: models.GCTR(towers.Constant()),
-    "rctr": lambda s: models.RCTR(s.rank()),
-    "dctr": lambda s: models.DCTR(s.document()),
-    "rdctr": lambda s: models.RDCTR(s.rank_document()),
-    "pbm": lambda s: models.PBM(relevance=s.document(), examination=s.rank()),
-    "trust": lambda s: models.TrustPBM(
-        relevance=s.document(), examination=s.rank(), trust_relevant=s.rank(), trust_irrelevant=s.rank()
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How a model or ranker is made of towers.
+
+    Attributes:
+      build: from the slots of one model.
+      needs: what it takes beside the log, attributes of `ultr.harvest.Harvest`; the log gives an estimate of it.
+      options: keyword options of its own, with their defaults.
+    """
+
+    build: Callable[[Slots], Any]
+    needs: tuple[str, ...] = ()
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+CLIP = {"clip": 0.0}  # 0: none
+WEIGHTS = CLIP | {"self_normalised": False}
+FORM = WEIGHTS | {"form": "listwise"}
+CUT = {"form": "pointwise"}  # only that is right where lists are cut and a document is shown only sometimes
+
+
+def _ranker(name: str, *needs: str, options: Mapping[str, Any] | None = None, **towers_: str) -> Recipe:
+    """A baseline whose constructor takes what it needs by the names of the harvest; `affine` is its alpha and beta.
+
+    Args:
+      towers_: its other arguments -> the method of `Slots` that makes them.
+    """
+
+    def build(s: Slots) -> Any:
+        given: dict[str, Any] = {argument: getattr(s, slot)() for argument, slot in towers_.items()}
+        for need in needs:
+            if need == "affine":
+                given["alpha"], given["beta"] = s.harvest.affine
+            else:
+                given[need] = getattr(s.harvest, need)
+        return getattr(baselines, name)(relevance=s.document(), **given, **s.own())
+
+    return Recipe(build, needs, options or {})
+
+
+def _regressed(name: str, options: Mapping[str, Any]) -> Recipe:
+    """A method with a regression of its own, by the trust model where `trust` says so."""
+
+    def build(s: Slots) -> Any:
+        own = s.own()
+        alpha, beta = s.harvest.affine if own.pop("trust") else (s.harvest.propensity, None)
+        given = {} if name == "DirectMethod" else {"alpha": alpha, "beta": beta}
+        regression = s.regression(alpha, beta)
+        return getattr(baselines, name)(relevance=s.document(), regression=regression, **given, **own)
+
+    return Recipe(build, ("propensity",), {**options, "trust": False})
+
+
+def _additive(s: Slots, examination: Any) -> Any:
+    return models.AdditivePBM(relevance=s.document(), examination=examination)
+
+
+# One row per name: `ultr train` and `ultr compare` know what stands here.
+MODELS: dict[str, Recipe] = {
+    "gctr": Recipe(lambda s: models.GCTR(towers.Constant())),
+    "rctr": Recipe(lambda s: models.RCTR(s.rank())),
+    "dctr": Recipe(lambda s: models.DCTR(s.document())),
+    "rdctr": Recipe(lambda s: models.RDCTR(s.rank_document())),
+    "pbm": Recipe(lambda s: models.PBM(relevance=s.document(), examination=s.rank())),
+    "trust": Recipe(
+        lambda s: models.TrustPBM(
+            relevance=s.document(), examination=s.rank(), trust_relevant=s.rank(), trust_irrelevant=s.mistrust()
+        )
     ),
-    "additive": lambda s: models.AdditivePBM(relevance=s.document(), examination=s.rank(pin_first=True)),
-    "ubm": lambda s: models.UBM(relevance=s.document(), examination=s.last_click()),
-    "cascade": lambda s: models.CascadeModel(relevance=s.document()),
-    "dcm": lambda s: models.DCM(relevance=s.document(), continuation=s.rank()),
-    "sdbn": lambda s: models.SDBN(relevance=s.document(), satisfaction=s.document()),
-    "dbn": lambda s: models.DBN(relevance=s.document(), satisfaction=s.document(), continuation=towers.Constant(1.0)),
-    "ccm": lambda s: models.CCM(
-        relevance=s.document(),
-        after_skip=towers.Constant(1.0),
-        after_irrelevant_click=towers.Constant(0.0),
-        after_relevant_click=towers.Constant(0.0),
+    "additive": Recipe(lambda s: _additive(s, s.rank(pin_first=True))),
+    "ubm": Recipe(lambda s: models.UBM(relevance=s.document(), examination=s.last_click())),
+    "cascade": Recipe(lambda s: models.CascadeModel(relevance=s.document())),
+    "dcm": Recipe(lambda s: models.DCM(relevance=s.document(), continuation=s.rank())),
+    "sdbn": Recipe(lambda s: models.SDBN(relevance=s.document(), satisfaction=s.document())),
+    "dbn": Recipe(
+        lambda s: models.DBN(relevance=s.document(), satisfaction=s.document(), continuation=towers.Constant(1.0))
     ),
-    "naive": lambda s: baselines.NaivePointwise(relevance=s.document()),
-    "naive-listwise": lambda s: baselines.NaiveListwise(relevance=s.document()),
+    "ccm": Recipe(
+        lambda s: models.CCM(
+            relevance=s.document(),
+            after_skip=towers.Constant(1.0),
+            after_irrelevant_click=towers.Constant(0.0),
+            after_relevant_click=towers.Constant(0.0),
+        )
+    ),
+    "naive": _ranker("NaivePointwise"),
+    "naive-listwise": _ranker("NaiveListwise"),
+    "naive-lambdarank": _ranker("NaiveLambdaRank"),
+    "ips-pointwise": _ranker("IPSPointwise", "propensity", options=WEIGHTS),
+    "ips-listwise": _ranker("IPSListwise", "propensity", options=WEIGHTS),
+    "ips-pairwise": _ranker("IPSPairwise", "propensity", options=WEIGHTS),
+    "affine-ips": _ranker("AffineIPS", "affine", options=FORM),
+    "policy-aware": _ranker("PolicyAware", "displays", "propensity", options=FORM | CUT),
+    "intervention-aware": _ranker("InterventionAware", "displays", "affine", options=FORM | CUT),
+    "direct-method": _regressed("DirectMethod", {"form": "listwise"}),
+    "doubly-robust": _regressed("DoublyRobust", FORM),
+    "dla": _ranker("DLA", examination="rank", options={"clip": 100.0}),
+    "regression-em": _ranker("RegressionEM", examination="rank", options={"every": 100}),
+    "pairdebias": _ranker("PairDebias", ranks="ranks", options={"regularisation": 1.0, "momentum": 0.05}),
+    "prs": _ranker("PRS", "propensity", options=CLIP | {"metric": "dcg"}),
+    "upe": _ranker("UPE", policy="policy", ranks="ranks", options={"clip": 100.0, "momentum": 0.1}),
+    "additive-listwise": _ranker("AdditiveListwise", examination="rank"),
+    "additive-dropout": Recipe(
+        lambda s: _additive(s, towers.Dropout(s.rank(pin_first=True), rngs=s.rngs, **s.own())), options={"rate": 0.5}
+    ),
+    "additive-reversal": _ranker("AdversarialTwoTower", examination="rank", options={"strength": 1.0}),
+    "additive-weighted": Recipe(
+        lambda s: baselines.PositionWeighted(
+            _additive(s, s.rank(pin_first=True)), displays=s.harvest.displays, **s.own()
+        ),
+        ("displays",),
+        CLIP,
+    ),
+    "additive-frozen": Recipe(
+        lambda s: _additive(s, towers.examination_of(s.harvest.propensity, additive=True)), ("propensity",)
+    ),
+    "pbm-frozen": Recipe(
+        lambda s: models.PBM(relevance=s.document(), examination=towers.examination_of(s.harvest.propensity)),
+        ("propensity",),
+    ),
 }
 
 
-def build_model(config: ModelConfig, log: ClickLog) -> Any:
+def build_model(config: ModelConfig, log: ClickLog, harvest: Harvest | None = None) -> Any:
     """The untrained model; feature statistics are measured on the given log, the training split.
 
+    Args:
+      harvest: what weighted methods are given beside the log; None: estimates from the log by the conditional
+        likelihood.
+
     Raises:
-      ConfigError: an unknown name, or features that the log does not have.
+      ConfigError: an unknown name or option, features that the log does not have, or a log that does not identify what
+        the method needs.
     """
     names = config.model.split("+")
     for name in names:
         if name not in MODELS:
             raise ConfigError(f"unknown model '{name}'; known: {', '.join(MODELS)}")
-    slots = _Slots(config, log)
-    built = [MODELS[name](slots) for name in names]
+    known = MODELS[names[0]].options if len(names) == 1 else {}
+    for option in config.options:
+        if option not in known:
+            raise ConfigError(f"'{config.model}' has no option '{option}'; known: {', '.join(known) or 'none'}")
+    slots = Slots(config, log, harvest or Harvest(log, seed=config.seed), {**known, **config.options})
+    built = [MODELS[name].build(slots) for name in names]
     if len(built) == 1:
         return built[0]
     if not all(isinstance(m, models.ClickModel) for m in built):
-        raise ConfigError(f"a mixture is made of click models; '{config.model}' has a naive ranker in it")
+        raise ConfigError(f"a mixture is made of click models; '{config.model}' has a ranker in it that is none")
     return models.Mixture(components=built)
 
 

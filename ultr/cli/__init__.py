@@ -22,6 +22,7 @@ COMMANDS = {
     "propensity": "Estimate how much users examine each rank.",
     "train": "Train a click model or a two-tower ranker on a log.",
     "evaluate": "Judge a trained model on a log or a collection.",
+    "compare": "Compare methods on logs over seeds, with intervals and tests.",
 }
 
 

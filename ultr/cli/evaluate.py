@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ultr.cli import json_option, output, seed_option, table
+
+if TYPE_CHECKING:
+    from ultr.evaluation import Bucket, Estimate
 
 
 @click.command()
@@ -29,6 +32,13 @@ from ultr.cli import json_option, output, seed_option, table
     type=click.Choice(["session", "query"]),
     help="What the standard errors of click metrics take for independent.",
 )
+@click.option("--calibration", is_flag=True, help="Predicted against observed clicks by rank too.")
+@click.option(
+    "--by-frequency",
+    metavar="LOG",
+    type=click.Path(path_type=Path),
+    help="The metrics by how often LOG, such as that of training, shows a query too [ndcg@10 or perplexity].",
+)
 @seed_option
 @json_option
 def command(
@@ -38,6 +48,8 @@ def command(
     metrics: str | None,
     empty_queries: str,
     cluster: str,
+    calibration: bool,
+    by_frequency: Path | None,
     seed: int,
     as_json: bool,
 ) -> None:
@@ -62,10 +74,11 @@ def command(
     trained_on = read_meta(folder)["extra"]
     by_document = "document" in reads(model)
     opened = open_data(data, split=split, vocabulary=trained_on.get("vocabulary") if by_document else None)
+    asked = [m.strip() for m in metrics.split(",")] if metrics else None
     found = evaluate(
         model,
         opened,
-        metrics=[m.strip() for m in metrics.split(",")] if metrics else None,
+        metrics=asked,
         key=jax.random.key(seed),
         empty_queries=empty_queries,
         cluster=cluster,
@@ -75,20 +88,50 @@ def command(
             "note: the model was trained on sessions of this log; hold some out with `prepare --split`", err=True
         )
     result: dict[str, Any] = {name: estimate.to_json() for name, estimate in found.items()}
-    rows = [["metric", "value", "standard error", "95 % interval", "count", "excluded"]]
-    for name, e in found.items():
-        low, high = e.interval
-        rows.append(
-            [
-                name,
-                f"{e.value:.4f}",
-                f"{e.standard_error:.4f}" if e.standard_error == e.standard_error else "-",
-                f"{low:.4f} to {high:.4f}" if low == low else "-",
-                f"{e.count:,.0f}",
-                f"{e.excluded:,.0f}",
-            ]
-        )
-    output(result, table(rows), as_json)
+    head = ["value", "standard error", "95 % interval", "count", "excluded"]
+    text = table([["metric", *head], *([name, *_cells(e)] for name, e in found.items())])
+    if calibration:
+        from ultr.evaluation import calibration as calibrate
+
+        cells = calibrate(model, opened, cluster=cluster)
+        result["calibration"] = cells.to_json()
+        text += f"\n\ncalibration by rank\n{table(cells.by_rank.rows())}\n"
+        text += "".join(
+            f"error {c.error} by {what}; {c.floor:.4f} would be luck\n"
+            for what, c in (("rank", cells.by_rank), ("rank and prediction", cells.by_prediction))
+        ).rstrip()
+    if by_frequency is not None:
+        from ultr.evaluation import by_frequency as split_up
+        from ultr.evaluation import per_query, shared_vocabulary
+        from ultr.logs import ClickLog
+
+        log = ClickLog.open(by_frequency)
+        shared_vocabulary(log, opened)
+        chosen = asked or [next(name for name in ("ndcg@10", "perplexity") if name in found)]
+        each = per_query(model, opened, metrics=chosen, key=jax.random.key(seed), empty_queries=empty_queries)
+        result["by_frequency"] = {}
+        for name in [name for name in each if name != "query"]:
+            buckets = split_up(each["query"], each[name], log)
+            result["by_frequency"][name] = [bucket.to_json() for bucket in buckets]
+            rows = [[b.name, _span(b), f"{b.sessions:,}", *_cells(b.value)] for b in buckets]
+            text += f"\n\n{name} by frequency of the query\n"
+            text += table([["queries", "sessions each", "sessions", *head], *rows])
+    output(result, text, as_json)
+
+
+def _cells(estimate: Estimate) -> list[str]:
+    low, high = estimate.interval
+    return [
+        f"{estimate.value:.4f}",
+        f"{estimate.standard_error:.4f}" if estimate.standard_error == estimate.standard_error else "-",
+        f"{low:.4f} to {high:.4f}" if low == low else "-",
+        f"{estimate.count:,.0f}",
+        f"{estimate.excluded:,.0f}",
+    ]
+
+
+def _span(bucket: Bucket) -> str:
+    return f"{bucket.least:,}" if bucket.least == bucket.most else f"{bucket.least:,} to {bucket.most:,}"
 
 
 def _seen(train: dict[str, Any] | None, data: dict[str, Any] | None) -> bool:

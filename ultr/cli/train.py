@@ -35,9 +35,18 @@ def _widths(text: str) -> tuple[int, ...]:
     "--model",
     default="pbm",
     show_default=True,
-    help="gctr, rctr, dctr, rdctr, pbm, trust, additive, ubm, cascade, dcm, sdbn, dbn, ccm, naive, "
-    "naive-listwise; a mixture: pbm+dbn.",
+    help="Click models: gctr, rctr, dctr, rdctr, pbm, trust, additive, ubm, cascade, dcm, sdbn, dbn, ccm; a mixture: "
+    "pbm+dbn. Naive: naive, naive-listwise, naive-lambdarank. Weighted: ips-pointwise, ips-listwise, ips-pairwise, "
+    "affine-ips, policy-aware, intervention-aware, direct-method, doubly-robust, prs. Joint: dla, regression-em, "
+    "pairdebias, upe, additive-listwise, additive-dropout, additive-reversal, additive-weighted, additive-frozen, "
+    "pbm-frozen.",
 )
+@click.option(
+    "--propensity",
+    help="Weighted methods: where examination comes from, an estimator of `ultr propensity`, a .json file that it "
+    "wrote, or true (of a simulated log) [conditional-likelihood of the training sessions].",
+)
+@click.option("--clip", type=click.FloatRange(min=0, min_open=True), help="Weighted methods: the largest weight.")
 @click.option(
     "--relevance",
     default="auto",
@@ -100,6 +109,8 @@ def command(
     log: Path,
     out: Path,
     model: str,
+    propensity: str | None,
+    clip: float | None,
     relevance: str,
     rows: int | None,
     hidden: str,
@@ -128,11 +139,12 @@ def command(
     Example: tables, to the maximum of the likelihood
       ultr train log --out run --model ubm --relevance table --solver em
     """
-    from ultr.config import ModelConfig, build_model, build_optimizer, optimizer_kind, relevance_kind
+    from ultr.config import MODELS, ModelConfig, build_model, build_optimizer, optimizer_kind, relevance_kind
     from ultr.models import PBM
     from ultr.training import fit, save, solve
 
     _check_heeded(solver)
+    _check_weights(model, propensity, clip)
     _check_out(out, resume)
     train, held_out = _splits(log, split, valid, valid_split, valid_fraction, seed, relevance)
     config = ModelConfig(
@@ -142,8 +154,10 @@ def command(
         hidden=_widths(hidden),
         transform=transform,
         seed=seed,
+        options={} if clip is None else {"clip": clip},
     )
-    untrained = build_model(config, train)
+    harvest = _harvest(log, train, model, propensity, seed)
+    untrained = build_model(config, train, harvest)
     options: dict[str, Any] = {"solver": solver, "valid_fraction": valid_fraction}
     if solver == "gradient":
         kind = optimizer_kind(optimizer, untrained)
@@ -167,6 +181,8 @@ def command(
         options |= {"prior": strength, "epochs": epochs}
         fitted = solve(untrained, train, held_out, method=solver, prior=strength, iterations=epochs)  # type: ignore[arg-type]
         save(fitted.model, out / "model", extra={"vocabulary": train.vocabulary.identity, "train": train.identity})
+    if MODELS.get(model) and "propensity" in MODELS[model].needs:
+        options["propensity"] = {"source": harvest.source, "by_rank": harvest.propensity.tolist()}
     result: dict[str, Any] = {
         "out": str(out),
         "config": dataclasses.asdict(config) | options,
@@ -206,6 +222,41 @@ def _check_heeded(solver: str) -> None:
         if context.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT:
             others = ", ".join(other for other, unheeded in UNHEEDED.items() if name not in unheeded)
             raise ConfigError(f"--{name.replace('_', '-')} says nothing to --solver {solver}, only to {others}")
+
+
+def _check_weights(model: str, propensity: str | None, clip: float | None) -> None:
+    """Before any work: options of weighted methods are given to those only."""
+    from ultr.config import MODELS
+    from ultr.harvest import TRUE
+    from ultr.propensity import METHODS
+
+    recipe = MODELS.get(model)
+    if propensity is not None:
+        if recipe is None or not recipe.needs:
+            weighing = ", ".join(name for name, other in MODELS.items() if other.needs)
+            raise ConfigError(f"--propensity says nothing to --model {model}, only to {weighing}")
+        if propensity not in (TRUE, *METHODS) and not propensity.endswith(".json"):
+            known = ", ".join((TRUE, *METHODS))
+            raise ConfigError(f"unknown --propensity '{propensity}'; known: {known}, or a .json file")
+        if propensity.endswith(".json") and not Path(propensity).is_file():
+            raise ConfigError(f"--propensity {propensity}: no such file. Write it with `ultr propensity LOG --json`")
+    if clip is not None and (recipe is None or "clip" not in recipe.options):
+        clipped = ", ".join(name for name, other in MODELS.items() if "clip" in other.options)
+        raise ConfigError(f"--clip says nothing to --model {model}, only to {clipped}")
+
+
+def _harvest(log: Path, train: Any, model: str, propensity: str | None, seed: int) -> Any:
+    """What weighted methods are given beside the training sessions."""
+    from ultr.config import MODELS
+    from ultr.harvest import DEFAULT, Harvest
+    from ultr.logs import ClickLog
+
+    needs = MODELS[model].needs if model in MODELS else ()
+    if needs and propensity is None and set(needs) != {"displays"}:
+        how = "a trust model" if "affine" in needs else "the conditional likelihood"
+        click.echo(f"note: without --propensity, examination is estimated on the training sessions by {how}", err=True)
+    whole = ClickLog.open(log)  # with the sessions held out, whose queries have displays of their own
+    return Harvest(train, source=propensity or DEFAULT, truth=whole.metadata.get("truth"), shown=whole, seed=seed)
 
 
 def _check_out(out: Path, resume: bool) -> None:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import rax
 
-from ultr.errors import ConfigError, DataError
+from ultr.errors import DataError
 from ultr.evaluation.estimate import sum_by
 from ultr.sessions import Array, Sessions
 
@@ -25,6 +25,11 @@ def _mix(x: jax.Array) -> jax.Array:
     x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
     x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
     return x ^ (x >> 16)
+
+
+def words(key: jax.Array) -> np.ndarray:
+    """[2] uint32 random words of a key, the seed of `random_ranks`."""
+    return np.asarray(jax.random.bits(key, (2,), np.uint32))
 
 
 @jax.jit
@@ -45,6 +50,20 @@ def random_ranks(scores: Array, where: Array, *, seed: Array, ids: Array) -> jax
     place = jnp.broadcast_to(index, scores.shape)
     order = jax.lax.sort((jnp.asarray(~where), jnp.asarray(-scores), chance, place), num_keys=3)[3]
     return jnp.argsort(order, axis=1) + 1
+
+
+def ranked(scores: Array, where: Array, *, seed: np.ndarray, query: Array) -> jax.Array:
+    """[B, K] `random_ranks` of scores [B, K], of which those outside `where` may be anything; float32 decides.
+
+    Args:
+      seed: `words` of a key.
+      query: [B] ids or numbers of the lists.
+    """
+    scores = np.where(where, scores, 0)
+    if scores.dtype == np.float64:
+        with np.errstate(over="ignore"):  # a warning inside of JAX, where it is an error, ends the process
+            scores = scores.astype(np.float32)
+    return random_ranks(scores, where, seed=seed, ids=np.asarray(query).astype(np.uint32))
 
 
 def expected_reciprocal_rank(
@@ -103,7 +122,7 @@ def query_metrics(
     """Metrics per query over a stream of lists with labels.
 
     Args:
-      score: batch -> [B, K] scores.
+      score: batch -> [B, K] scores, none of a document NaN.
       queries: ids of the queries that count; None: all.
 
     Returns:
@@ -112,7 +131,7 @@ def query_metrics(
     """
     ids: list[np.ndarray] = [np.zeros(0, np.int64)]
     found: dict[Metric, list[np.ndarray]] = {m: [np.zeros(0)] for m in metrics}
-    seed = np.asarray(jax.random.bits(key, (2,), np.uint32))
+    seed = words(key)
     number = 0
     for batch in batches:
         mask, labels = np.asarray(batch.mask), np.asarray(batch.labels, np.float32)
@@ -134,25 +153,13 @@ def query_metrics(
                 field="labels",
             )
         scores = np.asarray(score(batch))
-        _check_scores(scores, mask, query)
-        ranks = random_ranks(np.where(where, scores, 0), where, seed=seed, ids=query.astype(np.uint32))
+        ranks = ranked(scores, where, seed=seed, query=query)
         values = list_metrics(ranks, grades, where, max_grade=np.float32(max_grade), metrics=tuple(metrics))
         ids.append(query[real])
         for metric, value in zip(metrics, jax.device_get(values), strict=True):
             value = _with_policy(metric, value.astype(np.float64), grades, where, empty_queries)
             found[metric].append(value[real])
     return _by_query(np.concatenate(ids), {m: np.concatenate(v) for m, v in found.items()})
-
-
-def _check_scores(scores: np.ndarray, mask: np.ndarray, query: np.ndarray) -> None:
-    if scores.shape != mask.shape:
-        raise ConfigError(f"the model's score: expected [B, K] = {mask.shape}, found {scores.shape}")
-    bad = (np.isnan(scores) & mask).any(1)
-    if bad.any():
-        raise DataError(
-            f"the model scores documents of {bad.sum()} lists as NaN, first in query {query[bad][0]}",
-            fix="Its parameters or the features are not finite: check them, or lower the learning rate",
-        )
 
 
 def _with_policy(metric: Metric, values: np.ndarray, grades: np.ndarray, where: np.ndarray, policy: str) -> np.ndarray:

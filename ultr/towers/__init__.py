@@ -1,5 +1,6 @@
-"""Towers: `Sessions -> logits [B, K]`. Constant, tables over ranks and documents, networks over features."""
+"""Towers: `Sessions -> logits [B, K]`. Constant, tables over ranks and documents, networks, wrappers."""
 
+from ultr.towers.confounding import Dropout, Frozen, GradientReversal, examination_of
 from ultr.towers.lookup import lookup, read_by, row_tables
 from ultr.towers.networks import DCNV2, MLP, Linear, Scaler, Sum
 from ultr.towers.tables import (
@@ -20,7 +21,10 @@ __all__ = [
     "MLP",
     "Constant",
     "DocumentTable",
+    "Dropout",
+    "Frozen",
     "GradeTable",
+    "GradientReversal",
     "LastClickTable",
     "Linear",
     "RankDocumentTable",
@@ -28,6 +32,7 @@ __all__ = [
     "Scaler",
     "Sum",
     "check",
+    "examination_of",
     "logits",
     "lookup",
     "read_by",

@@ -78,11 +78,18 @@ def check(
 def takes_shared(model: Any) -> bool:
     """Whether all towers of a model are the toolkit's own, which know features that are `Shared`."""
     own = type(model).__module__
-    if own.startswith("ultr.towers.") and not isinstance(getattr(model, "towers", None), nnx.List):
+    wraps = hasattr(model, "tower") or isinstance(getattr(model, "towers", None), nnx.List)
+    if own.startswith("ultr.towers.") and not wraps:
         return True
     parts = [x for part in vars(model).values() for x in (part if isinstance(part, nnx.List) else [part])]
-    towers = [part for part in parts if callable(part) and not isinstance(part, nnx.Variable)]
+    towers = [part for part in parts if _may_read(part)]
     return own.startswith("ultr.") and all(takes_shared(tower) for tower in towers)
+
+
+def _may_read(part: Any) -> bool:
+    """Whether a part of a model may be a tower or a model; variables and the layers of flax are none."""
+    own = isinstance(part, nnx.Variable) or type(part).__module__.startswith("flax.")
+    return not own and (callable(part) or hasattr(part, "loss"))
 
 
 def reads(model: nnx.Module) -> set[str]:

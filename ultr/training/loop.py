@@ -29,6 +29,7 @@ from ultr.training.optimizers import adam
 from ultr.training.rows import RowSparse, lazy_adam
 from ultr.training.sources import as_source, count_rows, per_session, weigh
 from ultr.training.steps import Trainer
+from ultr.training.weighting import weight_facts
 
 STATE_SECONDS = 10.0
 KEPT_BYTES = 1 << 30  # of a log, decoded, so that later epochs find it in memory
@@ -51,7 +52,11 @@ class Fitted:
       model: the model with the parameters of the best epoch.
       history: one dict per epoch: epoch (from 1), loss, valid_loss (None without validation), sessions,
         impossible (sessions that the model cannot produce, left out of the loss), seconds, and of these those spent
-        waiting for data.
+        waiting for data. Of models that weigh impressions (those with `weighting`) also, over what the weights matter
+        for (`ultr.baselines.Weighting`: the clicks, say): effective_sample_size (Kish 1965: the number of equal
+        weights that would be as steady, sum^2 / sum of squares), clipped (share of weights that were cut down; None
+        without any), affected (share of the sessions with a weight other than 1; None on counts, which do not tell)
+        and unsupported (number of impressions left out, since the log has no weight for them).
       best: the epoch whose parameters `model` holds; 0 means the start, before any epoch.
     """
 
@@ -158,14 +163,15 @@ def fit(
             if _exhausted(run, patience):
                 break
             began, waited = time.perf_counter(), 0.0
-            sums = place(jnp.zeros(3))
+            sums = place(jnp.zeros(trainer.sums))
             with _bar(progress, f"epoch {epoch}/{epochs}", sessions) as bar:
                 for block, seconds in _timed(feed):
                     state, scratch, sums = trainer.block(state, scratch, sums, block.batches, block.count, facts)
                     waited += seconds
                     sums.block_until_ready()  # so that what is waited for next is the data, and nothing else
                     _advance(bar, block.sessions, sums)
-            loss, counted, impossible = _mean(sums, "training data", epoch, getattr(train, "rows_per_session", 1.0))
+            total, own = np.asarray(sums), getattr(train, "rows_per_session", 1.0)
+            loss, counted, impossible = _mean(total[:3], "training data", epoch, own)
             valid_loss = None
             if valid is not None:
                 parameters = trainer.parameters(state)
@@ -186,6 +192,7 @@ def fit(
                     "seconds": round(time.perf_counter() - began, 3),
                     "waiting": round(waited, 3),
                 }
+                | _weights(total[3:], counted + impossible, train)
             )
             if time.perf_counter() - saved_at > STATE_SECONDS:
                 keep()
@@ -253,6 +260,11 @@ def _mean(sums: Any, source: str, epoch: int, rows_per_session: float = 1.0) -> 
     return total / used, used, impossible
 
 
+def _weights(sums: Any, sessions: float, train: Source) -> dict[str, Any]:
+    whole = getattr(train, "by", None) is None  # rows of counts are single documents
+    return weight_facts(sums, sessions, whole=whole) if len(sums) else {}
+
+
 def _exhausted(run: dict[str, Any], patience: int | None) -> bool:
     return patience is not None and bool(run["history"]) and len(run["history"]) - run["best"] >= max(patience, 1)
 
@@ -302,5 +314,5 @@ def _advance(bar: Any, rows: int, sums: Any) -> None:
     if bar.disable:
         return
     if bar.update(rows):  # only when the bar is redrawn: reading the loss waits for the device
-        total, used, _ = np.asarray(sums)
+        total, used = np.asarray(sums)[:2]
         bar.set_postfix(loss=f"{total / max(used, 1):.4f}", refresh=False)

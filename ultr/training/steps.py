@@ -15,6 +15,7 @@ from ultr.sessions import Sessions
 from ultr.towers import read_by, row_tables
 from ultr.training.feed import Batches
 from ultr.training.rows import RowSparse, settled, speakers, update_rows
+from ultr.training.weighting import SUMS, has_weights, weight_sums
 
 State = dict[str, Any]
 
@@ -24,10 +25,15 @@ class Trainer:
 
     Its state is a dict of arrays: `tables` (with their optimizer state, where that is row-sparse), `params`, `rest`
     (what is not trained), `optimizer` and `count`, the number of steps.
+
+    Attributes:
+      sums: how many sums a pass adds up: those of `tally`, and `weight_sums` where the model weighs impressions.
     """
 
     def __init__(self, model: nnx.Module, optimizer: optax.GradientTransformation | RowSparse) -> None:
         self.rank_first = bool(getattr(model, "pointwise", False))
+        self._weighs = has_weights(model)
+        self.sums = 3 + SUMS if self._weighs else 3
         self._rule = optimizer.tables if isinstance(optimizer, RowSparse) else None
         self._optax = optimizer.rest if isinstance(optimizer, RowSparse) else optimizer
         paths = set(row_tables(model)) if self._rule else set()
@@ -117,10 +123,11 @@ class Trainer:
                 return values if moves is None else values + moves[len(reads) - 1].reshape(index.shape)
 
             with read_by(reader):
+                weights = [weight_sums(model, batch)] if self._weighs else []
                 total, sums = losses(model, batch)
             scale = jnp.where(facts["weight"] > 0, facts["weight"], jnp.maximum(sums[1], 1.0))
             _, _, _, rest = nnx.split(model, *self._filters)  # type: ignore[misc]
-            return total / scale, (sums, rest, reads)
+            return total / scale, (jnp.concatenate([sums, *weights]) if weights else sums, rest, reads)
 
         if self._rule is None:
             gradient, (sums, rest, _) = jax.grad(objective, has_aux=True)(state["params"], [])

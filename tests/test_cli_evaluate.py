@@ -1,0 +1,76 @@
+"""What `ultr evaluate` adds to its table on demand, against the functions behind it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import pyarrow as pa
+import pytest
+from stored import QUERIES, documents_table, make_rows, plain, write_log
+
+from ultr import cli, models, towers
+from ultr.evaluation import by_frequency, calibration, per_query
+from ultr.logs import ClickLog
+from ultr.training import save
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ClickLog, Any]:
+    """A model on disk, its log, and the model."""
+    folder = tmp_path_factory.mktemp("evaluate")
+    log = write_log(folder / "log", plain(make_rows(120)), documents=documents_table())
+    model = models.PBM(relevance=towers.DocumentTable(log.documents), examination=towers.RankTable(log.ranks))
+    save(model, folder / "run", extra={"vocabulary": log.vocabulary.identity})
+    return folder / "run", log, model
+
+
+@pytest.fixture
+def ultr(capsys: pytest.CaptureFixture[str]) -> Any:
+    def call(*arguments: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as stop:
+            cli.main([str(a) for a in arguments])
+        captured = capsys.readouterr()
+        return int(stop.value.code or 0), captured.out, captured.err
+
+    return call
+
+
+def test_calibration_and_frequency_are_those_of_the_functions(ultr, trained):
+    run, log, model = trained
+    options = ("--metrics", "ndcg@5,log_likelihood", "--calibration", "--by-frequency", log.path)
+    code, out, err = ultr("evaluate", run, log.path, "--json", *options)
+    assert code == 0, err
+    found = json.loads(out)
+    assert set(found) == {"ndcg@5", "log_likelihood", "calibration", "by_frequency"}
+    pairs = zip(
+        found["calibration"]["by_rank"]["cells"], calibration(model, log).by_rank.to_json()["cells"], strict=True
+    )
+    assert all(a == pytest.approx(b) for a, b in pairs)
+    each = per_query(model, log, metrics=["ndcg@5"], key=jax.random.key(0))
+    expected = by_frequency(each["query"], each["ndcg@5"], log)
+    assert found["by_frequency"]["ndcg@5"] == [bucket.to_json() for bucket in expected]
+    code, out, _ = ultr("evaluate", run, log.path, *options)
+    assert code == 0
+    assert "calibration by rank" in out
+    assert "would be luck" in out
+    assert "ndcg@5 by frequency of the query" in out
+    assert "head" in out
+
+
+def test_frequency_in_a_log_of_other_ids_is_an_error(ultr, trained, tmp_path):
+    run, log, _ = trained
+    other = write_log(tmp_path / "other", plain(make_rows(20)), queries=pa.array([f"another {q}" for q in QUERIES]))
+    code, _, err = ultr("evaluate", run, log.path, "--metrics", "ndcg@5", "--by-frequency", other.path)
+    assert code == 2
+    assert "other document ids" in err
+
+
+def test_calibration_of_grades_is_an_error(ultr, trained, tmp_path):
+    run, log, _ = trained
+    log.collection().save(tmp_path / "collection")
+    code, _, err = ultr("evaluate", run, tmp_path / "collection", "--calibration")
+    assert code == 2
+    assert "clicks, found none" in err

@@ -1,0 +1,88 @@
+"""The dual learning algorithm: a ranker and a propensity model, each weighted by the other."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ultr.baselines.base import Baseline, clicks_of, softmax_cross_entropy
+from ultr.baselines.weights import Weighting
+from ultr.errors import ConfigError
+from ultr.models import Tower
+from ultr.sessions import Sessions
+
+LARGEST = 60.0  # log of a weight that float32 holds after it was multiplied by a loss
+
+
+def log_limit(clip: float | None) -> float:
+    """The logarithm of the largest weight.
+
+    Raises:
+      ConfigError: a `clip` below 1, which would clip the weight of the first rank.
+    """
+    if clip is not None and not clip >= 1:
+        raise ConfigError(f"expected clip of at least 1, the weight of the first rank, found {clip}")
+    return LARGEST if clip is None else min(float(np.log(clip)), LARGEST)
+
+
+def relative_to_first(logits: jax.Array, limit: float) -> jax.Array:
+    """[B, K] softmax(logits)_1 / softmax(logits)_k, at most exp(limit), without gradient.
+
+    The first document of the list as displayed is the reference: the softmax's sum cancels.
+    """
+    return jnp.exp(jnp.minimum(jax.lax.stop_gradient(logits[:, :1] - logits), limit))
+
+
+def examination_by_rank(examination: Tower, ranks: int) -> np.ndarray:
+    """[ranks] logits of a tower that reads the position alone, minus that of rank 1."""
+    position = jnp.arange(ranks, dtype=jnp.int32)[None, :]
+    logits = jnp.asarray(examination(Sessions(mask=jnp.ones((1, ranks), bool), position=position)))[0]
+    return np.asarray(logits - logits[0])
+
+
+class DLA(Baseline):
+    """Dual learning algorithm (Ai 2018): propensities and a ranker from the same clicks.
+
+    The loss of a list with clicks c, ranker logits s and examination logits b is the sum of two cross-entropies,
+
+        -sum c w_o log softmax(s)     w_o = softmax(b)_1 / softmax(b)_k
+        -sum c w_r log softmax(b)     w_r = softmax(s)_1 / softmax(s)_k
+
+    in which the weights have no gradient. Each tower's gradient is that of its own loss, so one optimizer with a state
+    per parameter (Adam, Adagrad) is the same as one optimizer per tower. Under the PBM, with lists that show the
+    documents of a query at several ranks, both losses are stationary where softmax(b) is proportional to examination
+    and softmax(s) to relevance. Lists without a click contribute 0. The sum has no minimum to compare models by, since
+    the weights are the model's own: an epoch that `fit` finds the best by it need not be.
+
+    Args:
+      relevance: tower of s.
+      examination: tower of b.
+      clip: largest weight w_o and w_r; None: exp(60).
+
+    Raises:
+      ConfigError: `clip` below 1.
+    """
+
+    def __init__(self, *, relevance: Tower, examination: Tower, clip: float | None = 100.0) -> None:
+        super().__init__(relevance=relevance)
+        self.examination = examination
+        self._limit = log_limit(clip)
+        self.clip = clip
+
+    def loss(self, sessions: Sessions) -> jax.Array:
+        clicks, mask = clicks_of(sessions, "DLA"), jnp.asarray(sessions.mask)
+        scores, examination = jnp.asarray(self.relevance(sessions)), jnp.asarray(self.examination(sessions))
+        examined = jnp.where(clicks, relative_to_first(examination, self._limit), 0.0)
+        relevant = jnp.where(clicks, relative_to_first(scores, self._limit), 0.0)
+        return softmax_cross_entropy(scores, examined, mask) + softmax_cross_entropy(examination, relevant, mask)
+
+    def weighting(self, sessions: Sessions) -> Weighting:
+        """The weights w_o of the ranker's loss."""
+        clicks, examination = clicks_of(sessions, "DLA"), jnp.asarray(self.examination(sessions))
+        weight = jnp.where(sessions.mask, relative_to_first(examination, self._limit), 0.0)
+        return Weighting(weight, clicks & (examination[:, :1] - examination > self._limit), clicks)
+
+    def propensity(self, ranks: int) -> np.ndarray:
+        """[ranks] examination relative to rank 1, exp(b_k - b_1); for towers that read the position alone."""
+        return np.exp(examination_by_rank(self.examination, ranks))

@@ -1,0 +1,171 @@
+"""Pairs of a clicked and an unclicked document, weighted for what the ranks of both let the user see."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from ultr.baselines.base import Baseline, clicks_of, ranks_of
+from ultr.baselines.weights import Weighting, propensity_table, rank_values
+from ultr.errors import ConfigError
+from ultr.models import Tower
+from ultr.sessions import Array, Sessions
+
+LEAST = 1e-3  # no ratio of PairDebias goes below, nor its inverse above
+
+
+class Estimate(nnx.Variable):
+    """A number that training measures on its way: saved with the model, not trained."""
+
+
+def pairs(clicks: jax.Array, mask: Array) -> jax.Array:
+    """[B, K, K] bool: the first document was clicked, the second shown and not clicked."""
+    skipped = jnp.asarray(mask) & ~clicks
+    return clicks[:, :, None] & skipped[:, None, :]
+
+
+def pair_loss(scores: Array, chosen: Array) -> jax.Array:
+    """[B, K, K] log(1 + exp(score_j - score_i)) of the chosen pairs (i, j), 0 elsewhere."""
+    gap = jnp.where(chosen, scores[:, None, :] - scores[:, :, None], 0.0)
+    return jnp.where(chosen, jax.nn.softplus(gap), 0.0)
+
+
+def swap_gain(ranks: jax.Array) -> jax.Array:
+    """[B, K, K] |1/log2(1 + rank_i) - 1/log2(1 + rank_j)|: what swapping two ranks changes of the DCG, per gain."""
+    discount = 1.0 / jnp.log2(1.0 + ranks)
+    return jnp.abs(discount[:, :, None] - discount[:, None, :])
+
+
+class PairDebias(Baseline):
+    """Pairwise debiasing (Hu 2019): the pair loss divided by bias ratios of both ranks, which it estimates.
+
+    The loss of a list is the sum over its clicked documents i and its unclicked ones j of
+    log(1 + exp(s_j - s_i)) / (t+_i t-_j). Let L(k, j) be the pair losses summed over all lists in which rank k was
+    clicked and rank j was not; then
+
+        t+_k = (sum_j L(k, j) / t-_j  over the same for rank 1)^(1 / (p + 1))
+        t-_k = (sum_i L(i, k) / t+_i  over the same for rank 1)^(1 / (p + 1))
+
+    with p = `regularisation`. The sums are running means per session, to which a batch adds its share `momentum`; so
+    batches of any size will do, and with `momentum=1` and one batch for all data it is the paper's algorithm.
+
+    With p = 0 the ratios are right where P(i clicked and j not) is t+_i t-_j times the probability that the first
+    document is the better one, and ranks say nothing about relevance, as in lists in random order. There t+ is also
+    the examination of the PBM; t-_j then stands for how far a missing click at j can be believed, and the less clicks
+    there are the nearer it is to 1. Where the logging policy knows relevance, t+ takes some of it for bias. With p = 1,
+    the paper's choice, the ratios are about the square roots of these.
+
+    Args:
+      relevance: tower of s.
+      ranks: number of ranks, the tables' size.
+      regularisation: p, at least 0.
+      momentum: share of a batch in the running means, above 0 and at most 1.
+
+    Raises:
+      ConfigError: a number outside these limits.
+    """
+
+    def __init__(self, *, relevance: Tower, ranks: int, regularisation: float = 1.0, momentum: float = 0.05) -> None:
+        super().__init__(relevance=relevance)
+        if ranks < 1 or not regularisation >= 0 or not 0 < momentum <= 1:
+            raise ConfigError(
+                "expected ranks >= 1, regularisation >= 0 and momentum above 0 and at most 1, found "
+                f"{ranks}, {regularisation} and {momentum}"
+            )
+        self.ranks, self.regularisation, self.momentum = int(ranks), float(regularisation), float(momentum)
+        self.limits = (("position", self.ranks, "ranks"),)
+        self.clicked, self.skipped = Estimate(jnp.ones(ranks)), Estimate(jnp.ones(ranks))
+        self.deterministic = False
+
+    def _ratio(self, sums: jax.Array) -> jax.Array:
+        ratio = jnp.where(sums[0] > 0, sums / jnp.where(sums[0] > 0, sums[0], 1.0), 1.0)
+        return jnp.clip(ratio, LEAST, 1 / LEAST) ** (1.0 / (self.regularisation + 1.0))
+
+    def ratios(self) -> tuple[np.ndarray, np.ndarray]:
+        """t+ and t-, [ranks] each, relative to rank 1."""
+        return np.asarray(self._ratio(self.clicked[...])), np.asarray(self._ratio(self.skipped[...]))
+
+    def propensity(self, ranks: int) -> np.ndarray:
+        """[ranks] t+, which stands for the examination relative to rank 1."""
+        return self.ratios()[0][:ranks]
+
+    def loss(self, sessions: Sessions) -> jax.Array:
+        mask = jnp.asarray(sessions.mask)
+        chosen = pairs(clicks_of(sessions, "PairDebias"), mask)
+        position = jnp.where(mask, sessions.position, 0)
+        each = pair_loss(jnp.asarray(self.relevance(sessions)), chosen)
+        clicked = rank_values(self, self._ratio(self.clicked[...]), sessions)[:, :, None]
+        skipped = rank_values(self, self._ratio(self.skipped[...]), sessions)[:, None, :]
+        if not self.deterministic:
+            still = jax.lax.stop_gradient(each)
+            rows = jnp.any(mask, axis=1).astype(jnp.float32)
+            rows = rows if sessions.weight is None else rows * sessions.weight
+            for estimate, by_rank in (
+                (self.clicked, jnp.sum(still / skipped, axis=2)),
+                (self.skipped, jnp.sum(still / clicked, axis=1)),
+            ):
+                mean = jnp.zeros(self.ranks).at[position].add(by_rank * rows[:, None]) / jnp.maximum(
+                    jnp.sum(rows), 1e-9
+                )
+                share = jnp.where(jnp.any(mean > 0), self.momentum, 0.0)  # a batch without pairs tells nothing
+                estimate[...] = (1.0 - share) * estimate[...] + share * mean
+        return jnp.sum(each / (clicked * skipped), axis=(1, 2))
+
+
+class PRS(Baseline):
+    """Propensity ratio scoring (Wang 2021): clicked against unclicked documents, weighted by o_j / o_i.
+
+    The examination o_i of the clicked document makes up for clicks that its rank did not get. That of the unclicked
+    one, o_j, says how far its missing click can be believed: on average over the clicks of relevant (1) and irrelevant
+    (0) documents under the PBM, a pair weighs o_j where i is relevant and j is not, and o_j (1 - o_j), at most 1/4,
+    where both are relevant, which IPS would weigh 1 - o_j. Two documents of the same relevance are thus hardly
+    compared. Lists without a click contribute 0.
+
+    Args:
+      relevance: tower whose logits are the scores.
+      propensity: [R] examination by rank, all above 0, or `ultr.propensity.Propensities`. Relative ones do: their unit
+        cancels.
+      metric: `dcg`: LambdaRank, each pair times what swapping the two changes of the DCG; `rank`: pairs as they are.
+      clip: largest weight of a pair; None: no limit.
+
+    Raises:
+      ConfigError: a propensity that is not a finite number above 0; a clip that is not above 0; an unknown metric.
+    """
+
+    metrics = ("dcg", "rank")
+
+    def __init__(self, *, relevance: Tower, propensity: Any, metric: str = "dcg", clip: float | None = None) -> None:
+        super().__init__(relevance=relevance)
+        if metric not in self.metrics:
+            raise ConfigError(f"unknown metric '{metric}'; known: {', '.join(self.metrics)}")
+        if clip is not None and not clip > 0:
+            raise ConfigError(f"expected clip, the largest weight, above 0, found {clip}. None: no limit")
+        self.propensity, self.metric = tuple(propensity_table(propensity).tolist()), metric
+        self.clip = None if clip is None else float(clip)
+        self.limits = (("position", len(self.propensity), "ranks"),)
+
+    def _weights(self, sessions: Sessions) -> tuple[jax.Array, jax.Array]:
+        """[B, K, K] each: o_j / o_i, not clipped, and which pairs there are."""
+        examination = rank_values(self, self.propensity, sessions)
+        chosen = pairs(clicks_of(sessions, "PRS"), jnp.asarray(sessions.mask))
+        return examination[:, None, :] / examination[:, :, None], chosen
+
+    def loss(self, sessions: Sessions) -> jax.Array:
+        scores, mask = jnp.asarray(self.relevance(sessions)), jnp.asarray(sessions.mask)
+        ratio, chosen = self._weights(sessions)
+        weight = jnp.where(chosen, ratio if self.clip is None else jnp.minimum(ratio, self.clip), 0.0)
+        gain = swap_gain(ranks_of(scores, mask, clicks_of(sessions))) if self.metric == "dcg" else 1.0
+        return jnp.sum(pair_loss(scores, chosen) * weight * gain, axis=(1, 2))
+
+    def weighting(self, sessions: Sessions) -> Weighting:
+        """Of each clicked document above or below unclicked ones: the mean weight of its pairs."""
+        ratio, chosen = self._weights(sessions)
+        count = jnp.sum(chosen, axis=2)
+        clipped = chosen & (ratio > self.clip) if self.clip else jnp.zeros_like(chosen)
+        limited = ratio if self.clip is None else jnp.minimum(ratio, self.clip)
+        weight = jnp.sum(jnp.where(chosen, limited, 0.0), axis=2) / jnp.maximum(count, 1)
+        return Weighting(weight, jnp.any(clipped, axis=2), count > 0)

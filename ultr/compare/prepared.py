@@ -1,0 +1,233 @@
+"""One log of one seed, simulated or opened once and shared by every method that learns from it."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import math
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from ultr import simulate
+from ultr.compare.settings import Data, Log
+from ultr.errors import ConfigError, DataError
+from ultr.harvest import Harvest
+from ultr.logs import ClickLog, Collection, Counts, collapse, open_data
+from ultr.sessions import Sessions, Shared
+from ultr.training.feed import BLOCK_SESSIONS
+
+By = Literal["session", "query"]
+PARTS = ("train", "valid", "test")
+FEWEST_STEPS = 100  # of an epoch, where the log allows
+BATCHES = (64, 2048)
+
+
+class Lists:
+    """The graded lists of a study, each opened when first asked for."""
+
+    def __init__(self, data: Data) -> None:
+        self._data, self._open = data, dict[str, Collection]()
+
+    def __getitem__(self, role: str) -> Collection:
+        """ "train", "vali" or "test".
+
+        Raises:
+          ConfigError: the study names none.
+          DataError: no collection, or no such split.
+        """
+        if role not in self._open:
+            name = getattr(self._data, role)
+            if name is None:
+                raise ConfigError(f"the study's [data] has no '{role}' lists")
+            if self._data.collection is not None:
+                self._open[role] = Collection.open(self._data.collection, split=name)
+            else:
+                found = open_data(name)
+                judged = found if isinstance(found, Collection) else found.collection()
+                if judged is None:
+                    raise DataError("expected graded lists, found a log without grades", file=name)
+                self._open[role] = judged
+        return self._open[role]
+
+
+class Prepared:
+    """A log, its parts, their sufficient statistics and what is harvested from the training part.
+
+    Args:
+      settings: of the log.
+      seed: of the cell: it draws the sessions of a simulated log, and the parts of any.
+      lists: the graded lists of the study.
+      shares: (valid, test) shares that are held out.
+      work: an empty folder for what is made on the way.
+    """
+
+    def __init__(self, settings: Log, *, seed: int, lists: Lists, shares: tuple[float, float], work: Path) -> None:
+        self.settings, self.seed, self.lists, self.shares, self.work = settings, seed, lists, shares, work
+        self._parts: dict[str, dict[str, ClickLog]] = {}
+        self._made: dict[tuple[str, ...], Any] = {}
+        self.notes: list[str] = []
+
+    @cached_property
+    def log(self) -> ClickLog:
+        """The whole log."""
+        if self.settings.path is not None:
+            return ClickLog.open(self.settings.path, split=self.settings.split)
+        train = self.lists["train"]
+        options = dict(self.settings.options)
+        user, policy = _user(self.settings, train, options), _policy(self.settings, options)
+        return simulate.clicks(train, policy, user, seed=self.seed, out=self.work / "log", **_rest(options))
+
+    @cached_property
+    def logger(self) -> Any:
+        """The ranker of the simulated policy, for any lists."""
+        return _policy(self.settings, dict(self.settings.options)).fitted(self.lists["train"], seed=self.seed)
+
+    @property
+    def truth(self) -> dict[str, Any] | None:
+        """What is known of a simulated log."""
+        return self.log.metadata.get("truth")
+
+    def part(self, name: str, by: By) -> ClickLog:
+        """The sessions to learn from ("train"), to choose by ("valid") or to judge click models on ("test")."""
+        if by not in self._parts:
+            valid, test = self.shares
+            shares = {"train": 1 - valid - test, "valid": valid} | ({"test": test} if test else {})
+            parts = self.log.split(shares, by=by, seed=self.seed)
+            if not all(len(part) for part in parts.values()):
+                if by == "query":
+                    self.notes.append("too few queries to hold some out: sessions were held out instead")
+                    parts = {n: self.part(n, "session") for n in shares}
+                else:
+                    raise DataError(
+                        f"{len(self.log):,} sessions are too few to hold {valid:g} and {test:g} of them out",
+                        fix="Use more sessions or larger shares.",
+                    )
+            self._parts[by] = parts
+        return self._parts[by][name]
+
+    def counts(self, name: str, by: By, how: str = "rank") -> Counts:
+        """The part's counts."""
+        return self._keep(("counts", name, by, how), lambda: collapse(self.part(name, by), how))  # type: ignore[call-overload]
+
+    def distinct(self, name: str, by: By) -> ClickLog:
+        """The part's different sessions, with weights."""
+        folder = self.work / f"lists-{name}-{by}"
+        return self._keep(("lists", name, by), lambda: collapse(self.part(name, by), "list", directory=folder))
+
+    def harvest(self, source: str, by: By) -> Harvest:
+        """Of the training part."""
+
+        def make() -> Harvest:
+            return Harvest(
+                self.part("train", by),
+                source=source,
+                truth=self.truth,
+                counts=self.counts("train", by),
+                shown=self.log,
+                lists=lambda: self.distinct("train", by),
+                seed=self.seed,
+            )
+
+        return self._keep(("harvest", source, by), make)
+
+    def source(self, name: str, by: By, statistics: str) -> Any:
+        """What a model with these sufficient statistics learns from or is judged on."""
+        plain = not self.log.metadata["impression_features"]
+        if statistics in ("rank", "last-click") and plain:
+            return self.counts(name, by, statistics)
+        return self.distinct(name, by)
+
+    def _keep(self, key: tuple[str, ...], make: Any) -> Any:
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
+
+
+def _user(settings: Log, lists: Collection, options: dict[str, Any]) -> Any:
+    grades = float(np.nanmax(lists.labels))
+    if grades < 1:
+        raise ConfigError(f"expected grades of at least 1 for some documents, found at most {grades:g}")
+    names = inspect.signature(simulate.user).parameters
+    given = {name: options[name] for name in names if name in options}
+    return simulate.user(settings.user, grades=math.ceil(grades), **given)
+
+
+def _policy(settings: Log, options: dict[str, Any]) -> Any:
+    names = {field.name for field in dataclasses.fields(simulate.Policy)}
+    return simulate.Policy(settings.policy, **{name: options[name] for name in names if name in options})
+
+
+def _rest(options: dict[str, Any]) -> dict[str, Any]:
+    names = inspect.signature(simulate.clicks).parameters
+    rest = {name: options[name] for name in names if name in options}
+    return {"sessions": 100_000} | rest
+
+
+class Table(Shared):
+    """All documents' features, handed over whole with every batch: shapes do not depend on what a batch shows."""
+
+    def distinct(self, rows: int = 0) -> Shared:
+        return Shared(self.values, np.asarray(self.index, np.int32))
+
+
+class Even:
+    """A source whose shapes are the same for logs of about the same size, so that what was compiled serves again.
+
+    `fit` stacks batches up to the length of a source: this one says a length rounded up to a power of two of batches.
+
+    Args:
+      source: counts, a log or a collection.
+      batch_size: rows per step.
+    """
+
+    def __init__(self, source: Any, batch_size: int) -> None:
+        self._source, self._batch_size = source, batch_size
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name in ("_source", "_batch_size"):
+            raise AttributeError(name)
+        return getattr(self._source, name)
+
+    def __len__(self) -> int:
+        steps = -(-len(self._source) // self._batch_size)
+        return min(1 << max(steps - 1, 0).bit_length(), max(BLOCK_SESSIONS // self._batch_size, 1)) * self._batch_size
+
+    def extent(self, batch_size: int) -> tuple[float, int]:
+        """Weight of all rows and number of batches."""
+        if (known := getattr(self._source, "extent", None)) is not None:
+            return known(batch_size)
+        rows = len(self._source)
+        total = float(rows)
+        if getattr(self._source, "weighted", False):
+            total = sum(float(b["weight"].to_numpy().sum(dtype=np.float64)) for b in self._source.columns(["weight"]))
+        return total, -(-rows // batch_size)
+
+    def keeping(self, size: int) -> Even:
+        """As of a log; other sources are in memory."""
+        keeping = getattr(self._source, "keeping", None)
+        return self if keeping is None else Even(keeping(size), self._batch_size)
+
+    def batches(self, batch_size: int, *, seed: int | None = None, shared: bool = False) -> Iterator[Sessions]:
+        """As of the source."""
+        source = self._source
+        if not isinstance(source, ClickLog):
+            options: dict[str, Any] = {"shared": shared} if isinstance(source, Counts) else {}
+            yield from source.batches(batch_size, seed=seed, **options)
+            return
+        for batch in source.batches(batch_size, seed=seed, shared=shared):
+            value = batch.features.get("features")
+            if isinstance(value, Shared):
+                small = len(value.values) <= np.size(value.index)
+                given = Table(value.values, value.index) if small else np.asarray(value.whole())
+                batch = batch.replace(features=dict(batch.features) | {"features": given})  # type: ignore[attr-defined]
+            yield batch
+
+
+def batch_size_for(rows: int) -> int:
+    """A power of two that gives an epoch a hundred steps or more, from 64 to 2,048 rows."""
+    least, most = BATCHES
+    return min(max(1 << (max(rows // FEWEST_STEPS, 1).bit_length() - 1), least), most)

@@ -1,0 +1,302 @@
+"""Makes the cells of a study: each log once per seed, all methods on it one after another."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import itertools
+import multiprocessing
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from ultr.compare import cells, peers
+from ultr.compare.cells import Cell
+from ultr.compare.learn import Learnt, learn, propensity_error
+from ultr.compare.prepared import Lists, Prepared
+from ultr.compare.settings import Log, Study, plain
+from ultr.errors import ConfigError, DataError, UltrError
+from ultr.evaluation import evaluate, per_query
+from ultr.evaluation.trec import write_qrels, write_run
+from ultr.files import write_text
+from ultr.models import ClickModel
+from ultr.towers import row_tables
+
+CLICKS = ("log_likelihood", "perplexity", "conditional_perplexity")
+WEIGHTS = ("effective_sample_size", "clipped", "affected", "unsupported")
+
+Say = Callable[[str], None]
+
+
+def run(
+    study: Study,
+    folder: str | Path,
+    *,
+    only: tuple[str, ...] = (),
+    seeds: tuple[int, ...] = (),
+    jobs: int = 1,
+    retry: bool = False,
+    keep_logs: bool = False,
+    say: Say | None = None,
+) -> dict[str, int]:
+    """Makes the cells that are not there yet, or not with these settings.
+
+    Args:
+      folder: where they are kept, with the facts of the logs and the TREC files.
+      only: names of logs and methods; () makes all. A cell is made where its log or its method is named, where both
+        kinds are named, where both are.
+      seeds: of those of the study; () takes all.
+      jobs: processes; each takes a log and a seed at a time.
+      retry: make those again that failed.
+      keep_logs: keep the simulated logs in `folder/logs`.
+      say: gets a line per cell; None: nothing is said.
+
+    Returns:
+      How many cells were "made", "kept" (they were there) and "failed".
+
+    Raises:
+      ConfigError: an unknown name or seed, or less than one job.
+      DataError: the graded lists cannot be read.
+    """
+    folder = Path(folder)
+    chosen = _chosen(study, only, seeds)
+    if jobs < 1:
+        raise ConfigError(f"expected at least one job, found {jobs}")
+    marks = {cell.title: cells.fingerprint(study, cell) for cell in chosen}
+    pending = [c for c in chosen if not cells.finished(folder, c, marks[c.title], retry=retry)]
+    folder.mkdir(parents=True, exist_ok=True)
+    groups = [list(g) for _, g in itertools.groupby(pending, key=lambda c: (c.seed, c.log.name if c.log else None))]
+    counts = {"made": 0, "kept": len(chosen) - len(pending), "failed": 0}
+    if pending and study.data.test is not None:
+        (folder / "trec").mkdir(exist_ok=True)
+        write_qrels(folder / "trec" / "qrels", Lists(study.data)["test"])
+    tasks = [(study, group, [marks[c.title] for c in group], folder, keep_logs) for group in groups]
+    if jobs == 1 or len(tasks) < 2:
+        for task in tasks:
+            _count(counts, _group(*task, say))
+        return counts
+    context = multiprocessing.get_context("spawn")
+    with _alone(), concurrent.futures.ProcessPoolExecutor(min(jobs, len(tasks)), mp_context=context) as pool:
+        waiting = [pool.submit(_group, *task, _loud if say else None) for task in tasks]
+        for done in concurrent.futures.as_completed(waiting):
+            _count(counts, done.result())
+    return counts
+
+
+def _chosen(study: Study, only: tuple[str, ...], seeds: tuple[int, ...]) -> list[Cell]:
+    logs, methods = {log.name for log in study.logs}, {method.name for method in study.methods}
+    for name in only:
+        if name not in logs | methods:
+            raise ConfigError(f"no log or method is called '{name}'; there are {', '.join(sorted(logs | methods))}")
+    for seed in seeds:
+        if seed not in study.seeds:
+            raise ConfigError(f"seed {seed} is none of the study's: {', '.join(map(str, study.seeds))}")
+    some_logs, some_methods = (logs & set(only)) or logs, (methods & set(only)) or methods
+    return [
+        c
+        for c in cells.cells(study)
+        if (c.log is None or c.log.name in some_logs)
+        and c.method.name in some_methods
+        and (not seeds or c.seed in seeds)
+    ]
+
+
+def _count(counts: dict[str, int], failed: list[bool]) -> None:
+    counts["failed"] += sum(failed)
+    counts["made"] += len(failed) - sum(failed)
+
+
+def _loud(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+class _alone:
+    """Processes of their own shall have one thread each; the environment is put back."""
+
+    names = ("OMP_NUM_THREADS", "XLA_FLAGS")
+
+    def __enter__(self) -> None:
+        self._before = {name: os.environ.get(name) for name in self.names}
+        os.environ["OMP_NUM_THREADS"] = "1"
+        flags = os.environ.get("XLA_FLAGS", "")
+        os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false".strip()
+
+    def __exit__(self, *_: object) -> None:
+        for name, value in self._before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _group(
+    study: Study, group: list[Cell], marks: list[str], folder: Path, keep_logs: bool, say: Say | None
+) -> list[bool]:
+    """Makes cells of one log and seed; whether each failed."""
+    first = group[0]
+    lists = Lists(study.data)
+    work = Path(tempfile.mkdtemp(prefix=".work-", dir=folder))
+    failed = []
+    try:
+        log = None
+        if first.log is not None:
+            shares = (study.valid_share, study.test_share)
+            log = Prepared(first.log, seed=first.seed, lists=lists, shares=shares, work=work)
+        about = _about(study, first.log, first.seed, log, folder) if log is not None and first.log is not None else None
+        for cell, mark in zip(group, marks, strict=True):
+            began = time.perf_counter()
+            facts, values = _cell(study, cell, log, lists, folder)
+            _warn(facts, about)
+            error = facts.get("error")
+            seconds = time.perf_counter() - began
+            base = {"fingerprint": mark, "log": cell.log.name if cell.log else None, "method": cell.method.name,
+                    "seed": cell.seed, "settings": plain(cell.method), "cell_seconds": round(seconds, 3)}  # fmt: skip
+            cells.write(folder, cell, base | facts, values)
+            failed.append(error is not None)
+            if say is not None:
+                first_metric = facts.get("metrics", {}).get(study.metrics[0])
+                said = f"failed: {error}" if error else ""
+                said = said or (f"{study.metrics[0]} {first_metric:.4f}" if first_metric is not None else "done")
+                say(f"{cell.title}: {said} ({seconds:.1f} s)")
+        if keep_logs and log is not None and (work / "log").exists():
+            assert first.log is not None
+            kept = folder / "logs" / cells.slug(first.log.name) / f"seed-{first.seed}"
+            shutil.rmtree(kept, ignore_errors=True)
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            (work / "log").rename(kept)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return failed
+
+
+def _about(study: Study, settings: Log, seed: int, log: Prepared, folder: Path) -> dict[str, Any]:
+    """The facts of a log, with what the diagnosis says before anything is trained; kept beside the cells."""
+    from ultr.identifiability import report
+
+    began = time.perf_counter()
+    facts: dict[str, Any] = {"name": settings.name, "seed": seed, "settings": plain(settings)}
+    try:
+        names = ("sessions", "queries", "documents", "ranks", "impressions", "clicks")
+        facts |= {name: log.log.metadata[name] for name in names} | {"truth": log.truth, "identity": log.log.identity}
+        facts["seconds"] = round(time.perf_counter() - began, 3)
+        if study.diagnose:
+            found = report(log.counts("train", "query")).to_json()
+            known = ("identified", "components", "unsupported", "standard_error", "worst", "warnings")
+            facts["diagnosis"] = {name: found[name] for name in known if name in found}
+    except UltrError as error:
+        facts["diagnosis" if "truth" in facts else "error"] = (
+            {"error": _line(error)} if "truth" in facts else _line(error)
+        )
+    place = folder / "about" / cells.slug(settings.name) / f"seed-{seed}.json"
+    place.parent.mkdir(parents=True, exist_ok=True)
+    write_text(place, cells.dumps(facts))
+    return facts
+
+
+def _warn(facts: dict[str, Any], about: dict[str, Any] | None) -> None:
+    """Says beside the numbers of a cell where they rest on less than they seem to."""
+    notes = facts.setdefault("notes", [])
+    diagnosis = (about or {}).get("diagnosis", {})
+    if facts.get("propensity") is not None and diagnosis.get("identified") is False:
+        notes.append(
+            "the diagnosis said that this log does not identify examination by rank: the curve, and what it corrects, "
+            "come from assumptions of the method"
+        )
+    if left_out := facts.get("weighting", {}).get("unsupported"):
+        notes.append(f"{left_out:,.0f} impressions were left out: the displays give their documents no weight")
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
+
+def _cell(
+    study: Study, cell: Cell, log: Prepared | None, lists: Lists, folder: Path
+) -> tuple[dict[str, Any], dict[str, np.ndarray] | None]:
+    """What is known of a cell, and its values per query."""
+    try:
+        if log is not None and cell.method.kind.learns == "clicks" and not log.log.metadata["clicks"]:
+            raise DataError(f"expected clicks to learn from, found none in {len(log.log):,} sessions")
+        learnt = _learnt(cell, log, lists)
+        return _judged(study, cell, log, lists, learnt, folder)
+    except UltrError as error:
+        return {"error": _line(error)}, None
+    except Exception as error:  # one cell must not end the others; it is tried again next time
+        return {"error": f"{type(error).__name__}: {_line(error)}", "unexpected": True}, None
+
+
+def _learnt(cell: Cell, log: Prepared | None, lists: Lists) -> Learnt:
+    model = cell.method.model
+    if cell.method.kind.how == "boost":
+        return peers.boost(cell.method, log, lists, seed=cell.seed)
+    if cell.method.kind.how == "fit":
+        return learn(cell.method, log, lists, seed=cell.seed)
+    return Learnt(_Nothing() if model == "random" else _logger(log))
+
+
+class _Nothing:
+    """Scores that are all the same: the order is that of the key."""
+
+    def score(self, sessions: Any) -> np.ndarray:
+        return np.zeros(sessions.shape, np.float32)
+
+
+def _logger(log: Prepared | None) -> Any:
+    assert log is not None
+    if log.settings.path is not None:
+        raise ConfigError("the ranker of the policy that made a real log is not known: leave the method 'logger' out")
+    return log.logger
+
+
+def _judged(
+    study: Study, cell: Cell, log: Prepared | None, lists: Lists, learnt: Learnt, folder: Path
+) -> tuple[dict[str, Any], dict[str, np.ndarray] | None]:
+    facts: dict[str, Any] = {"chosen": learnt.chosen, "notes": learnt.notes + (log.notes if log else [])}
+    facts |= {"seconds": round(learnt.seconds, 3), "all_seconds": round(learnt.all_seconds, 3), "queries": 0}
+    if learnt.best:
+        epoch = learnt.history[learnt.best - 1]
+        facts |= {"best": learnt.best, "epochs": len(learnt.history)}
+        facts["weighting"] = {name: epoch[name] for name in WEIGHTS if epoch.get(name) is not None}
+    if learnt.propensity is not None:
+        facts["propensity"] = learnt.propensity
+        truth = (log.truth or {}).get("examination") if log else None
+        facts["propensity_error"] = propensity_error(learnt.propensity, truth)
+    if log is not None and isinstance(learnt.model, ClickModel) and study.test_share:
+        assert learnt.by is not None
+        facts["clicks"] = _clicks(learnt.model, log, learnt.by, cell.seed)
+    if study.data.test is None:
+        return facts, None
+    test = lists["test"]
+    _check_known(learnt.model, log, test)
+    key = jax.random.key(cell.seed)
+    found = per_query(learnt.ranker, test, metrics=study.metrics, key=key)
+    facts["queries"] = len(found["query"])
+    facts["metrics"] = {name: float(np.nanmean(found[name])) for name in study.metrics}
+    place = cell.place(folder, "trec", ".run")
+    place.parent.mkdir(parents=True, exist_ok=True)
+    write_run(place, learnt.ranker, test, name=cells.slug(cell.method.name), key=key)
+    return facts, found
+
+
+def _clicks(model: Any, log: Prepared, by: Any, seed: int) -> dict[str, float]:
+    """Click metrics on the sessions that nothing was learnt from or chosen by."""
+    found = evaluate(model, log.distinct("test", by), metrics=CLICKS, key=jax.random.key(seed))
+    return {name: estimate.value for name, estimate in found.items()}
+
+
+def _check_known(model: Any, log: Prepared | None, test: Any) -> None:
+    """A table of documents cannot rank those of another vocabulary, whose ids mean something else."""
+    if log is None or model is None or not any("relevance" in path for path in row_tables(model)):
+        return
+    if log.log.vocabulary.fingerprint != test.vocabulary.fingerprint:
+        raise ConfigError(
+            "a table of documents knows only those of its log, and the test lists are others: choose a network as "
+            "relevance (linear, mlp, dcn), or test lists of the same collection"
+        )

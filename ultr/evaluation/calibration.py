@@ -1,0 +1,271 @@
+"""Does a click model's 10 % mean 10 %: predicted against observed clicks, by rank and by what was predicted."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ultr.errors import ConfigError, DataError
+from ultr.evaluation.calls import Caller
+from ultr.evaluation.estimate import Estimate
+from ultr.sessions import InMemory, Sessions, Source
+
+_FINE = 1024  # bins of the prediction's logit, from which those of the table are put together
+_REACH = 16.0  # the first and last of them hold all beyond logits of this size
+_GROUPS = 64  # of sessions or queries, between which errors are told
+BY = ("click", "relevance")
+
+
+@dataclasses.dataclass(frozen=True)
+class Cells:
+    """C cells of impressions, and how far predictions are off over all of them.
+
+    Attributes:
+      rank: [C] 1-based.
+      bin: [C] from 0, by what was predicted; None in the table by rank.
+      low, high: [C] between which predictions (or relevances) of the cell lie, as probabilities.
+      predicted: [C] mean predicted chance of a click.
+      observed: [C] clicks per impression.
+      standard_error: [C] of `observed`, binomial; sessions are independent, and a cell has one impression of each.
+      count: [C] impressions, weights included.
+      error: expected calibration error: the mean over impressions of |observed - predicted| of their cell
+        (Naeini 2015).
+      floor: what the error would be on average if the model were right: luck alone makes cells differ.
+      excess: (error - floor) / the standard deviation that luck gives the error (cells taken for independent); above 2
+        or 3 the model is off.
+    """
+
+    rank: np.ndarray
+    bin: np.ndarray | None
+    low: np.ndarray
+    high: np.ndarray
+    predicted: np.ndarray
+    observed: np.ndarray
+    standard_error: np.ndarray
+    count: np.ndarray
+    error: Estimate
+    floor: float
+    excess: float
+
+    def rows(self) -> list[list[str]]:
+        """The table for people: a head, then one row per cell."""
+        head = ["rank", *(["prediction"] if self.bin is not None else [])]
+        out = [[*head, "predicted", "observed", "standard error", "impressions"]]
+        for i, rank in enumerate(self.rank.tolist()):
+            span = [f"{self.low[i]:.3f} to {self.high[i]:.3f}"] if self.bin is not None else []
+            numbers = [f"{x[i]:.4f}" for x in (self.predicted, self.observed, self.standard_error)]
+            out.append([str(rank), *span, *numbers, f"{self.count[i]:,.0f}"])
+        return out
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain numbers for `json.dumps`."""
+        names = ["rank", *(["bin"] if self.bin is not None else []), "low", "high", "predicted", "observed"]
+        columns = [getattr(self, name).tolist() for name in [*names, "standard_error", "count"]]
+        cells = [dict(zip([*names, "standard_error", "count"], row, strict=True)) for row in zip(*columns, strict=True)]
+        excess = self.excess if math.isfinite(self.excess) else None
+        return {"error": self.error.to_json(), "floor": self.floor, "excess": excess, "cells": cells}
+
+
+@dataclasses.dataclass(frozen=True)
+class Calibration:
+    """Predicted against observed clicks.
+
+    Attributes:
+      by_rank: a cell per rank.
+      by_prediction: a cell per rank and bin of what was predicted there.
+    """
+
+    by_rank: Cells
+    by_prediction: Cells
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain numbers for `json.dumps`."""
+        return {"by_rank": self.by_rank.to_json(), "by_prediction": self.by_prediction.to_json()}
+
+
+def calibration(
+    model: Any,
+    log: Source | Sessions,
+    *,
+    bins: int = 10,
+    by: str = "click",
+    conditional: bool = False,
+    cluster: str = "session",
+    batch_size: int = 4096,
+) -> Calibration:
+    """Compares predicted chances of clicks with clicks, in one pass.
+
+    A model may be right on average at every rank and still wrong for good and bad documents: the usual sign of
+    confounded position and relevance. The bins of a rank hold about equally many impressions each, but impressions
+    with (nearly) equal predictions stay together: bins are unions of 1,024 steps of a logit from -16 to 16.
+
+    Args:
+      model: a click model: called with sessions, it gives a click distribution.
+      log: sessions with clicks; weights count as so many sessions.
+      bins: of every rank.
+      by: bins of the predicted chance of a click ("click"), or of the relevance that `model.score` gives ("relevance",
+        whose ends are the same at all ranks).
+      conditional: predictions given the clicks above, in place of predictions before any click.
+      cluster: "session" or "query", which of them the standard error of `error` takes for independent. It is told
+        between 64 groups of them.
+
+    Raises:
+      ConfigError: an unknown option.
+      DataError: no sessions, no clicks, not a click model, or a prediction that is NaN.
+    """
+    if by not in BY or cluster not in ("session", "query") or bins < 1:
+        raise ConfigError(
+            f"expected by click or relevance, cluster session or query, and at least 1 bin, found {by!r}, {cluster!r} "
+            f"and {bins}"
+        )
+    if isinstance(log, Sessions):
+        log, batch_size = InMemory(log), max(1, min(batch_size, len(log)))
+    call = Caller(model)
+    sums = _Sums()
+    for batch, query in _clicked(call, log, batch_size, cluster):
+        found = jax.device_get(call(_predicted, batch, conditional))
+        predicted = np.exp(np.minimum(np.asarray(found, np.float64), 0.0))
+        step = _logit(np.asarray(found, np.float64))
+        if by == "relevance":
+            step = call.scores(batch.unbiased()).astype(np.float64)
+        bad = np.isnan(predicted) & np.asarray(batch.mask)
+        if bad.any():
+            raise DataError(
+                f"the model predicts NaN for {int(bad.sum())} impressions of a batch",
+                fix="Its parameters or the features are not finite: check them, or lower the learning rate",
+            )
+        sums.add(batch, predicted, step, query)
+    return sums.tables(bins, within_rank=by == "click")
+
+
+def _predicted(model: Any, sessions: Sessions, conditional: bool) -> jax.Array:
+    """[B, K] log-probability of a click."""
+    clicks = model(sessions)
+    return jnp.asarray(clicks.conditional(sessions.clicks) if conditional else clicks.marginal())
+
+
+def _clicked(call: Caller, log: Source, batch_size: int, cluster: str) -> Iterator[tuple[Sessions, np.ndarray]]:
+    """Batches with clicks, and [B] the number of each session or its query."""
+    number = 0
+    for batch in log.batches(batch_size):
+        if number == 0:
+            if batch.clicks is None:
+                raise DataError("expected sessions with clicks, found none", field="clicks")
+            if not callable(call.model) or not call.is_click_model(batch):
+                raise DataError(f"{type(call.model).__name__} is not a click model: it predicts no clicks")
+            if cluster == "query" and batch.query is None:
+                raise DataError("expected query ids, found none", field="query", fix='Use cluster="session"')
+        own = np.arange(number, number + len(batch)) if cluster == "session" else np.asarray(batch.query)
+        yield batch, own
+        number += len(batch)
+    if number == 0:
+        raise DataError("expected at least one session, found none")
+
+
+def _logit(log_chance: np.ndarray) -> np.ndarray:
+    chance = np.minimum(log_chance, -1e-12)
+    return chance - np.log(-np.expm1(chance))
+
+
+class _Sums:
+    """Sums of impressions, predictions, clicks and variances per rank and fine bin, and of errors per group."""
+
+    def __init__(self) -> None:
+        self._positions = np.zeros(0, np.int64)
+        self._sums = np.zeros((4, 0, _FINE))
+        self._errors = np.zeros((0, _FINE, _GROUPS))
+        self._weights = np.zeros(_GROUPS)
+
+    def add(self, batch: Sessions, predicted: np.ndarray, step: np.ndarray, unit: np.ndarray) -> None:
+        """Adds a batch with [B, K] chances, [B, K] logits to bin by, and [B] the number of an independent unit."""
+        mask = np.asarray(batch.mask)
+        weight = np.ones(len(mask)) if batch.weight is None else np.asarray(batch.weight, np.float64)
+        row, at = np.nonzero(mask & (weight > 0)[:, None])
+        position = np.asarray(batch.position)[row, at]
+        new = np.setdiff1d(position, self._positions)
+        if len(new):
+            self._positions = np.concatenate([self._positions, new])
+            self._sums = np.pad(self._sums, [(0, 0), (0, len(new)), (0, 0)])
+            self._errors = np.pad(self._errors, [(0, len(new)), (0, 0), (0, 0)])
+        order = np.argsort(self._positions)
+        rank = order[np.searchsorted(self._positions, position, sorter=order)] if len(position) else position
+        place = np.clip((step[row, at] + _REACH) / (2 * _REACH) * _FINE, 0, _FINE - 1).astype(np.int64)
+        w, p = weight[row], predicted[row, at]
+        click = np.asarray(batch.clicks)[row, at] != 0
+        for total, each in zip(self._sums, (w, w * p, w * click, w * p * (1 - p)), strict=True):
+            np.add.at(total, (rank, place), each)
+        # Neighbouring numbers in different groups, whatever the order of the units.
+        group = (unit[row].astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(58)
+        np.add.at(self._errors, (rank, place, group.astype(np.int64)), w * (click - p))
+        self._weights += np.bincount(group.astype(np.int64), w, _GROUPS)
+
+    def tables(self, bins: int, *, within_rank: bool) -> Calibration:
+        order = np.argsort(self._positions)
+        rank, sums, errors = self._positions[order] + 1, self._sums[:, order], self._errors[order]
+        count = sums[0]
+        if not count.sum() > 0:
+            raise DataError("expected impressions, found none")
+        over = count if within_rank else np.broadcast_to(count.sum(0), count.shape)
+        before = np.cumsum(over, axis=1) - over
+        total = over.sum(1, keepdims=True)
+        # A fine bin belongs where the middle of its impressions stands among those of the rank.
+        bin = np.minimum(((before + over / 2) * bins / np.maximum(total, 1e-300)).astype(np.int64), bins - 1)
+        cell = np.arange(len(rank))[:, None] * bins + bin
+        used = np.flatnonzero(count.ravel() > 0)
+        names, cells = np.unique(cell.ravel()[used], return_inverse=True)
+        edges = 1 / (1 + np.exp(-np.linspace(-_REACH, _REACH, _FINE + 1)))
+        edges[[0, -1]] = 0.0, 1.0
+        fine = used % _FINE
+        low, high = np.ones(len(names)), np.zeros(len(names))
+        np.minimum.at(low, cells, edges[fine])
+        np.maximum.at(high, cells, edges[fine + 1])
+        flat = sums.reshape(4, -1)[:, used]
+        grouped = np.stack([np.bincount(cells, x, len(names)) for x in flat])
+        errors_of = np.zeros((len(names), _GROUPS))
+        np.add.at(errors_of, cells, errors.reshape(-1, _GROUPS)[used])
+        by_rank = _cells(rank, None, np.zeros(len(rank)), np.ones(len(rank)), sums.sum(2), errors.sum(1), self._weights)
+        return Calibration(
+            by_rank, _cells(rank[names // bins], names % bins, low, high, grouped, errors_of, self._weights)
+        )
+
+
+def _cells(
+    rank: np.ndarray,
+    bin: np.ndarray | None,
+    low: np.ndarray,
+    high: np.ndarray,
+    sums: np.ndarray,
+    errors: np.ndarray,
+    weights: np.ndarray,
+) -> Cells:
+    kept = sums[0] > 0
+    rank, low, high, sums, errors = rank[kept], low[kept], high[kept], sums[:, kept], errors[kept]
+    count, predicted, observed = sums[0], sums[1] / sums[0], sums[2] / sums[0]
+    total = count.sum()
+    value = float(np.abs(sums[2] - sums[1]).sum() / total)
+    # A sum of differences with fixed signs, as long as none of them is close to 0, over a sum of weights.
+    own = (np.sign(sums[2] - sums[1])[:, None] * errors).sum(0) - value * weights
+    groups = int((weights > 0).sum())
+    spread = math.sqrt(float((own**2).sum()) * groups / (groups - 1)) / total if groups > 1 else math.nan
+    luck = np.sqrt(sums[3])  # standard deviation of the clicks of a cell, were the model right
+    floor = float(math.sqrt(2 / math.pi) * luck.sum() / total)
+    deviation = math.sqrt(float((1 - 2 / math.pi) * sums[3].sum())) / total
+    return Cells(
+        rank=rank,
+        bin=None if bin is None else bin[kept],
+        low=low,
+        high=high,
+        predicted=predicted,
+        observed=observed,
+        standard_error=np.sqrt(np.maximum(observed * (1 - observed), 0.0) / count),
+        count=count,
+        error=Estimate.of(value, spread, count=total, freedom=groups - 1, least=0.0),
+        floor=floor,
+        excess=(value - floor) / deviation if deviation > 0 else math.nan,
+    )

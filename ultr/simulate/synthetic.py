@@ -1,0 +1,28 @@
+"""Collections made up for demonstrations and tests."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ultr.logs import Collection
+
+
+def collection(*, queries: int, documents: int = 20, features: int = 16, noise: float = 0.3, seed: int) -> Collection:
+    """A synthetic collection: graded lists whose grades are a smooth, not linear, function of the features.
+
+    A document's quality is a random two-layer function of its features plus normal noise. The best twentieth of all
+    documents gets grade 4, then come shares of .1, .15 and .2 for the grades 3, 2 and 1; the rest is 0.
+
+    Args:
+      queries, documents: number of queries, and of documents per query.
+      features: number of features F.
+      noise: standard deviation of what the features do not tell, in standard deviations of what they tell.
+      seed: decides everything.
+    """
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(queries * documents, features)).astype(np.float32)
+    hidden = np.tanh(x @ rng.normal(size=(features, 24)) / np.sqrt(features) * 2)
+    quality = hidden @ rng.normal(size=24)
+    quality = quality / quality.std() + noise * rng.normal(size=quality.shape)
+    grade = np.searchsorted(np.quantile(quality, [0.5, 0.7, 0.85, 0.95]), quality)
+    return Collection.from_arrays(query=np.repeat(np.arange(queries), documents), label=grade, features=x)

@@ -1,0 +1,129 @@
+"""What a simulated user is made of, as JSON values for the metadata of the log."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from flax import nnx
+
+from ultr import models
+from ultr.models import ClickModel
+from ultr.sessions import Sessions
+from ultr.simulate.curves import Bias, Context, Curve, GapCurve
+from ultr.simulate.processes import BottomUp, Noisy
+from ultr.towers import RankTable
+
+# Where a model keeps what depends on the rank, and what its name is; UBM's depends on the last click as well.
+_CURVES = ((models.PBM, "examination"), (models.TrustPBM, "examination"), (models.AdditivePBM, "examination"),
+           (models.DCM, "continuation"), (models.DBN, "continuation"), (models.CCM, "after_skip"),
+           (models.RCTR, "tower"))  # fmt: skip
+
+
+def biases(model: nnx.Module) -> list[Bias]:
+    """The different exponents of the towers of a model."""
+    found = (module.bias for _, module in nnx.iter_modules(model) if isinstance(module, Curve | GapCurve))
+    return list(dict.fromkeys(found))
+
+
+def user_of(model: ClickModel) -> str:
+    """Class of the model below noise and direction of reading."""
+    while isinstance(model, Noisy | BottomUp):
+        model = model.model
+    return type(model).__name__
+
+
+def truth_of(model: ClickModel, contexts: Sequence[Context], ranks: int) -> dict[str, Any]:
+    """What there is to know of the user.
+
+    Args:
+      model: the user.
+      contexts: that the log has.
+      ranks: how many are shown.
+
+    Returns:
+      `examination` (or `continuation`, `after_skip`; `examination_logit` of an additive user; `click` of RCTR): [ranks]
+        probabilities, in the first value of every context and at the start of the log.
+      `contexts`: name -> value -> its `share`, and its curve, other contexts at their first values.
+      `drift`: `eta` at the `start` and the `end` of the log, and the curves there.
+      `trust`: `relevant` and `irrelevant` e+ and e- [ranks], and with them `alpha` and `beta` (alpha relevance + beta).
+      `noise`: `flip` and `random_clicks`.
+      `components`: of a mixture, each with its `share`; `bottom_up`: true where reading goes upwards.
+    """
+    if isinstance(model, Noisy):
+        noise = {"flip": model.flip, "random_clicks": model.random_clicks}
+        return truth_of(model.model, contexts, ranks) | {"noise": noise}
+    if isinstance(model, BottomUp):
+        return truth_of(model.model, contexts, ranks) | {"bottom_up": True}
+    out: dict[str, Any] = {}
+    if isinstance(model, models.Mixture):
+        prior = model.prior_logits
+        fixed = isinstance(prior, nnx.Variable)
+        shares = _softmax(np.asarray(prior[...])) if fixed else [None] * len(model.components)  # type: ignore[index]
+        parts = zip(model.components, shares, strict=True)
+        out["components"] = [{"user": user_of(m), "share": s} | truth_of(m, contexts, ranks) for m, s in parts]
+        return out | _sessions(model, None, contexts, ranks)
+    curve = next((name for kind, name in _CURVES if type(model) is kind), None)
+    tower = None if curve is None else getattr(model, curve)
+    if not isinstance(tower, RankTable | Curve):
+        curve = None
+    out |= _sessions(model, curve, contexts, ranks)
+    if isinstance(model, models.TrustPBM):
+        tables = (model.trust_relevant, model.trust_irrelevant)
+        if curve is not None and all(isinstance(t, RankTable) for t in tables):
+            yes, no = (_values(t, [], ranks, 0.0, False) for t in tables)
+            seen = np.asarray(out["examination"])
+            out["trust"] = {"relevant": yes, "irrelevant": no, "alpha": (seen * np.subtract(yes, no)).tolist(),
+                            "beta": (seen * no).tolist()}  # fmt: skip
+    return out
+
+
+def _sessions(model: ClickModel, curve: str | None, contexts: Sequence[Context], ranks: int) -> dict[str, Any]:
+    additive = isinstance(model, models.AdditivePBM)
+    tower = None if curve is None else getattr(model, curve)
+    name = {"tower": "click", None: ""}.get(curve, f"{curve}_logit" if additive else str(curve))
+
+    def at(values: Sequence[int], time: float = 0.0) -> dict[str, Any]:
+        chosen = list(zip(contexts, values, strict=True))
+        return {} if tower is None else {name: _values(tower, chosen, ranks, time, additive)}
+
+    first = [1] * len(contexts)
+    out = at(first)
+    if contexts:
+        out["contexts"] = {
+            c.name: {
+                value: {"share": float(c.chances[j]), "factor": c.factors[j]}
+                | at([j + 1 if i == number else 1 for i in range(len(contexts))])
+                for j, value in enumerate(c.values)
+            }
+            for number, c in enumerate(contexts)
+        }
+    moving = [bias for bias in biases(model) if bias.drift is not None]
+    if moving:
+        out["drift"] = {
+            "start": {"eta": moving[0].eta} | at(first, 0.0),
+            "end": {"eta": moving[0].drift} | at(first, 1.0),
+        }
+    return out
+
+
+def _softmax(logits: np.ndarray) -> list[float]:
+    p = np.exp(logits - logits.max())
+    return (p / p.sum()).tolist()  # type: ignore[no-any-return]
+
+
+def _values(tower: Any, chosen: Sequence[tuple[Context, int]], ranks: int, time: float, additive: bool) -> list[float]:
+    if isinstance(tower, RankTable):
+        table = np.asarray(tower.table[...], np.float64)
+        logit = (table - table[0] if tower.pin_first else table)[:ranks]
+    else:
+        size = min(ranks, len(tower.base))
+        features = {c.name: np.full((1, size), value, np.int32) for c, value in chosen}
+        lists = Sessions(
+            mask=np.ones((1, size), bool),
+            position=np.arange(size, dtype=np.int32)[None, :],
+            features=features | {"time": np.full((1, size), time, np.float32)},
+        )
+        logit = np.asarray(tower(lists)[0], np.float64)
+    return (logit if additive else 1 / (1 + np.exp(-logit))).tolist()  # type: ignore[no-any-return]
