@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from ultr.baselines.base import clicks_of
-from ultr.baselines.weights import Weighted, affine_tables, estimated_loss, form_statistics, rank_values
+from ultr.baselines.weights import Weighted, affine_tables, by_rank, estimated_loss, form_statistics, rank_values
 from ultr.models import Tower
 from ultr.sessions import Sessions
 
@@ -46,15 +46,16 @@ class AffineIPS(Weighted):
         super().__init__(relevance=relevance, clip=clip, self_normalised=self_normalised)
         high, low = affine_tables(alpha, beta)
         self.alpha, self.beta = tuple(high.tolist()), tuple(low.tolist())
+        self.slope, self.offset = by_rank(self.alpha), by_rank(self.beta)
         self.form, self.statistics = form, form_statistics(form)
         self.limits = (("position", len(self.alpha), "ranks"),)
 
     def evidence(self, sessions: Sessions) -> jax.Array:
         clicks = clicks_of(sessions, type(self).__name__)
-        return jnp.where(sessions.mask, clicks.astype(jnp.float32) - rank_values(self, self.beta, sessions), 0.0)
+        return jnp.where(sessions.mask, clicks.astype(jnp.float32) - rank_values(self, self.offset[...], sessions), 0.0)
 
     def chance(self, sessions: Sessions) -> jax.Array:
-        return rank_values(self, self.alpha, sessions)
+        return rank_values(self, self.slope[...], sessions)
 
     def loss(self, sessions: Sessions) -> jax.Array:
         scores = jnp.asarray(self.relevance(sessions))

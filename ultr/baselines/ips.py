@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from ultr.baselines.base import clicks_of
-from ultr.baselines.weights import Weighted, estimated_loss, propensity_table, rank_values
+from ultr.baselines.weights import Weighted, by_rank, estimated_loss, propensity_table, rank_values
 from ultr.errors import ConfigError
 from ultr.models import Tower
 from ultr.sessions import Array, Sessions
@@ -34,13 +34,14 @@ class ClickWeighted(Weighted):
     ) -> None:
         super().__init__(relevance=relevance, clip=clip, self_normalised=self_normalised)
         self.propensity = tuple(propensity_table(propensity).tolist())
+        self.examination = by_rank(self.propensity)
         self.limits = (("position", len(self.propensity), "ranks"),)
 
     def evidence(self, sessions: Sessions) -> jax.Array:
         return clicks_of(sessions, type(self).__name__).astype(jnp.float32)
 
     def chance(self, sessions: Sessions) -> jax.Array:
-        return rank_values(self, self.propensity, sessions)
+        return rank_values(self, self.examination[...], sessions)
 
 
 class IPSPointwise(ClickWeighted):

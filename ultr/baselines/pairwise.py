@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 
 from ultr.baselines.base import Baseline, clicks_of, ranks_of
-from ultr.baselines.weights import Weighting, propensity_table, rank_values
+from ultr.baselines.weights import Weighting, by_rank, propensity_table, rank_values
 from ultr.errors import ConfigError
 from ultr.models import Tower
 from ultr.sessions import Array, Sessions
@@ -145,12 +145,13 @@ class PRS(Baseline):
         if clip is not None and not clip > 0:
             raise ConfigError(f"expected clip, the largest weight, above 0, found {clip}. None: no limit")
         self.propensity, self.metric = tuple(propensity_table(propensity).tolist()), metric
+        self.examination = by_rank(self.propensity)
         self.clip = None if clip is None else float(clip)
         self.limits = (("position", len(self.propensity), "ranks"),)
 
     def _weights(self, sessions: Sessions) -> tuple[jax.Array, jax.Array]:
         """[B, K, K] each: o_j / o_i, not clipped, and which pairs there are."""
-        examination = rank_values(self, self.propensity, sessions)
+        examination = rank_values(self, self.examination[...], sessions)
         chosen = pairs(clicks_of(sessions, "PRS"), jnp.asarray(sessions.mask))
         return examination[:, None, :] / examination[:, :, None], chosen
 

@@ -15,6 +15,7 @@ from ultr.baselines.policy import document_values
 from ultr.baselines.weights import (
     Weighted,
     affine_tables,
+    by_rank,
     estimated_loss,
     form_statistics,
     propensity_table,
@@ -91,6 +92,7 @@ class DoublyRobust(Weighted):
         super().__init__(relevance=relevance, clip=clip, self_normalised=self_normalised)
         high, low = affine_tables(alpha, np.zeros(len(propensity_table(alpha, "alpha"))) if beta is None else beta)
         self.alpha, self.beta = tuple(high.tolist()), tuple(low.tolist())
+        self.slope, self.offset = by_rank(self.alpha), by_rank(self.beta)
         self.regression, self.displays = _frozen(regression), displays
         self.form, self.statistics = form, form_statistics(form)
         self.limits = (("position", len(self.alpha), "ranks"),)
@@ -100,12 +102,12 @@ class DoublyRobust(Weighted):
 
     def evidence(self, sessions: Sessions) -> jax.Array:
         clicks = clicks_of(sessions, type(self).__name__).astype(jnp.float32)
-        alpha, beta = (rank_values(self, values, sessions) for values in (self.alpha, self.beta))
+        alpha, beta = (rank_values(self, values[...], sessions) for values in (self.slope, self.offset))
         return jnp.where(sessions.mask, clicks - alpha * _estimates(self.regression, sessions) - beta, 0.0)
 
     def chance(self, sessions: Sessions) -> jax.Array:
         if self.displays is None:
-            return rank_values(self, self.alpha, sessions)
+            return rank_values(self, self.slope[...], sessions)
         return document_values(self, self.added, sessions)
 
     def loss(self, sessions: Sessions) -> jax.Array:

@@ -16,6 +16,7 @@ from ultr.logspace import log_sigmoid
 from ultr.models import Tower
 from ultr.sessions import Array, Sessions
 from ultr.towers import check
+from ultr.towers.networks import Statistic
 
 FORMS = ("listwise", "pointwise")
 LARGEST = 1e-3  # by which a click probability of estimated tables may exceed 1
@@ -169,12 +170,17 @@ class Weighted(Baseline):
         return jax.lax.stop_gradient(jnp.where(sessions.mask, self.evidence(sessions) * found.weight, 0.0))
 
 
-def rank_values(model: Baseline, values: Sequence[float] | Array, sessions: Sessions) -> jax.Array:
+def by_rank(values: Sequence[float]) -> Statistic:
+    """[R] float32, not trained: an argument of what is compiled, so that other logs need no other program."""
+    return Statistic(jnp.asarray(values, jnp.float32))
+
+
+def rank_values(model: Baseline, values: Array, sessions: Sessions) -> jax.Array:
     """[B, K] the value of the rank of each impression; that of rank 1 on padding.
 
     Args:
       model: what to look through for tables that are too small, where the sessions are on the host.
-      values: one per rank.
+      values: [R], one per rank.
       sessions: not compiled, a rank beyond the table is an error; compiled, the value there is NaN, never that of
         another rank.
 
