@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -13,6 +15,7 @@ from ultr import baselines, models, towers
 from ultr.errors import ConfigError
 from ultr.harvest import Harvest
 from ultr.logs import ClickLog
+from ultr.sessions import Sessions, Shared
 from ultr.training import adam, fit, lazy_adagrad, lazy_adam
 from ultr.training.loop import has_large_table
 
@@ -75,11 +78,54 @@ def _check(config: ModelConfig, kind: str) -> None:
         raise ConfigError(f"rows belong to a compressed table ({', '.join(TABLES[1:])}); the relevance is '{kind}'")
 
 
-class Slots:
-    """Makes the towers of one model, each call a new one; `harvest` and `options` are for methods that weigh."""
+class Stored(nnx.Module):
+    """A tower over features that it looks up by document where the sessions do not bring them.
 
-    def __init__(self, config: ModelConfig, log: ClickLog, harvest: Harvest, options: Mapping[str, Any]) -> None:
-        self.config, self.log, self.harvest, self.options = config, log, harvest, options
+    So a small collection's features need not be copied into every batch. Sessions that bring features, such as those
+    of other lists with ids of their own, are scored by these.
+
+    Args:
+      tower: reads the feature `features`.
+      values: [V + 1, F] by document id.
+    """
+
+    def __init__(self, tower: Any, *, values: Any) -> None:
+        self.tower = tower
+        self.pointwise = bool(getattr(tower, "pointwise", False))
+        self.values = towers.Statistic(jnp.asarray(values, jnp.float32))
+
+    def __call__(self, sessions: Sessions) -> jax.Array:
+        if "features" in sessions.features:
+            return self.tower(sessions)
+        values, index = self.values[...], jnp.asarray(sessions.features["document"])
+        shared = Shared(values, index)
+        found = shared if len(values) <= index.size else shared.whole()  # each document once, or each impression
+        return self.tower(sessions.replace(features={**sessions.features, "features": found}))  # type: ignore[attr-defined]
+
+
+def only_stored(model: nnx.Module) -> bool:
+    """Whether a model needs no features with its sessions, since every tower over them is `Stored`."""
+    modules = list(nnx.iter_modules(model))
+    holding = [tuple(path) for path, module in modules if isinstance(module, Stored)]
+    readers = [tuple(path) for path, module in modules if hasattr(module, "feature")]
+    return bool(holding) and all(any(path[: len(h)] == h for h in holding) for path in readers)
+
+
+class Slots:
+    """Makes the towers of one model, each call a new one; `harvest` and `options` are for methods that weigh.
+
+    With `stored`, [V + 1, F] features by document, networks look them up there.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        log: ClickLog,
+        harvest: Harvest,
+        options: Mapping[str, Any],
+        stored: np.ndarray | None = None,
+    ) -> None:
+        self.config, self.log, self.harvest, self.options, self.stored = config, log, harvest, options, stored
         self.rngs = nnx.Rngs(config.seed)
         self.size = _features(log)
         self.kind = relevance_kind(config.relevance, log)
@@ -96,10 +142,13 @@ class Slots:
         if self._scaler is None:
             self._scaler = towers.Scaler(self.size, transform=config.transform).fit(self.log)
         scaler = nnx.clone(self._scaler)
+        tower: Any
         if self.kind == "linear":
-            return towers.Linear(self.size, scaler=scaler, rngs=self.rngs)
-        network = towers.MLP if self.kind == "mlp" else towers.DCNV2
-        return network(self.size, hidden=config.hidden, scaler=scaler, rngs=self.rngs)
+            tower = towers.Linear(self.size, scaler=scaler, rngs=self.rngs)
+        else:
+            network = towers.MLP if self.kind == "mlp" else towers.DCNV2
+            tower = network(self.size, hidden=config.hidden, scaler=scaler, rngs=self.rngs)
+        return tower if self.stored is None else Stored(tower, values=self.stored)
 
     def rank(self, pin_first: bool = False) -> towers.RankTable:
         return towers.RankTable(self.log.ranks, pin_first=pin_first)
@@ -129,9 +178,10 @@ class Slots:
         def frozen(p: np.ndarray) -> Any:
             return towers.Frozen(towers.RankTable(len(p), initial=towers.logits(np.clip(p, 1e-6, 1 - 1e-6))))
 
+        own = Slots(self.config, self.log, self.harvest, {}, self.stored)  # so that it is the same whoever asks first
         # Examined and relevant: always clicked; then examination, and e- of it, give alpha and beta.
         model = models.TrustPBM(
-            relevance=self.document(),
+            relevance=own.document(),
             examination=frozen(alpha + beta),
             trust_relevant=frozen(np.ones(len(alpha))),
             trust_irrelevant=frozen(beta / (alpha + beta)),
@@ -148,7 +198,7 @@ class Slots:
         if self.size:
             scaler = towers.Scaler(self.size, transform=self.config.transform).fit(self.log)
         documents = 0 if self.size else self.log.documents
-        policy = baselines.LoggingPolicy(self.size, documents=documents, scaler=scaler, rngs=self.rngs)
+        policy = baselines.LoggingPolicy(self.size, documents=documents, scaler=scaler, rngs=nnx.Rngs(self.config.seed))
         return fit(policy, self.harvest.lists, epochs=5, seed=self.config.seed, progress=False).model
 
     def rank_document(self) -> towers.RankDocumentTable:
@@ -278,12 +328,15 @@ MODELS: dict[str, Recipe] = {
 }
 
 
-def build_model(config: ModelConfig, log: ClickLog, harvest: Harvest | None = None) -> Any:
+def build_model(
+    config: ModelConfig, log: ClickLog, harvest: Harvest | None = None, *, stored: np.ndarray | None = None
+) -> Any:
     """The untrained model; feature statistics are measured on the given log, the training split.
 
     Args:
       harvest: what weighted methods are given beside the log; None: estimates from the log by the conditional
         likelihood.
+      stored: [V + 1, F] features by document id, for networks to look up (`Stored`); None: sessions bring them.
 
     Raises:
       ConfigError: an unknown name or option, features that the log does not have, or a log that does not identify what
@@ -297,7 +350,7 @@ def build_model(config: ModelConfig, log: ClickLog, harvest: Harvest | None = No
     for option in config.options:
         if option not in known:
             raise ConfigError(f"'{config.model}' has no option '{option}'; known: {', '.join(known) or 'none'}")
-    slots = Slots(config, log, harvest or Harvest(log, seed=config.seed), {**known, **config.options})
+    slots = Slots(config, log, harvest or Harvest(log, seed=config.seed), {**known, **config.options}, stored)
     built = [MODELS[name].build(slots) for name in names]
     if len(built) == 1:
         return built[0]

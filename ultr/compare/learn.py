@@ -13,7 +13,7 @@ import numpy as np
 from ultr import baselines
 from ultr.compare.prepared import FEWEST_STEPS, By, Even, Lists, Prepared, batch_size_for
 from ultr.compare.settings import Method, plain
-from ultr.config import TABLES, ModelConfig, Slots, build_model, relevance_kind
+from ultr.config import TABLES, ModelConfig, Slots, build_model, only_stored, relevance_kind
 from ultr.errors import ConfigError, UltrError
 from ultr.evaluation import per_query
 from ultr.harvest import DEFAULT, Harvest
@@ -90,10 +90,11 @@ def _fit(method: Method, model: Any, train: Any, valid: Any, seed: int) -> Any:
         optimizer: Any = lazy_adam(method.learning_rate)
     else:
         optimizer = adam(method.learning_rate, tables=method.table_rate)
+    without = ("features",) if only_stored(model) else ()
     return fit(
         model,
-        Even(train, size),
-        Even(valid, size),
+        Even(train, size, without=without),
+        Even(valid, size, without=without),
         optimizer=optimizer,
         epochs=method.epochs * times,
         patience=method.patience * times,
@@ -113,7 +114,7 @@ def _from_clicks(method: Method, log: Prepared, seed: int) -> Learnt:
         by: By = "session" if relevance_kind(variant.relevance, log.log) in TABLES else "query"
         harvest = log.harvest(variant.propensity, by)
         began = time.perf_counter()
-        model = build_model(_config(variant, seed), log.part("train", by), harvest)
+        model = build_model(_config(variant, seed), log.part("train", by), harvest, stored=log.stored)
         statistics = getattr(model, "statistics", "list")
         train, valid = (log.source(part, by, statistics) for part in ("train", "valid"))
         fitted = _fit(variant, model, train, valid, seed)

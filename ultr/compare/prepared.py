@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
+from collections.abc import Collection as Collection_
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +25,7 @@ By = Literal["session", "query"]
 PARTS = ("train", "valid", "test")
 FEWEST_STEPS = 100  # of an epoch, where the log allows
 BATCHES = (64, 2048)
+STORED_BYTES = 1 << 27
 
 
 class Lists:
@@ -134,6 +136,14 @@ class Prepared:
 
         return self._keep(("harvest", source, by), make)
 
+    @property
+    def stored(self) -> np.ndarray | None:
+        """[V + 1, F] features by document id, where they are few enough to lie in every model."""
+        values = self.log.vocabulary.features
+        if values is None or values.nbytes > STORED_BYTES or self.log.metadata["impression_features"]:
+            return None
+        return values
+
     def source(self, name: str, by: By, statistics: str) -> Any:
         """What a model with these sufficient statistics learns from or is judged on."""
         plain = not self.log.metadata["impression_features"]
@@ -167,13 +177,6 @@ def _rest(options: dict[str, Any]) -> dict[str, Any]:
     return {"sessions": 100_000} | rest
 
 
-class Table(Shared):
-    """All documents' features, handed over whole with every batch: shapes do not depend on what a batch shows."""
-
-    def distinct(self, rows: int = 0) -> Shared:
-        return Shared(self.values, np.asarray(self.index, np.int32))
-
-
 class Even:
     """A source whose shapes are the same for logs of about the same size, so that what was compiled serves again.
 
@@ -182,13 +185,14 @@ class Even:
     Args:
       source: counts, a log or a collection.
       batch_size: rows per step.
+      without: features that are left out, since the model holds them (`ultr.config.Stored`).
     """
 
-    def __init__(self, source: Any, batch_size: int) -> None:
-        self._source, self._batch_size = source, batch_size
+    def __init__(self, source: Any, batch_size: int, *, without: Collection_[str] = ()) -> None:
+        self._source, self._batch_size, self._without = source, batch_size, frozenset(without)
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or name in ("_source", "_batch_size"):
+        if name.startswith("__") or name in ("_source", "_batch_size", "_without"):
             raise AttributeError(name)
         return getattr(self._source, name)
 
@@ -209,22 +213,17 @@ class Even:
     def keeping(self, size: int) -> Even:
         """As of a log; other sources are in memory."""
         keeping = getattr(self._source, "keeping", None)
-        return self if keeping is None else Even(keeping(size), self._batch_size)
+        return self if keeping is None else Even(keeping(size), self._batch_size, without=self._without)
 
     def batches(self, batch_size: int, *, seed: int | None = None, shared: bool = False) -> Iterator[Sessions]:
         """As of the source."""
-        source = self._source
-        if not isinstance(source, ClickLog):
-            options: dict[str, Any] = {"shared": shared} if isinstance(source, Counts) else {}
-            yield from source.batches(batch_size, seed=seed, **options)
-            return
-        for batch in source.batches(batch_size, seed=seed, shared=shared):
-            value = batch.features.get("features")
-            if isinstance(value, Shared):
-                small = len(value.values) <= np.size(value.index)
-                given = Table(value.values, value.index) if small else np.asarray(value.whole())
-                batch = batch.replace(features=dict(batch.features) | {"features": given})  # type: ignore[attr-defined]
-            yield batch
+        lazily = isinstance(self._source, ClickLog | Counts) and (shared or bool(self._without))
+        options: dict[str, Any] = {"shared": True} if lazily else {}
+        for batch in self._source.batches(batch_size, seed=seed, **options):
+            kept = {name: value for name, value in batch.features.items() if name not in self._without}
+            if not shared:
+                kept = {name: x.whole() if isinstance(x, Shared) else x for name, x in kept.items()}
+            yield batch.replace(features=kept)
 
 
 def batch_size_for(rows: int) -> int:

@@ -2,7 +2,7 @@
 
 from ultr.towers.confounding import Dropout, Frozen, GradientReversal, examination_of
 from ultr.towers.lookup import lookup, read_by, row_tables
-from ultr.towers.networks import DCNV2, MLP, Linear, Scaler, Sum
+from ultr.towers.networks import DCNV2, MLP, Linear, Scaler, Statistic, Sum
 from ultr.towers.tables import (
     Constant,
     DocumentTable,
@@ -30,6 +30,7 @@ __all__ = [
     "RankDocumentTable",
     "RankTable",
     "Scaler",
+    "Statistic",
     "Sum",
     "check",
     "examination_of",

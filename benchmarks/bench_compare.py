@@ -1,0 +1,140 @@
+"""Every kind of debiasing on MQ2008, fold 1: three users, two loggers, three sizes of log, several seeds.
+
+The logs are simulated from the train queries, the methods judged by nDCG@10 on the test queries; all use the same
+linear tower, but for the boosted trees. Epochs (and rounds of boosting) are chosen on held-out clicks, full information by
+the validation grades. The weak logger is a linear ranker trained on 1 % of the train queries, with Plackett-Luce
+randomness; the strong one is trained on all of them and nearly deterministic. Finished cells are kept in --work: the
+script goes on where it was stopped.
+
+    python benchmarks/bench_compare.py --work study --jobs 2
+    python benchmarks/bench_compare.py --work study --sessions 1000000 --seeds 1
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from common import finish, folder, parser, table
+
+from ultr.compare import collect, parse, run
+from ultr.compare.cells import Cell, values
+from ultr.evaluation import paired_difference
+from ultr.logs.prepare import prepare
+
+USERS = ("pbm", "dbn", "trust")
+LOGGERS: dict[str, dict[str, Any]] = {
+    "weak": {"policy": "linear", "share": 0.01, "temperature": 0.3},
+    "strong": {"policy": "linear", "share": 1.0, "temperature": 0.02},
+}
+METHODS: tuple[dict[str, Any], ...] = (
+    {"model": "random"},
+    {"model": "logger"},
+    {"model": "naive"},
+    {"model": "naive-listwise"},
+    {"model": "pbm"},
+    {"model": "trust"},
+    {"model": "dbn"},
+    {"model": "additive"},
+    {"model": "ips-listwise"},
+    {"name": "ips-listwise, true", "model": "ips-listwise", "propensity": "true"},
+    {"model": "affine-ips"},
+    {"model": "policy-aware"},
+    {"model": "doubly-robust"},
+    {"model": "dla"},
+    {"model": "pairdebias", "regularisation": 0.0},
+    {"model": "lightgbm"},
+    {"model": "lightgbm-position"},
+    {"model": "full-information"},
+)
+
+
+def study(work: Path, sessions: list[int], seeds: int, methods: list[str]) -> Any:
+    """The study as `ultr compare` would read it from TOML."""
+    logs = [
+        {"name": f"{user} {logger} {n}", "user": user, "sessions": n} | options
+        for n in sessions
+        for user in USERS
+        for logger, options in LOGGERS.items()
+    ]
+    chosen = [m for m in METHODS if not methods or m.get("name", m["model"]) in methods]
+    return parse(
+        {
+            "seeds": list(range(seeds)),
+            "metrics": ["ndcg@10"],
+            "baseline": "naive",
+            "reference": "full-information",
+            "data": {"train": "train", "vali": "vali", "test": "test"},
+            "defaults": {"relevance": "linear", "l2": 10.0},
+            "log": logs,
+            "method": chosen,
+        },
+        folder=work,
+    )
+
+
+def summary(results: dict[str, Any], names: list[str]) -> list[list[str]]:
+    """Mean nDCG@10 over queries and seeds: a row per method, a column per log."""
+    rows = [["method", *(log["name"] for log in results["logs"])]]
+    for name in names:
+        row = [name]
+        for log in results["logs"]:
+            found = next((m for m in log["methods"] if m["name"] == name), {})
+            value = found.get("metrics", {}).get("ndcg@10", {}).get("value")
+            row.append("-" if value is None else f"{value:.4f}")
+        rows.append(row)
+    return rows
+
+
+def weak_against_strong(work: Path, plan: Any, names: list[str]) -> list[list[str]]:
+    """nDCG@10 from the strong logger's log less that from the weak one's, paired over queries after averaging seeds."""
+    rows = [["method", "user", "sessions", "strong - weak (95 %)"]]
+    logs = {log.name: log for log in plan.logs}
+    for name in names:
+        method = next(m for m in plan.methods if m.name == name)
+        for log in plan.logs:
+            user, logger, sessions = log.name.split()
+            if logger == "weak":
+                pair = (log, logs[f"{user} strong {sessions}"])
+                means = []
+                for one in pair:
+                    found = [values(work / "cells", Cell(one, method, seed)) for seed in plan.seeds]
+                    means.append([v["ndcg@10"] for v in found if v is not None])
+                if all(means):
+                    weak, strong = (np.mean(m, axis=0) for m in means)
+                    e = paired_difference(strong, weak)
+                    span = f"{e.value:+.4f} ({e.interval[0]:+.4f} to {e.interval[1]:+.4f})"
+                    rows.append([name, user, sessions, span])
+    return rows
+
+
+def main() -> None:
+    options = parser(__doc__ or "")
+    options.add_argument("--work", type=Path, required=True, help="folder of lists and cells, kept between calls")
+    options.add_argument("--sessions", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
+    options.add_argument("--seeds", type=int, default=5)
+    options.add_argument("--methods", nargs="*", default=[], help="only these")
+    options.add_argument("--jobs", type=int, default=1)
+    options.add_argument("--report", action="store_true", help="make nothing, print what there is")
+    chosen = options.parse_args()
+    data = folder(chosen, "mq2008-fold1")
+    for name in ("train", "vali", "test"):
+        if not (chosen.work / name).exists():
+            prepare([data / f"{name}.txt"], chosen.work / name, format="letor")
+    plan = study(chosen.work, chosen.sessions, chosen.seeds, chosen.methods)
+    began = time.perf_counter()
+    if not chosen.report:
+        run(plan, chosen.work / "cells", jobs=chosen.jobs, say=lambda line: print(line, file=sys.stderr, flush=True))
+    results = collect(plan, chosen.work / "cells")
+    names = [m.name for m in plan.methods]
+    click_models = [n for n in names if n in ("pbm", "trust", "additive", "dla", "ips-listwise")]
+    text = [table(summary(results, names)), "", table(weak_against_strong(chosen.work, plan, click_models))]
+    text += ["", f"this run took {time.perf_counter() - began:.0f} s"]
+    finish(chosen, {"results": results}, "\n".join(text))
+
+
+if __name__ == "__main__":
+    main()
