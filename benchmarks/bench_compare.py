@@ -1,8 +1,8 @@
 """Every kind of debiasing on MQ2008, fold 1: three users, two loggers, three sizes of log, several seeds.
 
 The logs are simulated from the train queries, the methods judged by nDCG@10 on the test queries; all use the same
-linear tower, but for the boosted trees. Epochs (and rounds of boosting) are chosen on held-out clicks, full information by
-the validation grades. The weak logger is a linear ranker trained on 1 % of the train queries, with Plackett-Luce
+linear tower, but for the boosted trees. Epochs (and rounds of boosting) are chosen on held-out clicks, full
+information by the validation grades. The weak logger is a linear ranker trained on 1 % of the train queries, with Plackett-Luce
 randomness; the strong one is trained on all of them and nearly deterministic. Finished cells are kept in --work: the
 script goes on where it was stopped.
 
@@ -82,7 +82,7 @@ def summary(results: dict[str, Any], names: list[str]) -> list[list[str]]:
     for name in names:
         row = [name]
         for log in results["logs"]:
-            found = next((m for m in log["methods"] if m["name"] == name), {})
+            found: Any = next((m for m in log["methods"] if m["name"] == name), {})
             value = found.get("metrics", {}).get("ndcg@10", {}).get("value")
             row.append("-" if value is None else f"{value:.4f}")
         rows.append(row)
