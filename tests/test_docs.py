@@ -64,8 +64,8 @@ def test_the_table_of_the_readme_names_what_there_is() -> None:
     for name in classes:
         assert name in README, name
     assert len(FORMATS) == 8
-    assert len(ultr.simulate.USERS) == 9
-    assert len(ultr.simulate.RANKERS) == 4
+    assert len(ultr.simulate.USERS) == 15
+    assert len(ultr.simulate.RANKERS) == 6
     assert {"pbm", "ubm", "dbn", "naive"} <= set(MODELS)
 
 

@@ -9,7 +9,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ultr import baselines, identifiability, logs, models, propensity, simulate, towers, training
+    from ultr import (
+        baselines,
+        compare,
+        evaluation,
+        identifiability,
+        logs,
+        models,
+        propensity,
+        simulate,
+        towers,
+        training,
+    )
     from ultr.errors import CheckpointError, ConfigError, DataError, UltrError
     from ultr.evaluation import Estimate, evaluate
     from ultr.logs import ClickLog, Collection, Counts, collapse, open_data
@@ -21,7 +32,18 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_MODULES = ("baselines", "identifiability", "logs", "models", "propensity", "simulate", "towers", "training")
+_MODULES = (
+    "baselines",
+    "compare",
+    "evaluation",
+    "identifiability",
+    "logs",
+    "models",
+    "propensity",
+    "simulate",
+    "towers",
+    "training",
+)
 _NAMES = {
     "CheckpointError": "ultr.errors",
     "ClickLog": "ultr.logs",
@@ -60,7 +82,9 @@ __all__ = [
     "UltrError",
     "baselines",
     "collapse",
+    "compare",
     "evaluate",
+    "evaluation",
     "fit",
     "identifiability",
     "load",

@@ -52,8 +52,11 @@ class DLA(Baseline):
     in which the weights have no gradient. Each tower's gradient is that of its own loss, so one optimizer with a state
     per parameter (Adam, Adagrad) is the same as one optimizer per tower. Under the PBM, with lists that show the
     documents of a query at several ranks, both losses are stationary where softmax(b) is proportional to examination
-    and softmax(s) to relevance. Lists without a click contribute 0. The sum has no minimum to compare models by, since
-    the weights are the model's own: an epoch that `fit` finds the best by it need not be.
+    and softmax(s) to relevance. Lists without a click contribute 0.
+
+    The sum says nothing of how good a model is, since its weights are the model's own and grow as b learns. Under
+    `model.eval()`, and so when `fit` judges an epoch, the loss is -sum c log softmax(s + b) instead: how likely the
+    clicked documents are among those shown, which is greatest at that same point (`AdditiveListwise`).
 
     Args:
       relevance: tower of s.
@@ -69,10 +72,13 @@ class DLA(Baseline):
         self.examination = examination
         self._limit = log_limit(clip)
         self.clip = clip
+        self.deterministic = False
 
     def loss(self, sessions: Sessions) -> jax.Array:
         clicks, mask = clicks_of(sessions, "DLA"), jnp.asarray(sessions.mask)
         scores, examination = jnp.asarray(self.relevance(sessions)), jnp.asarray(self.examination(sessions))
+        if self.deterministic:
+            return softmax_cross_entropy(scores + examination, clicks.astype(jnp.float32), mask)
         examined = jnp.where(clicks, relative_to_first(examination, self._limit), 0.0)
         relevant = jnp.where(clicks, relative_to_first(scores, self._limit), 0.0)
         return softmax_cross_entropy(scores, examined, mask) + softmax_cross_entropy(examination, relevant, mask)

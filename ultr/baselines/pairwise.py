@@ -59,6 +59,9 @@ class PairDebias(Baseline):
     there are the nearer it is to 1. Where the logging policy knows relevance, t+ takes some of it for bias. With p = 1,
     the paper's choice, the ratios are about the square roots of these.
 
+    Under `model.eval()`, and so when `fit` judges an epoch, the weights are divided by their mean over all pairs of
+    ranks: else the loss would grow with every epoch in which the ratios fall.
+
     Args:
       relevance: tower of s.
       ranks: number of ranks, the tables' size.
@@ -113,7 +116,10 @@ class PairDebias(Baseline):
                 )
                 share = jnp.where(jnp.any(mean > 0), self.momentum, 0.0)  # a batch without pairs tells nothing
                 estimate[...] = (1.0 - share) * estimate[...] + share * mean
-        return jnp.sum(each / (clicked * skipped), axis=(1, 2))
+        loss = jnp.sum(each / (clicked * skipped), axis=(1, 2))
+        if self.deterministic:
+            loss = loss / (jnp.mean(1 / self._ratio(self.clicked[...])) * jnp.mean(1 / self._ratio(self.skipped[...])))
+        return loss
 
 
 class PRS(Baseline):

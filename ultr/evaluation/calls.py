@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from typing import Any
 
 import jax
@@ -12,7 +12,7 @@ from flax import nnx
 
 from ultr.errors import ConfigError, DataError
 from ultr.models import ClickModel
-from ultr.sessions import Sessions
+from ultr.sessions import Sessions, Source
 from ultr.towers import check
 
 
@@ -83,3 +83,9 @@ def _check_scores(scores: np.ndarray, mask: np.ndarray, query: Any) -> None:
             f"the model scores documents of {bad.sum()} lists as NaN{first}",
             fix="Its parameters or the features are not finite: check them, or lower the learning rate",
         )
+
+
+def fitting(batch_size: int, source: Source) -> int:
+    """A batch size for a source: no larger than it, up to a power of two, since batches are filled up with padding."""
+    rows = len(source) if isinstance(source, Sized) else batch_size
+    return min(batch_size, 1 << max(rows - 1, 0).bit_length())

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from ultr.errors import ConfigError, DataError
-from ultr.evaluation.calls import Caller
+from ultr.evaluation.calls import Caller, fitting
 from ultr.evaluation.clicks import CLICK_METRICS, PERPLEXITIES, ClickTotals, click_terms
 from ultr.evaluation.estimate import Estimate
 from ultr.evaluation.ranking import EMPTY_QUERIES, RANKING_METRICS, query_metrics
@@ -193,7 +193,7 @@ class _Collected:
                 max_grade = _highest_grade(judged, batch_size) if "err" in dict(ranking) else np.inf
             self.query, self.values = query_metrics(
                 call.scores,
-                judged.batches(batch_size),
+                judged.batches(fitting(batch_size, judged)),
                 ranking,
                 key=key,
                 max_grade=max_grade,
@@ -206,7 +206,7 @@ class _Collected:
             perplexities = tuple(name for name in PERPLEXITIES if name in chosen)
             self.totals = ClickTotals(perplexities, by_query=by_query)
             options = tuple(name in chosen for name in PERPLEXITIES)
-            for batch in data.batches(batch_size):
+            for batch in data.batches(fitting(batch_size, data)):
                 self.totals.add(batch, jax.device_get(call(click_terms, batch, *options)))
 
     def names(self) -> Iterator[tuple[str, tuple[str, int | None]]]:

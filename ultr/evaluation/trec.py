@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from ultr.errors import ConfigError, DataError
-from ultr.evaluation.calls import Caller
+from ultr.evaluation.calls import Caller, fitting
 from ultr.evaluation.ranking import ranked, words
 from ultr.files import write_text
 from ultr.sessions import Sessions
@@ -164,7 +164,7 @@ def _scores(model: Any, collection: Collection) -> Any:
 def _rows(collection: Collection, batch_size: int) -> Iterator[tuple[np.ndarray, Sessions]]:
     """Batches with the place [B] of each list's first document in the collection; masked rows have 0."""
     place = dict(zip(collection.query.tolist(), collection.offsets[:-1].tolist(), strict=True))
-    for batch in collection.batches(batch_size):
+    for batch in collection.batches(fitting(batch_size, collection)):
         real = np.asarray(batch.mask).any(1)
         start = [place[q] if r else 0 for q, r in zip(np.asarray(batch.query).tolist(), np.ravel(real), strict=True)]
         yield np.array(start, np.int64), batch
