@@ -8,6 +8,11 @@ Plackett-Luce randomness; the strong one is trained on all of them and nearly de
 
     python benchmarks/bench_compare.py --work study --jobs 2
     python benchmarks/bench_compare.py --work study --sessions 1000000 --seeds 1
+
+With --synthetic the lists are made: 1,500 queries whose grades are not linear in 16 features, and the methods are the
+two-tower with a network and boosted trees.
+
+    python benchmarks/bench_compare.py --work trees --synthetic --sessions 100000 --seeds 3
 """
 
 from __future__ import annotations
@@ -20,6 +25,7 @@ from typing import Any
 import numpy as np
 from common import finish, folder, parser, table
 
+from ultr import simulate
 from ultr.compare import collect, parse, run
 from ultr.compare.cells import Cell, values
 from ultr.evaluation import paired_difference
@@ -51,8 +57,38 @@ METHODS: tuple[dict[str, Any], ...] = (
     {"model": "full-information"},
 )
 
+TREES: tuple[dict[str, Any], ...] = (
+    {"model": "logger"},
+    {"model": "naive"},
+    {"model": "pbm"},
+    {"model": "additive"},
+    {"model": "ips-listwise"},
+    {"model": "lightgbm"},
+    {"model": "lightgbm-position"},
+    {"model": "xgboost"},
+    {"model": "xgboost-unbiased"},
+    {"model": "lightgbm-labels"},
+    {"model": "full-information"},
+)
+PARTS = {"train": 1000, "vali": 200, "test": 300}  # queries of the synthetic lists
 
-def study(work: Path, sessions: list[int], seeds: int, methods: list[str]) -> Any:
+
+def lists(chosen: Any) -> None:
+    """Makes the folders train, vali and test where they are not there yet."""
+    if chosen.synthetic:
+        made = simulate.collection(queries=sum(PARTS.values()), seed=0)
+        ends = np.cumsum(list(PARTS.values()))
+        for (name, size), end in zip(PARTS.items(), ends, strict=True):
+            if not (chosen.work / name).exists():
+                made.select(slice(int(end) - size, int(end))).save(chosen.work / name)
+        return
+    data = folder(chosen, "mq2008-fold1")
+    for name in PARTS:
+        if not (chosen.work / name).exists():
+            prepare([data / f"{name}.txt"], chosen.work / name, format="letor")
+
+
+def study(work: Path, sessions: list[int], seeds: int, methods: list[str], *, synthetic: bool) -> Any:
     """The study as `ultr compare` would read it from TOML."""
     logs = [
         {"name": f"{user} {logger} {n}", "user": user, "sessions": n} | options
@@ -60,7 +96,7 @@ def study(work: Path, sessions: list[int], seeds: int, methods: list[str]) -> An
         for user in USERS
         for logger, options in LOGGERS.items()
     ]
-    chosen = [m for m in METHODS if not methods or m.get("name", m["model"]) in methods]
+    chosen = [m for m in (TREES if synthetic else METHODS) if not methods or m.get("name", m["model"]) in methods]
     return parse(
         {
             "seeds": list(range(seeds)),
@@ -68,7 +104,7 @@ def study(work: Path, sessions: list[int], seeds: int, methods: list[str]) -> An
             "baseline": "naive",
             "reference": "full-information",
             "data": {"train": "train", "vali": "vali", "test": "test"},
-            "defaults": {"relevance": "linear", "l2": 10.0},
+            "defaults": {"relevance": "mlp" if synthetic else "linear", "l2": 10.0},
             "log": logs,
             "method": chosen,
         },
@@ -118,13 +154,11 @@ def main() -> None:
     options.add_argument("--seeds", type=int, default=5)
     options.add_argument("--methods", nargs="*", default=[], help="only these")
     options.add_argument("--jobs", type=int, default=1)
+    options.add_argument("--synthetic", action="store_true")
     options.add_argument("--report", action="store_true", help="make nothing, print what there is")
     chosen = options.parse_args()
-    data = folder(chosen, "mq2008-fold1")
-    for name in ("train", "vali", "test"):
-        if not (chosen.work / name).exists():
-            prepare([data / f"{name}.txt"], chosen.work / name, format="letor")
-    plan = study(chosen.work, chosen.sessions, chosen.seeds, chosen.methods)
+    lists(chosen)
+    plan = study(chosen.work, chosen.sessions, chosen.seeds, chosen.methods, synthetic=chosen.synthetic)
     began = time.perf_counter()
     if not chosen.report:
         run(plan, chosen.work / "cells", jobs=chosen.jobs, say=lambda line: print(line, file=sys.stderr, flush=True))

@@ -266,8 +266,7 @@ def _judged(
         facts["weighting"] = {name: epoch[name] for name in WEIGHTS if epoch.get(name) is not None}
     if learnt.propensity is not None:
         facts["propensity"] = learnt.propensity
-        truth = (log.truth or {}).get("examination") if log else None
-        facts["propensity_error"] = propensity_error(learnt.propensity, truth)
+        facts["propensity_error"] = propensity_error(learnt.propensity, _true_curve(learnt.model, log))
     if log is not None and isinstance(learnt.model, ClickModel) and study.test_share:
         assert learnt.by is not None
         facts["clicks"] = _clicks(learnt.model, log, learnt.by, cell.seed)
@@ -283,6 +282,13 @@ def _judged(
     place.parent.mkdir(parents=True, exist_ok=True)
     write_run(place, learnt.ranker, test, name=cells.slug(cell.method.name), key=key)
     return facts, found
+
+
+def _true_curve(model: Any, log: Prepared | None) -> Any:
+    """What the curve of a model should be: alpha, where it is that of an affine method and the user has trust bias."""
+    truth = (log.truth or {}) if log else {}
+    alpha = truth.get("trust", {}).get("alpha") if getattr(model, "alpha", None) is not None else None
+    return truth.get("examination") if alpha is None else alpha
 
 
 def _clicks(model: Any, log: Prepared, by: Any, seed: int) -> dict[str, float]:
