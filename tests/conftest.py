@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_num_cpu_devices", 2)
@@ -26,3 +27,32 @@ def data_dir() -> Callable[[str], Path]:
         return base / name
 
     return find
+
+
+@pytest.fixture(scope="session")
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the modules that ask for `compiled_once` keep their programs."""
+    return tmp_path_factory.mktemp("programs")
+
+
+@pytest.fixture(scope="module")
+def compiled_once(programs: Path) -> Iterator[None]:
+    """What is compiled to the same program is compiled once, here as in the command: most of what tests would take."""
+    values = {"jax_compilation_cache_dir": str(programs), "jax_persistent_cache_min_compile_time_secs": 0,
+              "jax_persistent_cache_min_entry_size_bytes": -1}  # fmt: skip
+    before = {name: getattr(jax.config, name) for name in values}
+    for settings in (values, before):
+        for name, value in settings.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+        if settings is values:
+            yield
+
+
+@pytest.fixture(scope="module")
+def quickly_compiled(compiled_once: None) -> Iterator[None]:
+    """Programs that are compiled once and with little effort: for modules that run many of them, each for a moment."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)

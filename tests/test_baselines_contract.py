@@ -15,6 +15,7 @@ import pytest
 from baselines_contract import BASELINES, QUERY, B, K, V, batch
 from flax import nnx
 from stored import write_log
+from worlds import compiled_loss
 
 import ultr
 from ultr import towers
@@ -23,6 +24,7 @@ from ultr.logs import ClickLog, collapse
 from ultr.sessions import Sessions
 from ultr.training.checkpoint import build, describe, load, save
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
 SCORES = np.random.default_rng(0).normal(size=(B, K)).astype(np.float32)
 every = pytest.mark.parametrize("name", BASELINES)
 ONE_OF_EACH = list(
@@ -164,7 +166,7 @@ def test_a_saved_baseline_judges_as_before(name: str, tmp_path: Path) -> None:
     assert all((a == b).all() for a, b in leaves)
     assert describe(again) == describe(model)
     if name in ONE_OF_EACH:
-        np.testing.assert_array_equal(again.loss(sessions), model.loss(sessions))
+        np.testing.assert_array_equal(compiled_loss(again, sessions), compiled_loss(model, sessions))
     assert describe(build(json.loads(json.dumps(describe(model))))) == describe(model)
 
 
@@ -211,7 +213,7 @@ def test_pointwise_losses_are_the_same_on_counts(name: str, stored: ClickLog) ->
         sums = 0.0
         for sessions in source.batches(512):
             weight = np.ones(len(sessions)) if sessions.weight is None else sessions.weight
-            sums += float(np.sum(np.asarray(model.loss(sessions)) * weight))
+            sums += float(np.sum(np.asarray(compiled_loss(model, sessions)) * weight))
         return sums
 
     counts = collapse(stored, "rank")

@@ -33,6 +33,8 @@ from ultr.errors import ConfigError, DataError
 from ultr.sessions import Sessions
 from ultr.training import load, save
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 # --- DLA and the listwise additive two-tower -----------------------------------------------------------------------
 
 LISTWISE = {"DLA": baselines.DLA, "AdditiveListwise": baselines.AdditiveListwise}
@@ -362,3 +364,39 @@ def test_a_model_is_saved_and_loaded_and_says_what_it_needs(name: str, tmp_path:
     if name != "policy":
         with pytest.raises(ConfigError, match="clicks"):
             loaded.loss(ONE.replace(clicks=None))  # type: ignore[attr-defined]
+
+
+# --- How epochs are judged -----------------------------------------------------------------------------------------
+
+
+def _judged(model: Any, lists: Sessions) -> float:
+    model.eval()
+    return float((np.asarray(model.loss(lists)) * np.asarray(lists.weight)).sum())
+
+
+def test_dla_is_judged_best_at_the_truth_whatever_its_own_weights() -> None:
+    lists = world(1.0, 1.0)
+    log_examination = np.log(EXAMINATION)
+
+    def judged(relevance: np.ndarray, examination: np.ndarray) -> float:
+        return _judged(baselines.DLA(relevance=documents(relevance), examination=ranks(examination)), lists)
+
+    truth = judged(np.log(RELEVANCE), log_examination)
+    additive = baselines.AdditiveListwise(relevance=documents(np.log(RELEVANCE)), examination=ranks(log_examination))
+    assert truth == pytest.approx(_judged(additive, lists), rel=1e-5)
+    for step in (-0.3, 0.3):
+        assert judged(np.log(RELEVANCE), log_examination * (1 + step)) > truth
+        assert judged(np.log(RELEVANCE) * (1 + step), log_examination) > truth
+
+
+def test_pairdebias_is_judged_alike_whatever_unit_its_ratios_fall_to() -> None:
+    lists = world(0.0, 1.0)
+    model = baselines.PairDebias(relevance=documents(np.log(RELEVANCE)), ranks=K, regularisation=0.0)
+    flat = _judged(model, lists)
+    fallen = np.array([1.0, *[0.1] * (K - 1)])  # nearly the same weight everywhere, but for a factor of about ten
+    model.clicked[...] = jnp.asarray(fallen)
+    weights = 1 / fallen / np.mean(1 / fallen)
+    assert weights.min() * flat < _judged(model, lists) < weights.max() * flat
+    model.train()
+    grown = float((np.asarray(model.loss(lists)) * np.asarray(lists.weight)).sum())
+    assert grown > 2 * flat

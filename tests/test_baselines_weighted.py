@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from stored import make_rows, plain, write_log
+from worlds import compiled_loss
 
 import ultr
 from ultr import baselines, towers
@@ -22,6 +23,7 @@ from ultr.sessions import InMemory, Sessions
 from ultr.training import adam
 from ultr.training.steps import Trainer
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
 RELEVANCE = np.array([np.nan, 0.9, 0.5, 0.2, 0.7, 0.4])  # of documents 1 to 5
 LOGITS = np.array([0.0, 1.9, 0.9, -1.2, 0.4, -0.5])  # of the ranker
 GUESS = np.array([0.5, 0.3, 0.6, 0.8, 0.1, 0.9])  # of a regression that is wrong
@@ -55,7 +57,7 @@ def user(policy: dict[tuple[int, ...], float], alpha: np.ndarray, beta: np.ndarr
 
 
 def expected(model: Any, sessions: Sessions) -> float:
-    return float(np.asarray(model.loss(sessions), np.float64) @ np.asarray(sessions.weight, np.float64))
+    return float(np.asarray(compiled_loss(model, sessions), np.float64) @ np.asarray(sessions.weight, np.float64))
 
 
 def cross_entropy(documents: Sequence[int], target: np.ndarray = RELEVANCE) -> float:
@@ -127,7 +129,7 @@ def test_affine_without_trust_bias_is_ips() -> None:
     for form, kind in (("listwise", baselines.IPSListwise), ("pointwise", baselines.IPSPointwise)):
         affine = baselines.AffineIPS(relevance=RANKER, alpha=THETA, beta=np.zeros(3), form=form, clip=2.5)
         ips = kind(relevance=RANKER, propensity=THETA, clip=2.5)  # type: ignore[operator]
-        np.testing.assert_allclose(affine.loss(sessions), ips.loss(sessions), rtol=1e-6)
+        np.testing.assert_allclose(compiled_loss(affine, sessions), compiled_loss(ips, sessions), rtol=1e-6)
         np.testing.assert_array_equal(affine.weighting(sessions).clipped, ips.weighting(sessions).clipped)
 
 
@@ -183,7 +185,7 @@ def test_the_direct_method_is_full_information_on_its_estimates() -> None:
         assert expected(right, sessions) == pytest.approx(truth(DOCUMENTS), rel=1e-5)
         wrong = baselines.DirectMethod(relevance=RANKER, regression=WRONG, form=form)
         assert expected(wrong, sessions) == pytest.approx(truth(DOCUMENTS, GUESS), rel=1e-5)
-    np.testing.assert_array_equal(right.loss(sessions), right.loss(sessions.replace(clicks=None)))  # type: ignore[attr-defined]
+    np.testing.assert_array_equal(compiled_loss(right, sessions), compiled_loss(right, sessions.replace(clicks=None)))  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(("policy", "documents"), [(SHUFFLED, (1, 2, 3)), (CUT, (1, 2, 3, 4))])
@@ -215,7 +217,9 @@ def test_doubly_robust_by_rank_is_affine_until_weights_are_clipped() -> None:
     for form in ("listwise", "pointwise"):
         robust = baselines.DoublyRobust(**options, regression=WRONG, form=form)
         affine = baselines.AffineIPS(**options, form=form)
-        np.testing.assert_allclose(robust.loss(sessions), affine.loss(sessions), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(
+            compiled_loss(robust, sessions), compiled_loss(affine, sessions), rtol=1e-4, atol=1e-5
+        )
         clipped = baselines.DoublyRobust(**options, regression=TRUE, form=form, clip=2.0)
         truth = {"listwise": softmax_loss, "pointwise": cross_entropy}[form](DOCUMENTS)
         assert expected(clipped, sessions) == pytest.approx(truth, rel=1e-5)
@@ -244,7 +248,7 @@ def slopes(model: Any, sessions: Sessions) -> np.ndarray:
     def total(score: Any) -> jax.Array:
         return model.loss(sessions.replace(features={**sessions.features, "score": score})).sum()  # type: ignore[attr-defined]
 
-    return np.asarray(jax.grad(total)(jnp.asarray(sessions.features["score"], jnp.float32)))
+    return np.asarray(jax.jit(jax.grad(total))(jnp.asarray(sessions.features["score"], jnp.float32)))
 
 
 def by_score(sessions: Sessions) -> jax.Array:
@@ -278,7 +282,7 @@ def test_self_normalised_weights_have_mean_one_over_the_clicks_of_the_batch() ->
     for batch in (sessions, sessions.pad(rows=6, width=5)):
         np.testing.assert_allclose(model.weighting(batch).weight[:3, :3], np.tile(1 / THETA / mean, (3, 1)), rtol=1e-6)
     nothing = sessions.replace(clicks=np.zeros((3, 3), np.int8))  # type: ignore[attr-defined]
-    np.testing.assert_array_equal(model.loss(nothing), np.zeros(3))
+    np.testing.assert_array_equal(compiled_loss(model, nothing), np.zeros(3))
     # One counted click: it weighs 1, as documented.
     np.testing.assert_allclose(model.weighting(sessions[1]).weight[0, 1], 1.0, rtol=1e-6)
 
@@ -317,8 +321,9 @@ def test_the_pairwise_bound_is_above_the_rank() -> None:
     scores = np.random.default_rng(3).normal(scale=2, size=(50, 6)).astype(np.float32)
     sessions = Sessions.from_lists(features={"score": scores.tolist()}, clicks=np.eye(6, dtype=int)[[2] * 50].tolist())
     rank = 1 + (scores > scores[:, 2:3]).sum(1)
-    by_rank = baselines.IPSPairwise(relevance=by_score, propensity=np.ones(6), metric="rank").loss(sessions)
-    lost = baselines.IPSPairwise(relevance=by_score, propensity=np.ones(6)).loss(sessions)
+    by_rank = baselines.IPSPairwise(relevance=by_score, propensity=np.ones(6), metric="rank")
+    by_rank = compiled_loss(by_rank, sessions)
+    lost = compiled_loss(baselines.IPSPairwise(relevance=by_score, propensity=np.ones(6)), sessions)
     assert (np.asarray(by_rank) >= rank).all()
     assert (np.asarray(lost) >= 1 - 1 / np.log2(1 + rank)).all()
     assert np.corrcoef(by_rank, rank)[0, 1] > 0.8
@@ -339,7 +344,7 @@ def test_lambdarank_is_its_formula() -> None:
         if c[i] > c[j]
     )
     model = baselines.NaiveLambdaRank(relevance=by_score)
-    np.testing.assert_allclose(model.loss(sessions), [loss, 0.0], rtol=1e-5)
+    np.testing.assert_allclose(compiled_loss(model, sessions), [loss, 0.0], rtol=1e-5)
 
 
 def test_lambdarank_ranks_equal_scores_by_chance() -> None:
@@ -462,7 +467,7 @@ def test_a_document_that_was_never_shown_has_no_weight(form: str) -> None:
     found = model.weighting(sessions)
     np.testing.assert_array_equal(found.unsupported, [[False, True, False], [True, True, False]])
     np.testing.assert_array_equal(found.counted, [[True, False, False], [False, False, False]])
-    loss, steep = np.asarray(model.loss(sessions)), slopes(model, sessions)
+    loss, steep = np.asarray(compiled_loss(model, sessions)), slopes(model, sessions)
     assert np.isfinite(loss).all()
     assert np.isfinite(steep).all()
     assert loss[1] == 0.0

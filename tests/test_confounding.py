@@ -19,6 +19,7 @@ from ultr.propensity import Propensities
 from ultr.sessions import InMemory, Sessions, Shared
 from ultr.training import lazy_adam, load, save
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
 V, K = 6, 3
 LISTS = [[1, 2, 3], [2, 1, 3], [3, 1], [4, 5, 6], [4, 6, 5], [4, 5]]
 CLICKS = [[1, 0, 1], [0, 1, 0], [0, 0], [0, 0, 1], [1, 0, 0], [0, 1]]

@@ -31,7 +31,7 @@ def example(name: str) -> Any:
 def test_the_readme_is_short_and_shows_the_two_commands() -> None:
     assert README.count("\n") < 150
     assert "pip install . && ultr demo" in README
-    assert 'pip install ".[test]" && pytest' in README
+    assert 'pip install ".[test]" && pytest -n auto --dist loadfile' in README
 
 
 def test_the_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from functools import partial
+from functools import cache
 from itertools import permutations
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,8 @@ from ultr.sessions import Sessions
 from ultr.simulate import entropy
 from ultr.simulate import log as simulate_log
 from ultr.training import solve
+
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 
 @pytest.fixture(scope="module")
@@ -245,33 +247,32 @@ def two_lists(n: int) -> Sessions:
     )
 
 
-# Compiling is most of what these tests would take.
-quick = partial(
-    jax.jit, compiler_options={"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-)
 VECTORS = reference.click_vectors(3)
+
+
+@cache
+def plain(name: str) -> tuple[np.ndarray, np.ndarray]:
+    """[2**k] probabilities of the clicks of a user without noise, for each of the two lists."""
+    base, upwards = name.removesuffix("-bottom-up"), name.endswith("-bottom-up")
+    labels, clicks = [], []
+    for grades in ([1.0, 0.0, 2.0], [2.0, 1.0]):
+        vectors = reference.click_vectors(len(grades)).tolist()
+        labels += [grades[::-1] if upwards else grades] * len(vectors)
+        clicks += vectors
+    lists = Sessions.from_lists(labels=labels, clicks=clicks, features={"document": [[1] * len(row) for row in clicks]})
+    user = simulate.user(base, grades=2, ranks=3)
+    p = np.exp(np.asarray(jax.jit(lambda sessions: user.log_prob(sessions))(lists), np.float64))
+    three, two = p[:8], p[8:]
+    if upwards:  # rank r of the list is step k + 1 - r of reading
+        three, two = three.reshape(2, 2, 2).transpose().reshape(-1), two.reshape(2, 2).transpose().reshape(-1)
+    return three, two
 
 
 def enumerated(name: str, extra: float, missed: float) -> list[np.ndarray]:
     """[2**k] probabilities of what is recorded, for each of the two lists, from those of the plain user."""
-    out = []
-    for labels in ([1.0, 0.0, 2.0], [2.0, 1.0]):
-        k = len(labels)
-        vectors = reference.click_vectors(k)
-        base, upwards = name.removesuffix("-bottom-up"), name.endswith("-bottom-up")
-        graded = labels[::-1] if upwards else labels
-        lists = Sessions.from_lists(labels=[graded] * len(vectors), clicks=vectors.tolist(),
-                                    features={"document": [[1] * k] * len(vectors)})  # fmt: skip
-        user = simulate.user(base, grades=2, ranks=3)
-        p = np.exp(np.asarray(quick(lambda sessions, user=user: user.log_prob(sessions))(lists), np.float64))
-        if upwards:  # rank r of the list is step k + 1 - r of reading
-            p = p.reshape((2,) * k).transpose(range(k)[::-1]).reshape(-1)
-        record = np.array([[1 - extra, extra], [missed, 1 - missed]])  # [done, recorded]
-        whole = np.ones((1, 1))
-        for _ in range(k):
-            whole = np.kron(whole, record)
-        out.append(p @ whole)
-    return out
+    record = np.array([[1 - extra, extra], [missed, 1 - missed]])  # [done, recorded]
+    twice = np.kron(record, record)
+    return [p @ (np.kron(twice, record) if len(p) == 8 else twice) for p in plain(name)]
 
 
 # Those whose clicks at different ranks have nothing to do with each other share the code of `pbm`.
@@ -287,7 +288,7 @@ def test_every_probability_of_a_user_is_that_of_the_enumeration(name: str, noise
     n = 2000
     batch = two_lists(n)
 
-    @quick
+    @jax.jit
     def everything(batch: Sessions, key: jax.Array) -> Any:
         distribution = user(batch)
         clicks = distribution.sample(key)
@@ -331,7 +332,7 @@ def test_long_lists_have_unbiased_entropies(monkeypatch: pytest.MonkeyPatch) -> 
     user, batch = simulate.user("mixture", grades=2, ranks=3, flip=0.05), two_lists(10_000)
     monkeypatch.setattr(entropy, "ENUMERATED", 2)
 
-    @quick
+    @jax.jit
     def sampled(batch: Sessions, key: jax.Array) -> jax.Array:
         distribution = user(batch)
         return entropy.entropies(distribution, distribution.sample(key)).session
@@ -427,7 +428,7 @@ def test_contexts_and_drift_give_every_user_its_exponent(name: str) -> None:
         "time": np.full(batch.shape, 0.25, np.float32),
     }
     seen = batch.replace(features=features)  # type: ignore[attr-defined]
-    rates = quick(lambda first, second: (moving(first).marginal(), still(second).marginal()))(seen, batch)
+    rates = jax.jit(lambda first, second: (moving(first).marginal(), still(second).marginal()))(seen, batch)
     np.testing.assert_allclose(*rates, rtol=2e-5, atol=1e-6)
 
 
@@ -435,7 +436,7 @@ def test_published_constants() -> None:
     def rates(name: str, grade: float, ranks: int = 5, **options: Any) -> np.ndarray:
         batch = Sessions.from_lists(labels=[[grade] * ranks])
         user = simulate.user(name, grades=4, ranks=ranks, **options)
-        return np.exp(np.asarray(quick(lambda sessions: user(sessions).marginal())(batch)))[0]
+        return np.exp(np.asarray(jax.jit(lambda sessions: user(sessions).marginal())(batch)))[0]
 
     table = np.array([0.68, 0.61, 0.48, 0.34, 0.28, 0.20, 0.11, 0.10, 0.08, 0.06])
     np.testing.assert_allclose(rates("pbm", 4, 10, examination="joachims", eta=2.0), table**2, rtol=1e-5)

@@ -23,6 +23,8 @@ from ultr import baselines
 from ultr.errors import ConfigError
 from ultr.sessions import Sessions
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 
 def test_the_logging_policy_gives_every_order_a_probability_and_learns_the_right_one() -> None:
     orders = Sessions.from_lists(features={"document": (ORDERS + 1).tolist()})
