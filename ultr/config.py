@@ -226,6 +226,14 @@ FORM = WEIGHTS | {"form": "listwise"}
 CUT = {"form": "pointwise"}  # only that is right where lists are cut and a document is shown only sometimes
 
 
+def _check_form(options: Mapping[str, Any], harvest: Harvest) -> None:
+    if options.get("form") == "listwise" and harvest.displays.cut:
+        raise ConfigError(
+            "form 'listwise' with weights per document: this log shows some documents in some sessions of their query "
+            "only, and among those shown together a rarely shown one would always win. Choose form 'pointwise'"
+        )
+
+
 def _ranker(name: str, *needs: str, options: Mapping[str, Any] | None = None, **towers_: str) -> Recipe:
     """A baseline whose constructor takes what it needs by the names of the harvest; `affine` is its alpha and beta.
 
@@ -235,6 +243,8 @@ def _ranker(name: str, *needs: str, options: Mapping[str, Any] | None = None, **
 
     def build(s: Slots) -> Any:
         given: dict[str, Any] = {argument: getattr(s, slot)() for argument, slot in towers_.items()}
+        if "displays" in needs:
+            _check_form(s.options, s.harvest)
         for need in needs:
             if need == "affine":
                 given["alpha"], given["beta"] = s.harvest.affine
@@ -251,11 +261,16 @@ def _regressed(name: str, options: Mapping[str, Any]) -> Recipe:
     def build(s: Slots) -> Any:
         own = s.own()
         alpha, beta = s.harvest.affine if own.pop("trust") else (s.harvest.propensity, None)
-        given = {} if name == "DirectMethod" else {"alpha": alpha, "beta": beta}
+        # Without displays, what the regression adds at a rank the correction takes away: that would be plain IPS.
+        if name == "DoublyRobust":
+            _check_form(s.options, s.harvest)
+        corrected = {"alpha": alpha, "beta": beta, "displays": s.harvest.displays}
+        given = {} if name == "DirectMethod" else corrected
         regression = s.regression(alpha, beta)
         return getattr(baselines, name)(relevance=s.document(), regression=regression, **given, **own)
 
-    return Recipe(build, ("propensity",), {**options, "trust": False})
+    needs = ("propensity",) if name == "DirectMethod" else ("propensity", "displays")
+    return Recipe(build, needs, {**options, "trust": False})
 
 
 def _additive(s: Slots, examination: Any) -> Any:
@@ -300,7 +315,7 @@ MODELS: dict[str, Recipe] = {
     "policy-aware": _ranker("PolicyAware", "displays", "propensity", options=FORM | CUT),
     "intervention-aware": _ranker("InterventionAware", "displays", "affine", options=FORM | CUT),
     "direct-method": _regressed("DirectMethod", {"form": "listwise"}),
-    "doubly-robust": _regressed("DoublyRobust", FORM),
+    "doubly-robust": _regressed("DoublyRobust", FORM | CUT),
     "dla": _ranker("DLA", examination="rank", options={"clip": 100.0}),
     "regression-em": _ranker("RegressionEM", examination="rank", options={"every": 100}),
     "pairdebias": _ranker("PairDebias", ranks="ranks", options={"regularisation": 1.0, "momentum": 0.05}),

@@ -42,6 +42,12 @@ class Displays(nnx.Module):
         self.position = Statistic(jnp.zeros(cells, jnp.int32))
         self.share = Statistic(jnp.zeros(cells))
 
+    @property
+    def cut(self) -> bool:
+        """Whether some document is shown in some sessions of its query and left out in others."""
+        shown = self.exposure(np.ones(self.ranks))
+        return bool(((shown > 0) & (shown < 1 - 1e-3)).any())
+
     @classmethod
     def of(cls, log: ClickLog | Counts | InMemory | Sessions) -> Displays:
         """Counts the displays of a log: the training split, since the weights correct how that was shown.
