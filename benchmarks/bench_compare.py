@@ -12,11 +12,12 @@ Plackett-Luce randomness; the strong one is trained on all of them and nearly de
 With --synthetic the lists are made: 1,500 queries whose grades are not linear in 16 features, and the methods are the
 two-tower with a network and boosted trees.
 
-    python benchmarks/bench_compare.py --work trees --synthetic --sessions 100000 --seeds 3
+    python benchmarks/bench_compare.py --work trees --synthetic --users pbm --sessions 100000 --seeds 3
 """
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from pathlib import Path
@@ -27,7 +28,7 @@ from common import finish, folder, parser, table
 
 from ultr import simulate
 from ultr.compare import collect, parse, run
-from ultr.compare.cells import Cell, values
+from ultr.compare.cells import Cell, read, slug, values
 from ultr.evaluation import paired_difference
 from ultr.logs.prepare import prepare
 
@@ -88,27 +89,27 @@ def lists(chosen: Any) -> None:
             prepare([data / f"{name}.txt"], chosen.work / name, format="letor")
 
 
-def study(work: Path, sessions: list[int], seeds: int, methods: list[str], *, synthetic: bool) -> Any:
+def study(chosen: Any) -> Any:
     """The study as `ultr compare` would read it from TOML."""
+    kinds = [m for m in (TREES if chosen.synthetic else METHODS) if m.get("name", m["model"]) in chosen.methods]
     logs = [
         {"name": f"{user} {logger} {n}", "user": user, "sessions": n} | options
-        for n in sessions
-        for user in USERS
+        for n in chosen.sessions
+        for user in chosen.users
         for logger, options in LOGGERS.items()
     ]
-    chosen = [m for m in (TREES if synthetic else METHODS) if not methods or m.get("name", m["model"]) in methods]
     return parse(
         {
-            "seeds": list(range(seeds)),
+            "seeds": list(range(chosen.seeds)),
             "metrics": ["ndcg@10"],
             "baseline": "naive",
             "reference": "full-information",
             "data": {"train": "train", "vali": "vali", "test": "test"},
-            "defaults": {"relevance": "mlp" if synthetic else "linear", "l2": 10.0},
+            "defaults": {"relevance": "mlp" if chosen.synthetic else "linear", "l2": 10.0},
             "log": logs,
-            "method": chosen,
+            "method": kinds,
         },
-        folder=work,
+        folder=chosen.work,
     )
 
 
@@ -147,18 +148,49 @@ def weak_against_strong(work: Path, plan: Any, names: list[str]) -> list[list[st
     return rows
 
 
+def diagnosed(work: Path, plan: Any) -> list[list[str]]:
+    """What the diagnosis said of each log before training, and how far the propensities harvested from it were off."""
+    rows = [["log", "error at rank 10, predicted", "found, root mean square over seeds", "mean square of z"]]
+    source = next((m for m in plan.methods if m.name == "ips-listwise"), None)
+    if source is None:
+        return rows
+    for log in plan.logs:
+        predicted, off = [], []
+        for seed in plan.seeds:
+            cell = read(work / "cells", Cell(log, source, seed))
+            about = work / "cells" / "about" / slug(log.name) / f"seed-{seed}.json"
+            if cell is None or not about.exists():
+                continue
+            facts = json.loads(about.read_text())
+            truth, found = (facts.get("truth") or {}).get("examination"), cell.get("propensity")
+            said = (facts.get("diagnosis") or {}).get("standard_error")
+            if said:
+                predicted.append(np.array(said, float)[1:])
+            if truth and found and said:
+                off.append(np.log(np.array(found)[1:]) - np.log(np.array(truth)[1:] / truth[0]))
+        if predicted:
+            row = [log.name, f"{np.mean(predicted, 0)[-1]:.1%}"]
+            if off:
+                z = np.array(off) / np.array(predicted)[: len(off)]
+                row += [f"{np.sqrt(np.mean(np.array(off)[:, -1] ** 2)):.1%}", f"{np.mean(z**2):.2f}"]
+            rows.append(row + [""] * (len(rows[0]) - len(row)))
+    return rows
+
+
 def main() -> None:
     options = parser(__doc__ or "")
     options.add_argument("--work", type=Path, required=True, help="folder of lists and cells, kept between calls")
     options.add_argument("--sessions", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
     options.add_argument("--seeds", type=int, default=5)
-    options.add_argument("--methods", nargs="*", default=[], help="only these")
+    known = list(dict.fromkeys(m.get("name", m["model"]) for m in (*METHODS, *TREES)))
+    options.add_argument("--methods", nargs="+", default=known, choices=known, metavar="METHOD", help="only these")
+    options.add_argument("--users", nargs="+", default=USERS, choices=USERS)
     options.add_argument("--jobs", type=int, default=1)
     options.add_argument("--synthetic", action="store_true")
     options.add_argument("--report", action="store_true", help="make nothing, print what there is")
     chosen = options.parse_args()
     lists(chosen)
-    plan = study(chosen.work, chosen.sessions, chosen.seeds, chosen.methods, synthetic=chosen.synthetic)
+    plan = study(chosen)
     began = time.perf_counter()
     if not chosen.report:
         run(plan, chosen.work / "cells", jobs=chosen.jobs, say=lambda line: print(line, file=sys.stderr, flush=True))
@@ -166,6 +198,7 @@ def main() -> None:
     names = [m.name for m in plan.methods]
     click_models = [n for n in names if n in ("pbm", "trust", "additive", "dla", "ips-listwise")]
     text = [table(summary(results, names)), "", table(weak_against_strong(chosen.work, plan, click_models))]
+    text += ["", table(diagnosed(chosen.work, plan))]
     text += ["", f"this run took {time.perf_counter() - began:.0f} s"]
     finish(chosen, {"results": results}, "\n".join(text))
 
