@@ -386,11 +386,11 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
     "network with a solver": (("train", "{log}", "--out", "{tmp}/r", "--solver", "em"), "is not a plain table"),
     "model with a solver": (
         ("train", "{log}", "--out", "{tmp}/r", "--solver", "em", "--model", "naive"),
-        "Train it with ultr.training.fit",
+        "cannot train --model naive, only gctr",
     ),
     "counting": (
         ("train", "{log}", "--out", "{tmp}/r", "--solver", "counting", "--relevance", "table"),
-        "PBM has no counting estimator",
+        "counting cannot train --model pbm",
     ),
     "prior": (
         ("train", "{log}", "--out", "{tmp}/r", "--solver", "em", "--relevance", "table", "--prior", "0"),

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 from stored import QUERIES, documents_table, make_rows, plain, write_log
 
-from ultr import cli, models, towers
+from ultr import baselines, cli, models, towers
 from ultr.evaluation import by_frequency, calibration, per_query
 from ultr.logs import ClickLog
 from ultr.training import save
@@ -68,9 +68,21 @@ def test_frequency_in_a_log_of_other_ids_is_an_error(ultr, trained, tmp_path):
     assert "other document ids" in err
 
 
-def test_calibration_of_grades_is_an_error(ultr, trained, tmp_path):
+@pytest.mark.parametrize("metrics", [(), ("--metrics", "ndcg@5")])
+def test_calibration_of_grades_is_an_error_before_any_work(ultr, trained, tmp_path, monkeypatch, metrics):
     run, log, _ = trained
     log.collection().save(tmp_path / "collection")
-    code, _, err = ultr("evaluate", run, tmp_path / "collection", "--calibration")
+    monkeypatch.setattr("ultr.evaluation.evaluate", lambda *_, **__: pytest.fail("metrics were computed"))
+    code, _, err = ultr("evaluate", run, tmp_path / "collection", "--calibration", *metrics)
     assert code == 2
-    assert "clicks, found none" in err
+    assert "needs a click log and a click model, found a graded collection. Give a click log" in err
+
+
+def test_calibration_of_a_ranker_is_an_error_before_any_work(ultr, trained, tmp_path, monkeypatch):
+    _, log, _ = trained
+    ranker = baselines.NaivePointwise(relevance=towers.DocumentTable(log.documents))
+    save(ranker, tmp_path / "run", extra={"vocabulary": log.vocabulary.identity})
+    monkeypatch.setattr("ultr.evaluation.evaluate", lambda *_, **__: pytest.fail("metrics were computed"))
+    code, _, err = ultr("evaluate", tmp_path / "run", log.path, "--calibration")
+    assert code == 2
+    assert "needs a click log and a click model, found NaivePointwise, which predicts no clicks. Give a run" in err

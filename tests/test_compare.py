@@ -6,7 +6,11 @@ import dataclasses
 import importlib
 import json
 import math
+import os
 import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,17 +21,20 @@ import pyarrow as pa
 import pytest
 
 from ultr import baselines, cli, compare, simulate, towers
+from ultr.cli import compare as command
 from ultr.compare import cells, learn, peers, prepared, result
 from ultr.compare.methods import KINDS
 from ultr.compare.settings import Log, log_options
 from ultr.config import MODELS
-from ultr.errors import ConfigError
+from ultr.errors import ConfigError, DataError
 from ultr.evaluation import Estimate
+from ultr.evaluation.significance import holm
 from ultr.harvest import Harvest
 from ultr.logs import ClickLog, collapse
 from ultr.logs.collection import write_collection
 from ultr.sessions import Sessions
 
+compare_run = importlib.import_module("ultr.compare.run")  # the package has a function of this name
 ROOT = Path(__file__).resolve().parent.parent
 STUDY = """
 seeds = [0, 1]
@@ -135,6 +142,91 @@ def test_what_a_killed_run_left_is_made_again(done: Any, tmp_path: Path) -> None
     assert not list((tmp_path / "out").glob(".work*"))
 
 
+def test_what_dead_processes_left_is_removed(tmp_path: Path) -> None:
+    child = subprocess.Popen(["true"])
+    child.wait()
+    mine = compare_run._work(tmp_path)
+    dead = tmp_path / mine.name.replace(f"-{os.getpid()}-", f"-{child.pid}-")
+    elsewhere = tmp_path / f".work-other.machine-{child.pid}-x"
+    for path in (dead, elsewhere):
+        path.mkdir()
+    compare_run.sweep(tmp_path)
+    assert sorted(tmp_path.iterdir()) == sorted([mine, elsewhere])
+
+
+ORPHAN = """
+import concurrent.futures, multiprocessing, os, signal, time
+from ultr.compare.run import _end_with_parent
+if __name__ == "__main__":
+    context = multiprocessing.get_context("spawn")
+    pool = concurrent.futures.ProcessPoolExecutor(1, mp_context=context, initializer=_end_with_parent)
+    print(pool.submit(os.getpid).result(), flush=True)
+    pool.submit(time.sleep, 60)
+    time.sleep(0.2)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_processes_end_with_the_one_that_started_them(tmp_path: Path) -> None:
+    (tmp_path / "orphan.py").write_text(ORPHAN)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen([sys.executable, tmp_path / "orphan.py"], stdout=subprocess.PIPE, env=environment) as parent:
+        assert parent.stdout is not None
+        worker = int(parent.stdout.readline())
+        parent.wait(60)
+    for _ in range(100):
+        if not _runs(worker):
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"process {worker} lives on")
+
+
+def _runs(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_what_an_early_end_left_can_be_taken_up_again(tmp_path: Path) -> None:
+    for name in ("trec", "about", ".work-machine-1-x"):
+        (tmp_path / name).mkdir()
+        command._check_out(tmp_path)
+    (tmp_path / "notes.txt").write_text("")
+    with pytest.raises(ConfigError, match="holds other files"):
+        command._check_out(tmp_path)
+
+
+def test_a_diagnosis_asked_for_later_is_made(done: Any, tmp_path: Path) -> None:
+    study, out, _ = done
+    shutil.copytree(out, tmp_path / "out")
+    place = tmp_path / "out" / "about" / "some_log" / "seed-0.json"
+    facts = json.loads(place.read_text())
+    said = facts.pop("diagnosis")
+    place.write_text(json.dumps(facts))
+    quiet = dataclasses.replace(study, diagnose=False)
+    assert compare.run(quiet, tmp_path / "out") == {"made": 0, "kept": 12, "failed": 0}
+    assert "diagnosis" not in json.loads(place.read_text())
+    assert compare.run(study, tmp_path / "out") == {"made": 0, "kept": 12, "failed": 0}
+    assert json.loads(place.read_text())["diagnosis"] == said
+
+
+@pytest.mark.parametrize("metric", ["mrr@10", "ndcg@1"])
+def test_grades_choose_by_the_metric_that_is_asked_for(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, metric: str
+) -> None:
+    asked: list[Any] = []
+
+    def judged(*_: Any, metrics: list[str], **__: Any) -> dict[str, np.ndarray]:
+        asked.extend(metrics)
+        return {name: np.array([0.5]) for name in metrics}
+
+    monkeypatch.setattr(peers, "per_query", judged)
+    lists = prepared.Lists(compare.read(folder / "study.toml").data)
+    assert peers._by_grades(lists, 0, metric)(lambda x, n: x[:, 0], 10) == (0.5, 10)
+    assert asked == [metric]
+
+
 def test_the_table_is_what_the_cells_say(done: Any) -> None:
     study, out, results = done
     (log,) = results["logs"]
@@ -226,6 +318,58 @@ def test_gap_closed_is_the_share_of_the_way() -> None:
     assert hardly["interval"] == [None, None]
 
 
+def kept(study: compare.Study, out: Path, method: str, seed: int, **facts: Any) -> None:
+    """A cell made by hand, whose values per query are given as `ndcg`."""
+    cell = next(c for c in cells.cells(study) if (c.method.name, c.seed) == (method, seed))
+    ndcg = facts.pop("ndcg", None)
+    table = None if ndcg is None else {"query": np.arange(len(ndcg))} | dict.fromkeys(study.metrics, np.asarray(ndcg))
+    cells.write(out, cell, {"queries": 0 if ndcg is None else len(ndcg)} | facts, table)
+
+
+def test_methods_are_compared_on_the_seeds_that_both_have(folder: Path, tmp_path: Path) -> None:
+    study, rng = compare.read(folder / "study.toml"), np.random.default_rng(0)
+    values = {
+        (m, s): rng.uniform(size=20) for m in ("logger", "naive", "pbm", "ips", "full-information") for s in (0, 1)
+    }
+    for (method, seed), each in values.items():
+        if (method, seed) == ("pbm", 1):
+            kept(study, tmp_path, method, seed, error="out of luck")
+        else:
+            kept(study, tmp_path, method, seed, ndcg=each)
+    results = compare.collect(study, tmp_path, settings=False)
+    rows = {row["name"]: row for row in results["logs"][0]["methods"]}
+    found = rows["pbm"]["difference"]["ndcg@10"]
+    assert found["seeds"] == [0]
+    assert found["difference"]["value"] == pytest.approx(np.mean(values["pbm", 0] - values["naive", 0]))
+    whole = rows["ips"]["difference"]["ndcg@10"]
+    assert whole["seeds"] == [0, 1]
+    expected = np.mean([values["ips", s] - values["naive", s] for s in (0, 1)])
+    assert whole["difference"]["value"] == pytest.approx(expected)
+    tests = [row["difference"]["ndcg@10"] for row in rows.values() if "difference" in row]
+    np.testing.assert_allclose([t["holm_t"] for t in tests], holm([t["p_t"] for t in tests]))
+    low, high = values["logger", 0].mean(), values["full-information", 0].mean()
+    if high > low:
+        assert rows["pbm"]["gap_closed"]["value"] == pytest.approx((values["pbm", 0].mean() - low) / (high - low))
+    assert rows["pbm"]["notes"] == ["seed 1 failed: its numbers are of seed 0 alone"]
+    text = compare.markdown(results)
+    assert "| pbm (1 of 2 seeds) |" in text
+    assert "| ips |" in text
+
+
+def test_a_mean_with_an_infinite_value_is_none_and_curves_may_differ_in_length(folder: Path, tmp_path: Path) -> None:
+    study = compare.read(folder / "study.toml")
+    error = {"mean": 0.1, "max": 0.2}
+    kept(study, tmp_path, "pbm", 0, propensity_error=error, propensity=[1.0, 0.5], clicks={"perplexity": 1.2})
+    infinite = {"mean": math.inf, "max": 0.4}
+    kept(study, tmp_path, "pbm", 1, propensity_error=infinite, propensity=[1.0, 0.7, None], clicks={"perplexity": 1.4})
+    results = compare.collect(study, tmp_path, settings=False)
+    row = next(row for row in results["logs"][0]["methods"] if row["name"] == "pbm")
+    assert row["propensity_error"] == {"mean": None, "max": pytest.approx(0.3)}
+    assert row["clicks"]["perplexity"] == pytest.approx(1.3)
+    assert row["notes"] == ["propensity error, mean: infinite or not known with seed 1, so that it has no mean"]
+    np.testing.assert_allclose(row["propensity"], [1.0, 0.6, np.nan])
+
+
 def test_propensity_error_is_relative_to_rank_1() -> None:
     truth = np.array([1, 1 / 2, 1 / 3])
     assert learn.propensity_error(0.7 * truth, truth) == {"mean": pytest.approx(0), "max": pytest.approx(0)}
@@ -300,6 +444,34 @@ def test_even_sources_hold_the_same_and_say_a_rounded_length(folder: Path, tmp_p
         ("valid_share = 0.3", "valid_share = 0.0", "expected valid_share above 0"),
         ("[[log]]", "[log]", "expected at least one [[log]] table"),
         ("[data]", "[data", "not TOML"),
+        ('"mrr@10"', '"ndgc@10"', "found 'ndgc@10' (did you mean 'ndcg@10'?)"),
+        (
+            '"mrr@10"',
+            '"perplexity"',
+            "expected ranking metrics (ndcg@k, dcg@k, mrr@k, map@k, err@k), found 'perplexity'",
+        ),
+        ('"mrr@10"', '"ndcg@10"', "the metric 'ndcg@10' is given twice"),
+        ("temperature = 1.0", 'drift = "fast"', "'drift' should be of kind float, found 'fast'"),
+        ("temperature = 1.0", "zipf = -1", "[[log]] 1: expected 'zipf' of at least 0, found -1"),
+        ("temperature = 1.0", "temperature = -1", "[[log]] 1: expected finite temperature >= 0"),
+        ("temperature = 1.0", 'examination = "inv"', "[[log]] 1: unknown examination 'inv'"),
+        ("temperature = 1.0", "shares = [0.5, 0.5]", "expected one share above 0 for each of 1 users"),
+        ("temperature = 1.0", "times = true", "a study simulates no 'times': simulate the log by itself"),
+        ("sessions = 1500", "sessions = 0", "expected 'sessions' of at least 1, found 0"),
+        ("ranks = 4", "ranks = 5.7", "'ranks' should be of kind int, found 5.7"),
+        ("clip = 20.0", "clip = -3", "expected 'clip' of at least 0; 0: no limit, found -3.0"),
+        ("l2 = [0.0, 1000.0]", "epochs = [0, 3]", "expected 'epochs' of at least 1, found 0"),
+        (
+            'model = "pbm"',
+            'model = "pbm+naive"',
+            "a mixture is made of click models, and 'naive' in 'pbm+naive' is none",
+        ),
+        ('model = "pbm"', 'model = "pbm+logger"', "'logger' in 'pbm+logger' is none"),
+        ('reference = "full-information"', 'reference = "pbm"', "expected a reference that learns from grades"),
+        ('name = "some log"', 'name = ".."', "the log name '..' cannot name a folder"),
+        ('name = "ips"', 'name = "-"', "the method name '-' cannot name a folder"),
+        ('name = "ips"', 'name = "PBM"', "the methods 'pbm' and 'PBM' would be kept in the same folder"),
+        ("[defaults]", '[[log]]\nname = "some_log"\n[defaults]', "the logs 'some log' and 'some_log' would be kept"),
     ],
 )
 def test_a_mistake_in_the_file_is_named(tmp_path: Path, old: str, new: str, said: str) -> None:
@@ -318,7 +490,27 @@ def test_paths_start_from_the_folder_of_the_file(folder: Path, monkeypatch: pyte
     assert study.data.collection == folder / "collection"
     text = STUDY.replace('propensity = ["true"', 'propensity = ["curve.json"')
     (folder / "other.toml").write_text(text.replace("clip = 20.0", 'clip = 20.0\npropensity = "curve.json"'))
-    assert compare.read(folder / "other.toml").methods[4].propensity == str(folder / "curve.json")
+    ips = compare.read(folder / "other.toml").methods[4]
+    assert ips.propensity == str(folder / "curve.json")
+    assert ips.grid["propensity"] == (str(folder / "curve.json"), "conditional-likelihood")
+
+
+def test_a_file_of_the_grid_decides_what_a_cell_holds(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "study.toml").write_text(
+        STUDY.replace('["true"', '["curve.json"').replace('"collection"', f'"{folder / "collection"}"', 1)
+    )
+    study = compare.read(tmp_path / "study.toml")
+    cell = next(c for c in cells.cells(study) if c.method.name == "ips")
+    marks = []
+    for content in ("[1]", "[2]"):
+        (tmp_path / "curve.json").write_text(content)
+        marks.append(cells.fingerprint(study, cell))
+    assert marks[0] != marks[1]
+
+
+def test_shares_of_users_are_an_option_of_a_log(folder: Path) -> None:
+    study = changed(folder, 'user = "pbm"', 'user = "pbm+dbn"\nshares = [0.7, 0.3]')
+    assert study.logs[0].options["shares"] == (0.7, 0.3)
 
 
 def test_every_method_has_one_row_and_every_option_of_a_simulated_log_is_known() -> None:
@@ -390,7 +582,7 @@ def test_a_log_without_clicks_gives_no_number(folder: Path, tmp_path: Path) -> N
     ],
 )
 def test_propensities_that_cannot_be_used(folder: Path, tmp_path: Path, curve: Any, said: str) -> None:
-    rows = [{"propensity": x} for x in curve] if isinstance(curve, list) else curve
+    rows = [{"rank": k, "propensity": x} for k, x in enumerate(curve, 1)] if isinstance(curve, list) else curve
     (tmp_path / "curve.json").write_text(json.dumps({"propensities": [{"ranks": rows}]}))
     method = f"model = 'ips-listwise'\npropensity = '{tmp_path / 'curve.json'}'"
     found = one_cell(folder, tmp_path / "out", method, "ranks = 4")
@@ -458,6 +650,26 @@ def test_rows_of_peers_stand_in_displayed_order(folder: Path, tmp_path: Path) ->
     some, dropped = peers._clicked(log, 100, 0)
     assert len(some.y) <= 104
     assert dropped == pytest.approx(1 - len(some.sizes) / len(rows.sizes))
+
+
+def test_lists_to_judge_on_are_of_other_queries(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "collection", tmp_path / "test")
+    (tmp_path / "study.toml").write_text(
+        STUDY.replace('collection = "collection"\n', "")
+        .replace('vali = "vali"', f'vali = "{folder / "collection"}"')
+        .replace('train = "train"', f'train = "{folder / "collection"}"')
+    )
+    with pytest.raises(DataError, match="other queries than 'train', found 45 of 45 in both"):
+        compare.run(compare.read(tmp_path / "study.toml"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_queries_of_a_log_are_known_by_name(folder: Path, tmp_path: Path) -> None:
+    study = compare.read(folder / "study.toml")
+    lists = prepared.Lists(study.data)
+    log = prepared.Prepared(study.logs[0], seed=0, lists=lists, shares=(0.3, 0.1), work=tmp_path)
+    assert prepared.shared_queries(log.query_names, lists["train"].query_names) == 15
+    assert prepared.shared_queries(log.query_names, lists["test"].query_names) == 0
 
 
 def test_affine_harvest_finds_trust(folder: Path, tmp_path: Path) -> None:

@@ -120,15 +120,15 @@ def test_doubly_robust_is_right_when_either_part_is(false):
 
     right = pytest.approx(dcg([3, 2, 4, 1]), rel=1e-6)
     assert value(method="dr", regression=WRONG) == right  # right weights
-    assert value(method="dr", regression=TRUE, clip=0.7) == right  # right regression, wrong weights
-    assert value(method="dr", regression=WRONG, clip=0.7) != right
-    assert value(clip=0.7) != right
+    assert value(method="dr", regression=TRUE, clip=2) == right  # right regression, wrong weights
+    assert value(method="dr", regression=WRONG, clip=2) != right
+    assert value(clip=2) != right
 
 
 def test_doubly_robust_varies_less_where_the_regression_is_right():
     log = drawn(np.random.default_rng(0), 400)
-    ips = counterfactual(log, BEST_FIRST, propensity=EXAMINED, clip=0.5, key=KEY)
-    dr = counterfactual(log, BEST_FIRST, propensity=EXAMINED, clip=0.5, method="dr", regression=TRUE, key=KEY)
+    ips = counterfactual(log, BEST_FIRST, propensity=EXAMINED, clip=2, key=KEY)
+    dr = counterfactual(log, BEST_FIRST, propensity=EXAMINED, clip=2, method="dr", regression=TRUE, key=KEY)
     assert dr.values["new"].standard_error < ips.values["new"].standard_error
 
 
@@ -205,7 +205,7 @@ def test_weights_stand_for_that_many_sessions():
 def test_support_says_what_the_estimate_rests_on():
     clicks = [[1, 0, 0, 1], [0, 1, 0, 0], [0, 0, 0, 1]]
     log = Sessions.from_lists(features={"document": [[3, 1, 4, 2]] * 3}, clicks=clicks)
-    found = counterfactual(log, BEST_FIRST, propensity=EXAMINED, metric="dcg@3", clip=0.25, key=KEY).support["new"]
+    found = counterfactual(log, BEST_FIRST, propensity=EXAMINED, metric="dcg@3", clip=4, key=KEY).support["new"]
     weights = np.array([1 / 1.0, 1 / 0.25, 1 / 0.25])  # the click on document 1 is beyond the cutoff
     assert found.clicks == 3
     assert found.effective_sample_size == pytest.approx(weights.sum() ** 2 / (weights**2).sum())
@@ -282,6 +282,14 @@ def test_what_has_no_meaning_is_an_error():
         call(method="dr")
     with pytest.raises(ConfigError, match="clip above 0"):
         call(clip=0)
+    with pytest.raises(
+        ConfigError, match=r"clip, the largest weight 1 / propensity, of at least 1, .* found 0\.5: all"
+    ):
+        call(clip=0.5)
+    with pytest.raises(ConfigError, match=r"expected a model with score\(sessions\).*found 'x', which has none"):
+        call(rankers="x")
+    with pytest.raises(ConfigError, match=r"found function, which has none"):
+        call(rankers={"new": lambda sessions: sessions})
     with pytest.raises(ConfigError, match="none of them called 'logged'"):
         call(rankers={"logged": BEST_FIRST})
     with pytest.raises(ConfigError, match="as propensity has"):

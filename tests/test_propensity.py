@@ -474,7 +474,8 @@ def test_one_rank_only(name: str) -> None:
     found = estimate(name, counted(np.arange(50), np.ones(50), np.full(50, 9), np.full(50, 3), np.arange(50)))
     assert found.value.tolist() == [1]
     assert found.standard_error.tolist() == [0]
-    if name in HARVESTING and name in BOOTSTRAPPED:
+    assert found.impressions.tolist() == [450]
+    if name in HARVESTING:
         assert found.warnings == ("one rank only: there is nothing to compare it with",)
 
 
@@ -924,6 +925,19 @@ def test_the_first_ranks_alone(ultr: Any, devices: ClickLog, tmp_path: Path) -> 
         assert json.loads(ultr(log.path, *options, "--ranks", 9, "--json")[1])["propensities"] != expected
     with pytest.raises(ConfigError, match="expected ranks of at least 1, found 0"):
         propensity.contextual(devices, "device", ranks=0)
+
+
+def test_one_rank_is_an_error_of_the_command(ultr: Any, tmp_path: Path) -> None:
+    rows = click_rows(300, context=True)
+    log = write_small(tmp_path / "log", rows)
+    short = [row | {name: row[name][:1] for name in ("documents", "ranks", "clicks")} for row in rows]
+    cut = write_small(tmp_path / "cut", short)
+    for options in ((), ("--method", "ctr"), ("--context", "device")):
+        for path, more, mend in ((log.path, ("--ranks", 1), "Look at more"), (cut.path, (), "lists show more")):
+            code, out, err = ultr(path, *options, *more)
+            assert (code, out) == (2, "")
+            assert "one rank only: there is nothing to compare. " in err
+            assert mend in err
 
 
 def bad_uses(log: Path, folder: Path) -> Iterator[tuple[tuple[object, ...], str]]:

@@ -315,7 +315,8 @@ MODELS: dict[str, Recipe] = {
     "policy-aware": _ranker("PolicyAware", "displays", "propensity", options=FORM | CUT),
     "intervention-aware": _ranker("InterventionAware", "displays", "affine", options=FORM | CUT),
     "direct-method": _regressed("DirectMethod", {"form": "listwise"}),
-    "doubly-robust": _regressed("DoublyRobust", FORM | CUT),
+    # Without a clip the regression cancels: over a log, a document's corrections sum to minus what it adds.
+    "doubly-robust": _regressed("DoublyRobust", FORM | CUT | {"clip": 10.0}),
     "dla": _ranker("DLA", examination="rank", options={"clip": 100.0}),
     "regression-em": _ranker("RegressionEM", examination="rank", options={"every": 100}),
     "pairdebias": _ranker("PairDebias", ranks="ranks", options={"regularisation": 1.0, "momentum": 0.05}),
@@ -341,6 +342,10 @@ MODELS: dict[str, Recipe] = {
         ("propensity",),
     ),
 }
+
+# What `ultr.training.solve` takes on tables, and of those what counting solves.
+COUNTED = ("gctr", "rctr", "dctr", "rdctr", "cascade", "dcm", "sdbn")
+SOLVED = (*COUNTED, "pbm", "ubm", "dbn", "ccm")
 
 
 def build_model(

@@ -66,35 +66,20 @@ class Harvest:
     def propensity(self) -> np.ndarray:
         """[R] examination by rank of the log, relative to rank 1 unless it is the truth; all finite and above 0.
 
+        The truth is examination alone: what trust and noise add to clicks is in `affine`.
+
         Raises:
           ConfigError: the log does not identify it, the truth is not known, or a file has no propensities.
           DataError: fewer ranks than the log shows.
         """
         if self.source == TRUE:
-            values = np.asarray(self._true("examination"), np.float64)
+            values = self._true()
         elif self.source.endswith(".json"):
             values = read_propensities(self.source)
         else:
             values = self.estimate.value
-            lacking = {k: self.estimate.unsupported.get(k, "no value") for k in _without(values)}
-            if lacking:
-                reasons = "; ".join(self.estimate.by_reason()) or "no value"
-                raise ConfigError(
-                    f"unidentified: the {self.source} of this log gives ranks {_list(lacking)} no propensity above 0 "
-                    f"({reasons}). Cut the lists above them, give propensities from elsewhere, or log with more "
-                    "variation (see `ultr diagnose`)"
-                )
-        if _without(values):
-            raise ConfigError(
-                f"expected propensities above 0, found none at ranks {_list(_without(values))} of {self.source}"
-            )
-        if len(values) < self.log.ranks:
-            raise DataError(
-                f"expected propensities of {self.log.ranks} ranks, which the log shows, found {len(values)}",
-                fix="Cut the lists, or give propensities of all ranks",
-                field="rank",
-            )
-        return values[: self.log.ranks]
+            check_identified(self.estimate)
+        return self._of_ranks(values)
 
     @cached_property
     def estimate(self) -> Propensities:
@@ -107,16 +92,19 @@ class Harvest:
     def affine(self) -> tuple[np.ndarray, np.ndarray]:
         """([R] alpha, [R] beta): P(click at k) = alpha_k relevance + beta_k (Vardasbi 2020).
 
-        "true": of the simulated user. Else those of a `TrustPBM` with one relevance per document, fitted to the log's
-        counts, since trust needs a model: estimators of examination take what it adds for relevance. Where the
-        propensities come from a file, there is no trust in them: alpha is the propensity and beta 0.
+        "true": of the simulated user and of the noise that was put on the clicks. Else those of a `TrustPBM` with one
+        relevance per document, fitted to the log's counts, since trust needs a model: estimators of examination take
+        what it adds for relevance. Where the propensities come from a file, there is no trust in them: alpha is the
+        propensity and beta 0.
         """
         if self.source == TRUE:
-            trust = (self.truth or {}).get("trust", {})
-            if "alpha" in trust and "beta" in trust:
-                alpha, beta = (np.asarray(trust[name], np.float64)[: self.log.ranks] for name in ("alpha", "beta"))
-                return alpha, beta
-            return self.propensity, np.zeros(len(self.propensity))
+            examined, truth = self._true(), self.truth or {}
+            trust, noise = truth.get("trust", {}), truth.get("noise", {})
+            flip, extra = noise.get("flip", 0.0), noise.get("random_clicks", 0.0)
+            kept = (1 - 2 * flip) * (1 - extra)  # of the difference that a click of the user makes
+            alpha = kept * np.asarray(trust.get("alpha", examined), np.float64)
+            beta = kept * np.asarray(trust.get("beta", np.zeros(len(examined))), np.float64)
+            return self._of_ranks(alpha), beta[: self.log.ranks] + extra * (1 - flip) + (1 - extra) * flip
         if self.source.endswith(".json"):
             return self.propensity, np.zeros(len(self.propensity))
         return fit_trust(self.counts, seed=self.seed)
@@ -139,22 +127,79 @@ class Harvest:
             self._kept[key] = make()
         return self._kept[key]
 
-    def _true(self, name: str) -> Any:
-        found = (self.truth or {}).get(name)
-        if found is None:
+    def _true(self) -> np.ndarray:
+        examined = true_examination(self.truth)
+        if examined is None:
             raise ConfigError(
-                f"propensity 'true' needs a simulated log whose user has a known {name} by rank; this one has none. "
-                f"Choose an estimator: {', '.join(METHODS)}"
+                "propensity 'true' needs a simulated log whose user has one known examination by rank; "
+                f"{_why(self.truth)}. Choose an estimator: {', '.join(METHODS)}"
             )
-        return found
+        return examined
+
+    def _of_ranks(self, values: np.ndarray) -> np.ndarray:
+        """Those of the ranks of the log, checked."""
+        if _without(values):
+            raise ConfigError(
+                f"expected propensities above 0, found none at ranks {_list(_without(values))} of {self.source}"
+            )
+        if len(values) < self.log.ranks:
+            raise DataError(
+                f"expected propensities of {self.log.ranks} ranks, which the log shows, found {len(values)}",
+                fix="Cut the lists, or give propensities of all ranks",
+                field="rank",
+            )
+        return values[: self.log.ranks]
+
+
+def true_examination(truth: Mapping[str, Any] | None) -> np.ndarray | None:
+    """[R] examination by rank of a simulated user, as the metadata of its log has it; None where no one curve is true.
+
+    So it is of users without such a curve, of mixtures, of readers from the last rank upwards, and where the curve
+    changes with a context or in the course of the log. Noise leaves it as it is.
+    """
+    return None if _why(truth) else np.asarray((truth or {})["examination"], np.float64)
+
+
+def _why(truth: Mapping[str, Any] | None) -> str:
+    """Why there is no one true examination by rank; empty where there is one."""
+    truth = truth or {}
+    if "components" in truth:
+        return "this one is a mixture of users"
+    if truth.get("examination") is None:
+        return "this one has none"
+    if truth.get("bottom_up"):
+        return "this one reads from the last rank upwards, which is another in lists of another length"
+    for name, curves in {"drift": truth.get("drift", {}), **truth.get("contexts", {})}.items():
+        if any(curve.get("examination") != truth["examination"] for curve in curves.values()):
+            return "that of this one drifts" if name == "drift" else f"that of this one depends on the context '{name}'"
+    return ""
+
+
+def check_identified(found: Propensities) -> None:
+    """Refuses estimates that lack a rank.
+
+    Raises:
+      ConfigError: a rank without a propensity above 0, with the reasons.
+    """
+    lacking = _without(found.value)
+    if lacking:
+        reasons = "; ".join(found.by_reason()) or "no value"
+        raise ConfigError(
+            f"unidentified: the {found.method} of this log gives ranks {_list(lacking)} no propensity above 0 "
+            f"({reasons}). Cut the lists above them, give propensities from elsewhere, or log with more "
+            "variation (see `ultr diagnose`)"
+        )
 
 
 def fit_trust(counts: Counts, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """([R] alpha, [R] beta) of a TrustPBM with a table of relevance, alpha_1 + beta_1 at its fitted scale.
 
     Raises:
-      ConfigError: the fit says that clicks do not depend on relevance at some rank.
+      ConfigError: the log does not tell how much ranks are examined, so that the fit would be its prior; or the fit
+        says that clicks do not depend on relevance at some rank.
+      DataError: no clicks.
     """
+    check_identified(METHODS[DEFAULT](counts))
     tables = {name: towers.RankTable(counts.ranks) for name in ("examination", "trust_relevant", "trust_irrelevant")}
     tables["trust_irrelevant"] = towers.RankTable(counts.ranks, initial=np.full(counts.ranks, -2.0))
     model = models.TrustPBM(relevance=towers.DocumentTable(counts.documents, rngs=nnx.Rngs(seed)), **tables)
@@ -178,23 +223,42 @@ def fit_trust(counts: Counts, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def read_propensities(path: str | Path) -> np.ndarray:
-    """[R] examination by rank of a file that `ultr propensity --json` or `--out` wrote; its first curve.
+    """[R] examination by rank of a file with one curve that `ultr propensity --json` or `--out` wrote.
 
     Raises:
-      ConfigError: no such file, or something else in it.
+      ConfigError: no such file, or something else or several curves in it.
+      DataError: ranks that are not 1, 2 and so on, each once, or a propensity that is no number.
     """
+    how = "Write it with `ultr propensity LOG --json`"
     try:
         found = json.loads(Path(path).read_text())
     except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}. Write it with `ultr propensity LOG --json`") from error
+        raise ConfigError(f"{path}: {error.strerror}. {how}") from error
     except ValueError as error:
-        raise ConfigError(f"{path}: not JSON: {error}. Write it with `ultr propensity LOG --json`") from error
+        raise ConfigError(f"{path}: not JSON: {error}. {how}") from error
     try:
-        curve = found["propensities"][0] if "propensities" in found else found
-        values = [row["propensity"] for row in curve["ranks"]]
-    except (KeyError, IndexError, TypeError) as error:
-        raise ConfigError(f"{path}: expected what `ultr propensity --json` writes, found something else") from error
-    return np.array([math.nan if x is None else float(x) for x in values])
+        curves = found.get("propensities", [found])
+        rows = [[(row["rank"], row["propensity"]) for row in curve["ranks"]] for curve in curves]
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"{path}: expected what `ultr propensity --json` writes, found something else. {how}"
+        ) from error
+    if len(rows) != 1:
+        raise ConfigError(
+            f"{path}: expected one curve, found {len(rows)}. Write one, with one --method and without --context"
+        )
+    ranks, values = [rank for rank, _ in rows[0]], [value for _, value in rows[0]]
+    if not ranks or any(type(rank) is not int for rank in ranks) or sorted(ranks) != list(range(1, len(ranks) + 1)):
+        found = ", ".join(map(str, ranks)) or "none"
+        raise DataError(
+            f"expected the ranks 1, 2 and so on, each once, found {found}", fix=how, file=path, field="rank"
+        )
+    for rank, value in rows[0]:
+        if isinstance(value, bool) or not isinstance(value, int | float | None):
+            raise DataError(
+                f"expected a number at rank {rank}, found {value!r}", fix=how, file=path, field="propensity"
+            )
+    return np.array([math.nan if x is None else float(x) for x in values])[np.argsort(ranks)]
 
 
 def _without(values: np.ndarray) -> list[int]:

@@ -59,8 +59,10 @@ class DoublyRobust(Weighted):
     Oosterhuis 2023. With the right alpha and beta, the average is the true relevance if either the regression R is
     right, or rho, the chance that a document's relevance shows in a click: the sum over ranks of P(shown at k) alpha_k.
     Its variance is that of what the regression does not explain, mostly far below that of inverse propensity scoring.
-    Where every document is always shown at one rank only, R cancels and this is `AffineIPS`, unless weights are
-    clipped: then the regression stands in for what the clip leaves out.
+    Without `displays`, R cancels and this is `AffineIPS`; with the displays of the very log that it learns from and the
+    pointwise form, what the regression adds for a document and what it takes away in its corrections cancel over the
+    log, and this is `PolicyAware` or `InterventionAware`. So use a `clip`: the regression stands in for what that
+    leaves out.
 
     Args:
       relevance, regression: as of `DirectMethod`.

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -53,16 +58,17 @@ def command(
 
     study = read(config)
     _check_out(out)
-    counts = run(
-        study,
-        out,
-        only=only,
-        seeds=seeds,
-        jobs=jobs,
-        retry=retry,
-        keep_logs=keep_logs,
-        say=lambda line: click.echo(line, err=True),
-    )
+    with _terminable():
+        counts = run(
+            study,
+            out,
+            only=only,
+            seeds=seeds,
+            jobs=jobs,
+            retry=retry,
+            keep_logs=keep_logs,
+            say=lambda line: click.echo(line, err=True),
+        )
     results = collect(study, out)
     text = markdown(results)
     write_text(out / "results.json", dumps(results))
@@ -75,8 +81,28 @@ def command(
     return 1 if strict and failed else 0
 
 
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM ends the run as Ctrl-C does: processes are ended and working folders removed."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, _: Any) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def _check_out(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise ConfigError(f"{out} is a file: give --out a folder")
-    if out.is_dir() and any(out.iterdir()) and not ((out / "cells").exists() or (out / "results.json").exists()):
+    if not out.is_dir() or (out / "cells").exists() or (out / "results.json").exists():
+        return
+    # Before its first cell is finished, a run makes these.
+    if not all(entry.name in ("trec", "about") or entry.name.startswith(".work-") for entry in out.iterdir()):
         raise ConfigError(f"{out} holds other files: choose a new or empty folder for --out")

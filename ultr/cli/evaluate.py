@@ -74,6 +74,8 @@ def command(
     trained_on = read_meta(folder)["extra"]
     by_document = "document" in reads(model)
     opened = open_data(data, split=split, vocabulary=trained_on.get("vocabulary") if by_document else None)
+    if calibration:
+        _check_calibration(model, opened)
     asked = [m.strip() for m in metrics.split(",")] if metrics else None
     found = evaluate(
         model,
@@ -117,6 +119,22 @@ def command(
             text += f"\n\n{name} by frequency of the query\n"
             text += table([["queries", "sessions each", "sessions", *head], *rows])
     output(result, text, as_json)
+
+
+def _check_calibration(model: Any, opened: Any) -> None:
+    """Before any work: there are clicks, and the model predicts some."""
+    from ultr.errors import ConfigError
+    from ultr.evaluation.calls import Caller
+    from ultr.logs import ClickLog
+
+    need = "--calibration compares predicted with observed clicks: it needs a click log and a click model"
+    if not isinstance(opened, ClickLog):
+        raise ConfigError(f"{need}, found a graded collection. Give a click log, or leave --calibration out")
+    if not callable(model) or not Caller(model).is_click_model(next(iter(opened.batches(1)))):
+        raise ConfigError(
+            f"{need}, found {type(model).__name__}, which predicts no clicks. Give a run of a click model, or leave "
+            "--calibration out"
+        )
 
 
 def _cells(estimate: Estimate) -> list[str]:

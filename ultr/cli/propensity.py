@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ultr.cli import curves, json_option, output, seed_option, table
-from ultr.errors import ConfigError
+from ultr.errors import ConfigError, DataError
 from ultr.files import write_text
 
 if TYPE_CHECKING:
@@ -86,6 +86,8 @@ def command(
     Example: one curve per device
       ultr propensity log --context device --out curves.csv
     """
+    import numpy as np
+
     from ultr.logs import open_counted
     from ultr.propensity import METHODS, contextual
     from ultr.propensity.cells import cells_of, first_ranks
@@ -95,12 +97,14 @@ def command(
     source = open_counted(log, split=split)
     found: dict[str, Propensities] = {}
     if context:
+        _check_ranks(min(ranks or source.ranks, source.ranks), ranks)
         for method in methods:
             curves_of = contextual(source, context, bins=bins, method=method, errors=errors, ranks=ranks)  # type: ignore[arg-type]
             for name, curve in curves_of.items():
                 found[name if len(methods) == 1 else f"{method}, {name}"] = curve
     else:
         cells = first_ranks(cells_of(source), ranks)
+        _check_ranks(len(np.unique(cells.arm)), ranks)
         for method in methods:
             options = {"errors": errors} if method in LIKELIHOODS else {"replicates": replicates, "seed": seed}
             found[method] = METHODS[method](cells, **options)
@@ -140,6 +144,13 @@ def _check(
             raise ConfigError(f"{path.parent} is no folder: make it before writing {path.name} there")
     if figure is not None:
         curves.matplotlib()
+
+
+def _check_ranks(shown: int, ranks: int | None) -> None:
+    """Propensities are relative: there must be ranks to compare."""
+    if shown == 1:
+        mend = "Look at more ranks" if ranks == 1 else "Give a log whose lists show more ranks"
+        raise DataError("one rank only: there is nothing to compare", fix=mend)
 
 
 def _csv(found: Mapping[str, Propensities]) -> str:

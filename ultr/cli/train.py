@@ -10,12 +10,14 @@ from typing import Any, Literal
 import click
 
 from ultr.cli import json_option, output, seed_option, table
-from ultr.errors import ConfigError
+from ultr.errors import ConfigError, DataError
 from ultr.files import write_text
 
 OPTIMIZERS = ("auto", "adam", "lazy-adam", "lazy-adagrad")
 STEPS = ("patience", "batch_size", "optimizer", "learning_rate", "l2", "resume")
 UNHEEDED = {"gradient": ("prior",), "em": STEPS, "lbfgs": STEPS, "counting": (*STEPS, "epochs")}  # by each solver
+
+DOCUMENTLESS = ("gctr", "rctr", "rdctr")  # whatever --relevance says, they have tables of their own
 
 
 def _widths(text: str) -> tuple[int, ...]:
@@ -44,7 +46,8 @@ def _widths(text: str) -> tuple[int, ...]:
 @click.option(
     "--propensity",
     help="Weighted methods: where examination comes from, an estimator of `ultr propensity`, a .json file that it "
-    "wrote, or true (of a simulated log) [conditional-likelihood of the training sessions].",
+    "wrote, or true (of a simulated log) [conditional-likelihood of the training sessions]. affine-ips and "
+    "intervention-aware: a file or true [a trust model fitted to the training sessions].",
 )
 @click.option("--clip", type=click.FloatRange(min=0, min_open=True), help="Weighted methods: the largest weight.")
 @click.option(
@@ -144,9 +147,11 @@ def command(
     from ultr.training import fit, save, solve
 
     _check_heeded(solver)
+    _check_solver(model, solver)
     _check_weights(model, propensity, clip)
     _check_out(out, resume)
     train, held_out = _splits(log, split, valid, valid_split, valid_fraction, seed, relevance)
+    _check_clicks(train)
     config = ModelConfig(
         model=model,
         relevance=relevance_kind(relevance, train),
@@ -156,6 +161,11 @@ def command(
         seed=seed,
         options={} if clip is None else {"clip": clip},
     )
+    if solver != "gradient" and config.relevance != "table" and model not in DOCUMENTLESS:
+        raise ConfigError(
+            f"--relevance {config.relevance} is not a plain table, which --solver {solver} needs. Choose --relevance "
+            "table, or --solver gradient"
+        )
     harvest = _harvest(log, train, model, propensity, seed)
     untrained = build_model(config, train, harvest)
     options: dict[str, Any] = {"solver": solver, "valid_fraction": valid_fraction}
@@ -224,6 +234,30 @@ def _check_heeded(solver: str) -> None:
             raise ConfigError(f"--{name.replace('_', '-')} says nothing to --solver {solver}, only to {others}")
 
 
+def _check_solver(model: str, solver: str) -> None:
+    """Before any work: a solver is given what it can solve."""
+    from ultr.config import COUNTED, MODELS, SOLVED
+
+    solved = COUNTED if solver == "counting" else SOLVED
+    if solver != "gradient" and all(name in MODELS for name in model.split("+")) and model not in solved:
+        raise ConfigError(
+            f"--solver {solver} cannot train --model {model}, only {', '.join(solved)}. Choose --solver gradient"
+            + (", em or lbfgs" if model in SOLVED else "")
+        )
+
+
+def _check_clicks(train: Any) -> None:
+    """Every model here learns from clicks: without one it would be its starting weights or its prior."""
+    import pyarrow.compute as pc
+
+    if not any(pc.any(pc.not_equal(batch["clicks"].flatten(), 0)).as_py() for batch in train.columns(["clicks"])):
+        raise DataError(
+            f"expected clicks to learn from, found none in the {len(train):,} sessions to train on",
+            fix="Check the click column, or train on a log or split with clicks",
+            field="clicks",
+        )
+
+
 def _check_weights(model: str, propensity: str | None, clip: float | None) -> None:
     """Before any work: options of weighted methods are given to those only."""
     from ultr.config import MODELS
@@ -238,6 +272,16 @@ def _check_weights(model: str, propensity: str | None, clip: float | None) -> No
         if propensity not in (TRUE, *METHODS) and not propensity.endswith(".json"):
             known = ", ".join((TRUE, *METHODS))
             raise ConfigError(f"unknown --propensity '{propensity}'; known: {known}, or a .json file")
+        if "propensity" not in recipe.needs and "affine" not in recipe.needs:
+            raise ConfigError(
+                f"--propensity says nothing to --model {model}, which weighs by how often documents are shown where. "
+                "Leave it out"
+            )
+        if "affine" in recipe.needs and propensity in METHODS:
+            raise ConfigError(
+                f"--propensity {propensity} says nothing to --model {model}, which needs trust as well: expected "
+                f"{TRUE} or a .json file. Leave it out, and a trust model is fitted to the training sessions"
+            )
         if propensity.endswith(".json") and not Path(propensity).is_file():
             raise ConfigError(f"--propensity {propensity}: no such file. Write it with `ultr propensity LOG --json`")
     if clip is not None and (recipe is None or "clip" not in recipe.options):

@@ -7,7 +7,6 @@ import hashlib
 import io
 import json
 import math
-import re
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -17,7 +16,7 @@ import numpy as np
 
 from ultr import __version__
 from ultr.compare import peers
-from ultr.compare.settings import Log, Method, Study, plain
+from ultr.compare.settings import Log, Method, Study, plain, slug
 from ultr.files import write_bytes, write_text
 from ultr.logs import ClickLog, Collection, open_data
 
@@ -42,11 +41,6 @@ class Cell:
         """Where a file of the cell is kept."""
         log = slug(self.log.name) if self.log else "-"
         return folder / kind / log / slug(self.method.name) / f"seed-{self.seed}{suffix}"
-
-
-def slug(name: str) -> str:
-    """The name as part of a path."""
-    return re.sub(r"\s+", "_", name)
 
 
 def cells(study: Study) -> Iterator[Cell]:
@@ -84,6 +78,9 @@ def fingerprint(study: Study, cell: Cell) -> str:
         "peer": peers.version(cell.method.model) if cell.method.kind.how == "boost" else None,
         "file": _content(cell.method.propensity) if cell.method.propensity.endswith(".json") else None,
     }
+    files = [source for source in cell.method.grid.get("propensity", ()) if source.endswith(".json")]
+    if files:
+        facts["files"] = [_content(source) for source in files]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 

@@ -53,11 +53,11 @@ class Learnt:
     notes: list[str] = dataclasses.field(default_factory=list)
 
 
-def learn(method: Method, log: Prepared | None, lists: Lists, *, seed: int) -> Learnt:
+def learn(method: Method, log: Prepared | None, lists: Lists, *, seed: int, metric: str = "ndcg@10") -> Learnt:
     """Trains every variant of a method and keeps the best.
 
     Click models are chosen by their likelihood of the held-out sessions; other methods that learn from clicks by
-    `weighted_dcg` there; those that learn from grades by the first metric on the "vali" lists.
+    `weighted_dcg` there; those that learn from grades by `metric`, the study's first, on the "vali" lists.
 
     Args:
       log: None for methods that learn from grades.
@@ -66,7 +66,7 @@ def learn(method: Method, log: Prepared | None, lists: Lists, *, seed: int) -> L
       UltrError: the log does not allow it; says why.
     """
     if method.model == "full-information":
-        return _from_labels(method, lists, seed)
+        return _from_labels(method, lists, seed, metric)
     assert log is not None
     return _from_clicks(method, log, seed)
 
@@ -150,7 +150,7 @@ def _from_clicks(method: Method, log: Prepared, seed: int) -> Learnt:
 _TABLES = "a table of documents: only documents of the log have a score of their own"
 
 
-def _from_labels(method: Method, lists: Lists, seed: int) -> Learnt:
+def _from_labels(method: Method, lists: Lists, seed: int, metric: str) -> Learnt:
     train, vali = lists["train"], lists["vali"]
     log: Any = _Graded(train)
     found = []
@@ -164,13 +164,13 @@ def _from_labels(method: Method, lists: Lists, seed: int) -> Learnt:
         size = dataclasses.replace(variant, batch_size=variant.batch_size or 32)
         fitted = _fit(size, model, train, vali, seed)
         seconds = time.perf_counter() - began
-        metric = per_query(fitted.model, vali, metrics=["ndcg@10"], key=jax.random.key(seed))["ndcg@10"]
-        found.append((-float(np.nanmean(metric)), seconds, settings, fitted))
+        value = per_query(fitted.model, vali, metrics=[metric], key=jax.random.key(seed))[metric]
+        found.append((-float(np.nanmean(value)), seconds, settings, fitted))
     _, seconds, settings, fitted = min(found, key=lambda f: f[0])
     chosen: dict[str, Any] = {"epoch": fitted.best, "settings": plain(settings)}
     if len(found) > 1:
         values = [{"settings": plain(f[2]), "value": -f[0]} for f in found]
-        chosen |= {"by": "ndcg@10 on the validation grades", "values": values}
+        chosen |= {"by": f"{metric} on the validation grades", "values": values}
     return Learnt(
         ranker=fitted.model,
         model=fitted.model,

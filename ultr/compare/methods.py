@@ -53,3 +53,16 @@ KINDS: dict[str, Kind] = {
     "xgboost-unbiased": Kind("boost", "clicks", options=BOOSTER | {"bias_norm": 2.0}),
     "xgboost-labels": Kind("boost", "labels", options=BOOSTER),
 }
+
+# Those that a mixture may be made of.
+CLICK_MODELS = (
+    "gctr", "rctr", "dctr", "rdctr", "pbm", "trust", "additive", "ubm", "cascade", "dcm", "sdbn", "dbn", "ccm",
+    "additive-dropout", "additive-frozen", "pbm-frozen",
+)  # fmt: skip
+
+
+def kind_of(model: str) -> Kind:
+    """Of a name in `KINDS`, or of a mixture, which has no options and weighs where one of its parts does."""
+    if model in KINDS:
+        return KINDS[model]
+    return Kind("fit", "clicks", any(KINDS[part].weighs for part in model.split("+")))

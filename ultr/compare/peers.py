@@ -82,11 +82,11 @@ class _Rows:
         self.x, self.y, self.position, self.sizes = x, y, position, sizes
 
 
-def boost(method: Method, log: Prepared | None, lists: Lists, *, seed: int) -> Learnt:
+def boost(method: Method, log: Prepared | None, lists: Lists, *, seed: int, metric: str = "ndcg@10") -> Learnt:
     """Trains every variant of a method of boosted trees; held-out clicks choose the variant and the number of rounds.
 
     Clicks choose by `weighted_dcg`, with weights by the conditional likelihood of the training part; a method that
-    learns from grades chooses by nDCG@10 on the "vali" lists.
+    learns from grades chooses by `metric` on the "vali" lists.
 
     Raises:
       ConfigError: the package is not installed, or there are no features.
@@ -96,8 +96,8 @@ def boost(method: Method, log: Prepared | None, lists: Lists, *, seed: int) -> L
     notes: list[str] = []
     most = max(int({**method.kind.options, **method.options}["most_rows"]), 1)
     if method.kind.learns == "labels":
-        rows, judge = _graded(lists), _by_grades(lists, seed)
-        by = "ndcg@10 on the validation grades"
+        rows, judge = _graded(lists), _by_grades(lists, seed, metric)
+        by = f"{metric} on the validation grades"
     else:
         assert log is not None
         rows, dropped = _clicked(log, most, seed)
@@ -251,14 +251,14 @@ def _by_clicks(log: Prepared, weights: np.ndarray) -> Callable[[Predict, int], t
     return judge
 
 
-def _by_grades(lists: Lists, seed: int) -> Callable[[Predict, int], tuple[float, int]]:
+def _by_grades(lists: Lists, seed: int, metric: str) -> Callable[[Predict, int], tuple[float, int]]:
     def judge(predict: Predict, rounds: int) -> tuple[float, int]:
         found = []
         vali = lists["vali"]
         assert vali.features is not None
         for n in _looks(rounds):
             trees = Trees(lambda x, n=n: predict(x, n), vali.features.shape[1])  # type: ignore[misc]
-            value = per_query(trees, vali, metrics=["ndcg@10"], key=jax.random.key(seed))["ndcg@10"]
+            value = per_query(trees, vali, metrics=[metric], key=jax.random.key(seed))[metric]
             found.append((float(np.nanmean(value)), n))
         return max(found, key=lambda f: (f[0], -f[1]))
 

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import math
 from collections.abc import Collection as Collection_
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pyarrow as pa
 
 from ultr import simulate
-from ultr.compare.settings import Data, Log
+from ultr.compare.settings import Data, Log, policy_of, user_of
 from ultr.errors import ConfigError, DataError
 from ultr.harvest import Harvest
 from ultr.logs import ClickLog, Collection, Counts, collapse, open_data
@@ -79,14 +79,22 @@ class Prepared:
         if self.settings.path is not None:
             return ClickLog.open(self.settings.path, split=self.settings.split)
         train = self.lists["train"]
-        options = dict(self.settings.options)
-        user, policy = _user(self.settings, train, options), _policy(self.settings, options)
-        return simulate.clicks(train, policy, user, seed=self.seed, out=self.work / "log", **_rest(options))
+        rest = {"sessions": 100_000} | _rest(self.settings.options)
+        user, policy = user_of(self.settings, grades=_highest(train)), policy_of(self.settings)
+        return simulate.clicks(train, policy, user, seed=self.seed, out=self.work / "log", **rest)
+
+    @cached_property
+    def query_names(self) -> pa.ChunkedArray:
+        """Of the queries that the log shows."""
+        there = np.zeros(self.log.vocabulary.queries, bool)
+        for rows in self.log.columns(["query"]):
+            there[rows["query"].to_numpy()] = True
+        return self.log.vocabulary.query_names.filter(pa.array(there))
 
     @cached_property
     def logger(self) -> Any:
         """The ranker of the simulated policy, for any lists."""
-        return _policy(self.settings, dict(self.settings.options)).fitted(self.lists["train"], seed=self.seed)
+        return policy_of(self.settings).fitted(self.lists["train"], seed=self.seed)
 
     @property
     def truth(self) -> dict[str, Any] | None:
@@ -157,24 +165,21 @@ class Prepared:
         return self._made[key]
 
 
-def _user(settings: Log, lists: Collection, options: dict[str, Any]) -> Any:
+def shared_queries(one: Any, other: Any) -> int:
+    """How many names of queries are in both."""
+    return len(set(one.to_pylist()) & set(other.to_pylist()))
+
+
+def _highest(lists: Collection) -> int:
     grades = float(np.nanmax(lists.labels))
     if grades < 1:
         raise ConfigError(f"expected grades of at least 1 for some documents, found at most {grades:g}")
-    names = inspect.signature(simulate.user).parameters
-    given = {name: options[name] for name in names if name in options}
-    return simulate.user(settings.user, grades=math.ceil(grades), **given)
+    return math.ceil(grades)
 
 
-def _policy(settings: Log, options: dict[str, Any]) -> Any:
-    names = {field.name for field in dataclasses.fields(simulate.Policy)}
-    return simulate.Policy(settings.policy, **{name: options[name] for name in names if name in options})
-
-
-def _rest(options: dict[str, Any]) -> dict[str, Any]:
+def _rest(options: Mapping[str, Any]) -> dict[str, Any]:
     names = inspect.signature(simulate.clicks).parameters
-    rest = {name: options[name] for name in names if name in options}
-    return {"sessions": 100_000} | rest
+    return {name: options[name] for name in names if name in options}
 
 
 class Even:

@@ -14,10 +14,12 @@ from ultr.compare.cells import Cell
 from ultr.compare.settings import Log, Study
 from ultr.errors import UltrError
 from ultr.evaluation import Estimate
-from ultr.evaluation.significance import compare
+from ultr.evaluation.significance import compare, holm
 
 REPLICATES = 2000
 AVERAGED = ("seconds", "all_seconds", "best", "epochs")
+
+BySeed = Mapping[int, Mapping[str, np.ndarray]]  # seed -> metric -> [Q] values
 
 
 def collect(study: Study, folder: str | Path, *, settings: bool = True) -> dict[str, Any]:
@@ -25,9 +27,10 @@ def collect(study: Study, folder: str | Path, *, settings: bool = True) -> dict[
 
     Per log and method: each metric's mean over queries, after averaging a query over the seeds, with standard error
     and 95 % interval over queries, and the standard deviation of the seeds' means; `difference` from the chosen
-    baseline on the same queries with a paired t test and a randomisation test, both adjusted by Holm over the log's
-    methods; `gap_closed`, the share of the way from the logger to the reference, with a paired bootstrap interval over
-    queries; what it learnt of examination, likelihoods, weights, seconds; and what failed.
+    baseline on the same queries and the `seeds` that both have, with a paired t test and a randomisation test, both
+    adjusted by Holm over the log's methods; `gap_closed`, the share of the way from the logger to the reference, with a
+    paired bootstrap interval over queries; what it learnt of examination, likelihoods, weights, seconds, of which a
+    mean is None where a seed's value is not finite (`notes` say so); and what failed.
 
     Args:
       folder: of `run`.
@@ -54,17 +57,17 @@ def collect(study: Study, folder: str | Path, *, settings: bool = True) -> dict[
 
 
 def _log(study: Study, folder: Path, log: Log, kept: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-    rows, values = [], dict[str, dict[str, np.ndarray]]()
+    rows, values = [], dict[str, BySeed]()
     for method in study.methods:
         by_seed = {}
         for seed in study.seeds:
             cell = Cell(None if method.kind.learns == "labels" else log, method, seed)
             if cell.title in kept:
                 by_seed[seed] = (cell, kept[cell.title])
-        row, per_query = _method(study, folder, method.name, by_seed)
+        row, whole = _method(study, folder, method.name, by_seed)
         rows.append(row)
-        if per_query:
-            values[method.name] = per_query
+        if whole:
+            values[method.name] = whole
     _tests(study, rows, values)
     _gaps(study, rows, values)
     return {"name": log.name, "about": _about(study, folder, log), "methods": rows}
@@ -72,14 +75,15 @@ def _log(study: Study, folder: Path, log: Log, kept: Mapping[str, dict[str, Any]
 
 def _method(
     study: Study, folder: Path, name: str, by_seed: Mapping[int, tuple[Cell, dict[str, Any]]]
-) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """A row of the table, and metric -> [Q] means over seeds (with "query")."""
+) -> tuple[dict[str, Any], BySeed]:
+    """A row of the table, and the values per query of its seeds."""
     good = {seed: (cell, facts) for seed, (cell, facts) in by_seed.items() if not facts.get("error")}
     row: dict[str, Any] = {"name": name, "seeds": sorted(good)}
     errors = list(dict.fromkeys(facts["error"] for _, facts in by_seed.values() if facts.get("error")))
     if errors:
         row["errors"] = errors
     notes = list(dict.fromkeys(note for _, facts in good.values() for note in facts.get("notes", ())))
+    notes += _absent(study, good, by_seed)
     if notes:
         row["notes"] = notes
     facts = [f for _, f in good.values()]
@@ -88,10 +92,15 @@ def _method(
         if numbers:
             row[key] = float(np.mean(numbers))
     for key in ("clicks", "propensity_error", "weighting"):
-        if found := [f[key] for f in facts if f.get(key)]:
-            row[key] = {n: _mean([f.get(n) for f in found]) for n in found[0]}
+        found = {seed: f.get(key) or {} for seed, (_, f) in good.items()}
+        if names := next((list(f) for f in found.values() if f), None):
+            row[key] = {n: _mean([f.get(n) for f in found.values()]) for n in names}
+            for n in row[key]:
+                if odd := [seed for seed, f in found.items() if not _is_finite(f.get(n))]:
+                    text = f"{key}, {n}: infinite or not known with {_seeds(odd)}, so that it has no mean"
+                    row.setdefault("notes", []).append(text.replace("_", " "))
     if curves := [f["propensity"] for f in facts if f.get("propensity")]:
-        row["propensity"] = np.mean(np.array(curves, np.float64), axis=0).tolist()
+        row["propensity"] = _over_seeds(_padded(curves)).tolist()
     chosen = [{"seed": seed, **f["chosen"]} for seed, (_, f) in good.items() if f.get("chosen")]
     if chosen:
         row["chosen"] = chosen
@@ -99,60 +108,103 @@ def _method(
     whole = {seed: t for seed, t in tables.items() if t is not None}
     if not whole:
         return row, {}
-    query = next(iter(whole.values()))["query"]
-    means: dict[str, np.ndarray] = {"query": query}
     row["metrics"] = {}
     for metric in study.metrics:
         each = np.stack([t[metric] for t in whole.values()])
-        means[metric] = _over_seeds(each)
         seed_means = np.nanmean(each, axis=1)
-        estimate = Estimate.mean(means[metric]).to_json()
+        estimate = Estimate.mean(_over_seeds(each)).to_json()
         spread = float(seed_means.std(ddof=1)) if len(seed_means) > 1 else None
         row["metrics"][metric] = estimate | {
             "seed_deviation": spread,
             "by_seed": dict(zip(map(str, whole), seed_means.tolist(), strict=True)),
         }
-    return row, means
+    return row, whole
+
+
+def _absent(study: Study, good: Mapping[int, Any], by_seed: Mapping[int, Any]) -> list[str]:
+    """Says which seeds a row goes without."""
+    if not good or len(good) == len(study.seeds):
+        return []
+    failed = [seed for seed in by_seed if seed not in good]
+    missing = [seed for seed in study.seeds if seed not in by_seed]
+    said = [f"{_seeds(which)} {how}" for which, how in ((failed, "failed"), (missing, "not made yet")) if which]
+    return [f"{', '.join(said)}: its numbers are of {_seeds(sorted(good))} alone"]
+
+
+def _seeds(seeds: Sequence[int]) -> str:
+    return f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
+
+
+def _padded(curves: Sequence[Sequence[Any]]) -> np.ndarray:
+    """[S, R] of curves that may differ in length; NaN where one has no value."""
+    out = np.full((len(curves), max(map(len, curves))), np.nan)
+    for row, curve in zip(out, curves, strict=True):
+        row[: len(curve)] = np.array(curve, np.float64)
+    return out
 
 
 def _over_seeds(each: np.ndarray) -> np.ndarray:
-    """[Q] means over seeds [S, Q]; NaN where no seed has a value."""
+    """[Q] means over seeds of values [S, Q]; NaN where no seed has a value."""
     there = ~np.isnan(each)
     count = there.sum(0)
     return np.where(count > 0, np.where(there, each, 0.0).sum(0) / np.maximum(count, 1), np.nan)
 
 
 def _mean(numbers: Sequence[Any]) -> float | None:
-    known = [float(x) for x in numbers if x is not None]
-    return float(np.mean(known)) if known else None
+    """None where a number is not finite: a mean of the others would look like one of all."""
+    return float(np.mean(numbers)) if numbers and all(map(_is_finite, numbers)) else None
 
 
-def _tests(study: Study, rows: list[dict[str, Any]], values: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+def _is_finite(x: Any) -> bool:
+    return x is not None and math.isfinite(x)
+
+
+def _shared(metric: str, *methods: BySeed) -> tuple[list[int], list[np.ndarray]]:
+    """The seeds that all of the methods have, and the [Q] means of each over them."""
+    seeds = sorted(set.intersection(*(set(m) for m in methods)))
+    return seeds, [_over_seeds(np.stack([m[seed][metric] for seed in seeds])) for m in methods] if seeds else []
+
+
+def _tests(study: Study, rows: list[dict[str, Any]], values: Mapping[str, BySeed]) -> None:
     """Adds `difference` to the rows: metric -> difference from the baseline and what the tests say."""
+    baseline = str(study.baseline)
     if study.baseline not in values or len(values) < 2:
         return
     for metric in study.metrics:
-        per_method = {name: table[metric] for name, table in values.items()}
-        try:
-            found = {c.name: c.to_json() for c in compare(per_method, baseline=str(study.baseline))}
-        except UltrError as error:
-            found = {}
-            rows[0].setdefault("notes", []).append(f"no tests of {metric}: {error}")
+        found = dict[str, dict[str, Any]]()
         for row in rows:
-            if row["name"] in found:
-                row.setdefault("difference", {})[metric] = {k: v for k, v in found[row["name"]].items() if k != "name"}
+            name = row["name"]
+            if name not in values or name == baseline:
+                continue
+            seeds, means = _shared(metric, values[name], values[baseline])
+            if not seeds:
+                row.setdefault("notes", []).append(f"no tests of {metric}: no seed in common with {baseline}")
+                continue
+            try:
+                (test,) = compare({name: means[0], baseline: means[1]}, baseline=baseline)
+            except UltrError as error:
+                row.setdefault("notes", []).append(f"no tests of {metric}: {error}")
+                continue
+            found[name] = {k: v for k, v in test.to_json().items() if k != "name"} | {"seeds": seeds}
+            row.setdefault("difference", {})[metric] = found[name]
+        for which in ("t", "randomisation"):  # adjusted over all of them
+            p = [math.nan if f[f"p_{which}"] is None else f[f"p_{which}"] for f in found.values()]
+            for f, adjusted in zip(found.values(), holm(p).tolist(), strict=True):
+                f[f"holm_{which}"] = None if math.isnan(adjusted) else adjusted
 
 
-def _gaps(study: Study, rows: list[dict[str, Any]], values: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+def _gaps(study: Study, rows: list[dict[str, Any]], values: Mapping[str, BySeed]) -> None:
     """Adds `gap_closed` to the rows, of the first metric."""
     logger = next((m.name for m in study.methods if m.model == "logger"), None)
     if logger not in values or study.reference not in values:
         return
     metric = study.metrics[0]
-    low, high = values[str(logger)][metric], values[str(study.reference)][metric]
+    low, high = values[str(logger)], values[str(study.reference)]
     for row in rows:
         if row["name"] in values and row["name"] not in (logger, study.reference):
-            row["gap_closed"] = gap_closed(values[row["name"]][metric], low, high)
+            seeds, means = _shared(metric, values[row["name"]], low, high)
+            nothing = {"value": None, "interval": [None, None], "reason": "no seed in common with logger and reference"}
+            row["gap_closed"] = gap_closed(*means) if seeds else nothing
 
 
 def gap_closed(method: np.ndarray, logger: np.ndarray, reference: np.ndarray, *, seed: int = 0) -> dict[str, Any]:
@@ -198,7 +250,7 @@ def _about(study: Study, folder: Path, log: Log) -> dict[str, Any]:
         return {}
     out: dict[str, Any] = {}
     for name in ("sessions", "clicks", "queries", "ranks"):
-        out[name] = _mean([f.get(name) for f in found])
+        out[name] = _mean([f[name] for f in found if name in f])
     truths = [f.get("truth") or {} for f in found]
     lowest = [t["lowest"] for t in truths if t.get("lowest")]
     if lowest:

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import concurrent.futures
 import itertools
+import json
 import multiprocessing
+import multiprocessing.connection
 import os
+import platform
+import re
 import shutil
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +25,7 @@ import numpy as np
 from ultr.compare import cells, peers
 from ultr.compare.cells import Cell
 from ultr.compare.learn import Learnt, learn, propensity_error
-from ultr.compare.prepared import Lists, Prepared
+from ultr.compare.prepared import Lists, Prepared, shared_queries
 from ultr.compare.settings import Log, Study, plain
 from ultr.errors import ConfigError, DataError, UltrError
 from ultr.evaluation import evaluate, per_query
@@ -63,7 +68,7 @@ def run(
 
     Raises:
       ConfigError: an unknown name or seed, or less than one job.
-      DataError: the graded lists cannot be read.
+      DataError: the graded lists cannot be read, or those to judge on share queries with those learnt from.
     """
     folder = Path(folder)
     chosen = _chosen(study, only, seeds)
@@ -71,23 +76,102 @@ def run(
         raise ConfigError(f"expected at least one job, found {jobs}")
     marks = {cell.title: cells.fingerprint(study, cell) for cell in chosen}
     pending = [c for c in chosen if not cells.finished(folder, c, marks[c.title], retry=retry)]
+    if pending:
+        _check_apart(study)
     folder.mkdir(parents=True, exist_ok=True)
-    groups = [list(g) for _, g in itertools.groupby(pending, key=lambda c: (c.seed, c.log.name if c.log else None))]
+    sweep(folder)
+    groups = [
+        (group[0].log, group[0].seed, group)
+        for _, found in itertools.groupby(pending, key=lambda c: (c.seed, c.log.name if c.log else None))
+        if (group := list(found))
+    ]
+    groups += _undiagnosed(study, chosen, folder, {(log.name if log else "", seed) for log, seed, _ in groups})
     counts = {"made": 0, "kept": len(chosen) - len(pending), "failed": 0}
     if pending and study.data.test is not None:
         (folder / "trec").mkdir(exist_ok=True)
         write_qrels(folder / "trec" / "qrels", Lists(study.data)["test"])
-    tasks = [(study, group, [marks[c.title] for c in group], folder, keep_logs) for group in groups]
+    tasks = [(study, log, seed, group, [marks[c.title] for c in group], folder, keep_logs)
+             for log, seed, group in groups]  # fmt: skip
     if jobs == 1 or len(tasks) < 2:
         for task in tasks:
             _count(counts, _group(*task, say))
         return counts
     context = multiprocessing.get_context("spawn")
-    with _alone(), concurrent.futures.ProcessPoolExecutor(min(jobs, len(tasks)), mp_context=context) as pool:
-        waiting = [pool.submit(_group, *task, _loud if say else None) for task in tasks]
-        for done in concurrent.futures.as_completed(waiting):
-            _count(counts, done.result())
+    others = set(multiprocessing.active_children())
+    pool = concurrent.futures.ProcessPoolExecutor(
+        min(jobs, len(tasks)), mp_context=context, initializer=_end_with_parent
+    )
+    with _alone(), pool:
+        try:
+            waiting = [pool.submit(_group, *task, _loud if say else None) for task in tasks]
+            for done in concurrent.futures.as_completed(waiting):
+                _count(counts, done.result())
+        except BaseException:
+            workers = set(multiprocessing.active_children()) - others
+            pool.shutdown(wait=False, cancel_futures=True)
+            for worker in workers:
+                worker.kill()
+            for worker in workers:
+                worker.join()
+            sweep(folder)
+            raise
     return counts
+
+
+def _end_with_parent() -> None:
+    """Ends this worker as soon as the process that started it is gone, however it ended."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def wait() -> None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def _work(folder: Path) -> Path:
+    """A new folder for what is made on the way, named by machine and process."""
+    machine = re.sub(r"[^\w.]", "_", platform.node())
+    return Path(tempfile.mkdtemp(prefix=f".work-{machine}-{os.getpid()}-", dir=folder))
+
+
+def sweep(folder: Path) -> None:
+    """Removes what processes of this machine that are dead left behind."""
+    machine = re.sub(r"[^\w.]", "_", platform.node())
+    for left in folder.glob(f".work-{machine}-*-*"):
+        process = left.name.removeprefix(f".work-{machine}-").split("-")[0]
+        if process.isdigit() and not _alive(int(process)):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _undiagnosed(
+    study: Study, chosen: list[Cell], folder: Path, made: set[tuple[str, int]]
+) -> list[tuple[Log | None, int, list[Cell]]]:
+    """Logs whose cells are all there, and whose diagnosis is not."""
+    found: list[tuple[Log | None, int, list[Cell]]] = []
+    for cell in chosen if study.diagnose else ():
+        if cell.log is None or (cell.log.name, cell.seed) in made:
+            continue
+        made.add((cell.log.name, cell.seed))
+        try:
+            facts = json.loads(_about_place(folder, cell.log, cell.seed).read_text())
+        except (OSError, ValueError):
+            facts = {}
+        if not {"diagnosis", "error"} & set(facts):
+            found.append((cell.log, cell.seed, []))
+    return found
 
 
 def _chosen(study: Study, only: tuple[str, ...], seeds: tuple[int, ...]) -> list[Cell]:
@@ -106,6 +190,26 @@ def _chosen(study: Study, only: tuple[str, ...], seeds: tuple[int, ...]) -> list
         and c.method.name in some_methods
         and (not seeds or c.seed in seeds)
     ]
+
+
+def _check_apart(study: Study) -> None:
+    """Lists in folders of their own: what is judged on must not be what methods learn from or are chosen by."""
+    data, lists = study.data, Lists(study.data)
+    graded = any(m.kind.learns == "labels" for m in study.methods)
+    simulated = any(log.path is None for log in study.logs)
+    for role, used in (("train", graded or simulated), ("vali", graded)):
+        other = getattr(data, role)
+        if data.collection is not None or not used or other is None or data.test is None:
+            continue
+        if Path(other).resolve() == Path(data.test).resolve():
+            continue
+        if shared := shared_queries(lists[role].query_names, lists["test"].query_names):
+            of = f"{shared:,} of {len(lists['test']):,}"
+            raise DataError(
+                f"expected 'test' lists of other queries than '{role}', found {of} in both",
+                fix="Prepare them without --vocabulary, or as splits of one collection.",
+                file=data.test,
+            )
 
 
 def _count(counts: dict[str, int], failed: list[bool]) -> None:
@@ -137,19 +241,25 @@ class _alone:
 
 
 def _group(
-    study: Study, group: list[Cell], marks: list[str], folder: Path, keep_logs: bool, say: Say | None
+    study: Study,
+    settings: Log | None,
+    seed: int,
+    group: list[Cell],
+    marks: list[str],
+    folder: Path,
+    keep_logs: bool,
+    say: Say | None,
 ) -> list[bool]:
     """Makes cells of one log and seed; whether each failed."""
-    first = group[0]
     lists = Lists(study.data)
-    work = Path(tempfile.mkdtemp(prefix=".work-", dir=folder))
+    work = _work(folder)
     failed = []
     try:
         log = None
-        if first.log is not None:
+        if settings is not None:
             shares = (study.valid_share, study.test_share)
-            log = Prepared(first.log, seed=first.seed, lists=lists, shares=shares, work=work)
-        about = _about(study, first.log, first.seed, log, folder) if log is not None and first.log is not None else None
+            log = Prepared(settings, seed=seed, lists=lists, shares=shares, work=work)
+        about = _about(study, settings, seed, log, folder) if log is not None and settings is not None else None
         for cell, mark in zip(group, marks, strict=True):
             began = time.perf_counter()
             facts, values = _cell(study, cell, log, lists, folder)
@@ -166,8 +276,8 @@ def _group(
                 said = said or (f"{study.metrics[0]} {first_metric:.4f}" if first_metric is not None else "done")
                 say(f"{cell.title}: {said} ({seconds:.1f} s)")
         if keep_logs and log is not None and (work / "log").exists():
-            assert first.log is not None
-            kept = folder / "logs" / cells.slug(first.log.name) / f"seed-{first.seed}"
+            assert settings is not None
+            kept = folder / "logs" / cells.slug(settings.name) / f"seed-{seed}"
             shutil.rmtree(kept, ignore_errors=True)
             kept.parent.mkdir(parents=True, exist_ok=True)
             (work / "log").rename(kept)
@@ -194,10 +304,14 @@ def _about(study: Study, settings: Log, seed: int, log: Prepared, folder: Path) 
         facts["diagnosis" if "truth" in facts else "error"] = (
             {"error": _line(error)} if "truth" in facts else _line(error)
         )
-    place = folder / "about" / cells.slug(settings.name) / f"seed-{seed}.json"
+    place = _about_place(folder, settings, seed)
     place.parent.mkdir(parents=True, exist_ok=True)
     write_text(place, cells.dumps(facts))
     return facts
+
+
+def _about_place(folder: Path, log: Log, seed: int) -> Path:
+    return folder / "about" / cells.slug(log.name) / f"seed-{seed}.json"
 
 
 def _warn(facts: dict[str, Any], about: dict[str, Any] | None) -> None:
@@ -224,7 +338,7 @@ def _cell(
     try:
         if log is not None and cell.method.kind.learns == "clicks" and not log.log.metadata["clicks"]:
             raise DataError(f"expected clicks to learn from, found none in {len(log.log):,} sessions")
-        learnt = _learnt(cell, log, lists)
+        learnt = _learnt(study, cell, log, lists)
         return _judged(study, cell, log, lists, learnt, folder)
     except UltrError as error:
         return {"error": _line(error)}, None
@@ -232,12 +346,12 @@ def _cell(
         return {"error": f"{type(error).__name__}: {_line(error)}", "unexpected": True}, None
 
 
-def _learnt(cell: Cell, log: Prepared | None, lists: Lists) -> Learnt:
+def _learnt(study: Study, cell: Cell, log: Prepared | None, lists: Lists) -> Learnt:
     model = cell.method.model
     if cell.method.kind.how == "boost":
-        return peers.boost(cell.method, log, lists, seed=cell.seed)
+        return peers.boost(cell.method, log, lists, seed=cell.seed, metric=study.metrics[0])
     if cell.method.kind.how == "fit":
-        return learn(cell.method, log, lists, seed=cell.seed)
+        return learn(cell.method, log, lists, seed=cell.seed, metric=study.metrics[0])
     return Learnt(_Nothing() if model == "random" else _logger(log))
 
 
@@ -277,6 +391,11 @@ def _judged(
     key = jax.random.key(cell.seed)
     found = per_query(learnt.ranker, test, metrics=study.metrics, key=key)
     facts["queries"] = len(found["query"])
+    if log is not None and log.settings.path is not None and cell.method.kind.learns == "clicks":
+        if shared := shared_queries(log.query_names, test.query_names):
+            facts["notes"].append(
+                f"{shared:,} of {len(test):,} test queries are in the log that it learnt from as well"
+            )
     facts["metrics"] = {name: float(np.nanmean(found[name])) for name in study.metrics}
     place = cell.place(folder, "trec", ".run")
     place.parent.mkdir(parents=True, exist_ok=True)
@@ -287,8 +406,9 @@ def _judged(
 def _true_curve(model: Any, log: Prepared | None) -> Any:
     """What the curve of a model should be: alpha, where it is that of an affine method and the user has trust bias."""
     truth = (log.truth or {}) if log else {}
+    examination = true_examination(truth)  # None where there is no single one
     alpha = truth.get("trust", {}).get("alpha") if getattr(model, "alpha", None) is not None else None
-    return truth.get("examination") if alpha is None else alpha
+    return examination if alpha is None or examination is None else alpha
 
 
 def _clicks(model: Any, log: Prepared, by: Any, seed: int) -> dict[str, float]:

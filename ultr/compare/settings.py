@@ -15,10 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from ultr import simulate
-from ultr.compare.methods import KINDS, Kind
+from ultr.compare.methods import CLICK_MODELS, KINDS, Kind, kind_of
 from ultr.errors import ConfigError
+from ultr.evaluation.metrics import _parse as parse_metric
+from ultr.evaluation.ranking import RANKING_METRICS
 
 NAME = re.compile(r"[\w+@=.,-][\w+@=., -]*")
+NO_NAMES = (".", "..", "-")  # they mean something else in a path
 SEPARATE = ("train", "vali", "test")
 
 
@@ -98,7 +101,7 @@ class Method:
     @property
     def kind(self) -> Kind:
         """The row of `KINDS`; a mixture is a click model."""
-        return KINDS[self.model if self.model in KINDS else self.model.split("+")[0]]
+        return kind_of(self.model)
 
     def variants(self) -> list[tuple[dict[str, Any], Method]]:
         """Every setting of the grid, with the method that has it; one without a grid."""
@@ -164,6 +167,13 @@ def parse(tree: Mapping[str, Any], *, folder: Path = Path(), file: Path | None =
     top = _Table(where, "the top level", tree, [*plain, "data", "log", "method", "defaults"])
     given = top.values(plain)
     data = _data(_Table(where, "[data]", top.table("data"), _names(Data)), folder)
+    for number, entry in enumerate(top.array("log"), 1):
+        for key in ("contexts", "times"):
+            if isinstance(entry, Mapping) and key in entry:
+                raise ConfigError(
+                    f"{where}, [[log]] {number}: a study simulates no '{key}': simulate the log by itself "
+                    f"(ultr.simulate.clicks, ultr simulate) and give its folder as 'path'"
+                )
     logs = tuple(_log(t, folder) for t in top.tables("log", _log_keys()))
     shared = top.table("defaults")
     methods = tuple(
@@ -247,7 +257,7 @@ def _data(table: _Table, folder: Path) -> Data:
 
 SIMULATED = (
     "collection", "policy", "model", "seed", "out", "overwrite", "progress", "user", "ranker", "name", "grades",
-    "contexts", "shares", "times",
+    "contexts", "times",
 )  # fmt: skip
 
 
@@ -258,6 +268,28 @@ def log_options() -> dict[str, Any]:
         for name, parameter in inspect.signature(function).parameters.items():
             out.setdefault(name, parameter.default)
     return {name: default for name, default in out.items() if name not in SIMULATED}
+
+
+def _log_kinds() -> dict[str, str]:
+    """The kinds of `log_options`, as `_converted` knows them."""
+    out = {f.name: str(f.type) for f in dataclasses.fields(simulate.Policy)}
+    for function in (simulate.user, simulate.clicks):
+        for name, parameter in inspect.signature(function).parameters.items():
+            kind = str(parameter.annotation)
+            out.setdefault(name, kind.replace("Sequence[float]", "tuple[float, ...]"))
+    return out
+
+
+def policy_of(log: Log) -> simulate.Policy:
+    """The logging policy of a simulated log."""
+    names = {field.name for field in dataclasses.fields(simulate.Policy)}
+    return simulate.Policy(log.policy, **{n: v for n, v in log.options.items() if n in names})
+
+
+def user_of(log: Log, *, grades: int) -> Any:
+    """The user of a simulated log, for lists with this highest grade."""
+    names = inspect.signature(simulate.user).parameters
+    return simulate.user(log.user, grades=grades, **{n: v for n, v in log.options.items() if n in names})
 
 
 def _log_keys() -> list[str]:
@@ -277,18 +309,26 @@ def _log(table: _Table, folder: Path) -> Log:
     else:
         _check_simulated(given.get("user", "pbm"), given.get("policy", "linear"), table.where)
     defaults = log_options()
-    options = {}
-    for key in table.tree:
-        if key in defaults:
-            default = defaults[key]
-            kind = {bool: "bool", int: "float", float: "float", str: "str"}.get(type(default))
-            value = table.tree[key] if kind is None else table.value(key, kind)
-            options[key] = int(value) if isinstance(default, int) and isinstance(value, float) else value
-    if "sessions" in options:
-        options["sessions"] = int(options["sessions"])
+    kinds = _log_kinds()
+    options = {key: table.value(key, kinds[key]) for key in table.tree if key in defaults}
     if "name" not in given:
         raise ConfigError(f"{table.where}: expected a 'name', found none")
-    return Log(**given, options=options)
+    log = Log(**given, options=options)
+    if log.path is None:
+        _check_options(log, table.where)
+    return log
+
+
+def _check_options(log: Log, where: str) -> None:
+    """What `simulate` would refuse, said before anything is made."""
+    for name, least in (("sessions", 1), ("ranks", 1), ("zipf", 0)):
+        if log.options.get(name, least) < least:
+            raise ConfigError(f"{where}: expected '{name}' of at least {least}, found {log.options[name]}")
+    try:
+        policy_of(log)
+        user_of(log, grades=4)  # of the lists; no check depends on it
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
 
 
 def _check_simulated(user: str, policy: str, where: str) -> None:
@@ -316,7 +356,12 @@ def _method(file: str, entry: Any, shared: Mapping[str, Any], folder: Path, numb
         if part not in KINDS:
             hint = _near(part, KINDS)
             raise ConfigError(f"{file}, {where}: unknown model '{part}'{hint}; known: {', '.join(KINDS)}")
-    kind = KINDS[model if model in KINDS else model.split("+")[0]]
+        if part != model and part not in CLICK_MODELS:
+            raise ConfigError(
+                f"{file}, {where}: a mixture is made of click models, and '{part}' in '{model}' is none; known: "
+                f"{', '.join(CLICK_MODELS)}"
+            )
+    kind = kind_of(model)
     own = [n for n in fields if n in ("name", "model") or kind.takes(n)]
     table = _Table(file, where, entry, [*own, *kind.options, "grid"])
     given = common.values({n: f for n, f in fields.items() if kind.takes(n)})
@@ -337,10 +382,34 @@ def _method(file: str, entry: Any, shared: Mapping[str, Any], folder: Path, numb
         sources = chosen.get("propensity", ())
         for source in [sources] if isinstance(sources, str) else sources:
             _check_propensity(source, table.where)
-    method = Method(**given, options=options, grid=grid)
-    if method.propensity.endswith(".json"):
-        method = dataclasses.replace(method, propensity=str(_resolve(folder, method.propensity)))
-    return method
+    for key, value in [*given.items(), *options.items(), *((k, v) for k, values in grid.items() for v in values)]:
+        _check_least(model, key, value, table.where)
+    if "propensity" in given:
+        given["propensity"] = _source(folder, given["propensity"])
+    if "propensity" in grid:
+        grid["propensity"] = tuple(_source(folder, source) for source in grid["propensity"])
+    return Method(**given, options=options, grid=grid)
+
+
+def _source(folder: Path, propensity: str) -> str:
+    return str(_resolve(folder, propensity)) if propensity.endswith(".json") else propensity
+
+
+ABOVE_0 = ("learning_rate", "table_rate")
+LEAST = {
+    "rows": 1, "epochs": 1, "patience": 1, "batch_size": 0, "l2": 0, "hidden": 1, "clip": 0, "every": 1, "rounds": 1,
+    "leaves": 2, "least_in_leaf": 0, "most_rows": 1, "threads": 0, "regularisation": 0, "position_regularisation": 0,
+}  # fmt: skip
+
+
+def _check_least(model: str, key: str, value: Any, where: str) -> None:
+    least = 1 if key == "clip" and model in ("dla", "upe") else LEAST.get(key)
+    for number in value if isinstance(value, tuple) else [value]:
+        if key in ABOVE_0 and not number > 0:
+            raise ConfigError(f"{where}: expected '{key}' above 0, found {number}")
+        if least is not None and number is not None and number < least:
+            limit = "; 0: no limit" if key == "clip" and not least else ""
+            raise ConfigError(f"{where}: expected '{key}' of at least {least}{limit}, found {number}")
 
 
 def _kind_of(default: Any) -> str:
@@ -358,6 +427,11 @@ def _check_propensity(source: str, where: str) -> None:
         )
 
 
+def slug(name: str) -> str:
+    """The name as part of a path."""
+    return re.sub(r"\s+", "_", name)
+
+
 def _check(study: Study, where: str) -> None:
     for what, names in (("log", [x.name for x in study.logs]), ("method", [x.name for x in study.methods])):
         for name in names:
@@ -365,19 +439,35 @@ def _check(study: Study, where: str) -> None:
                 raise ConfigError(
                     f"{where}: the {what} name '{name}' has signs other than letters, digits and + @ = . , -"
                 )
+            if name in NO_NAMES:
+                raise ConfigError(f"{where}: the {what} name '{name}' cannot name a folder: give it letters")
         twice = [n for n in dict.fromkeys(names) if names.count(n) > 1]
         if twice:
             raise ConfigError(f"{where}: two {what}s are called '{twice[0]}': give each a name of its own")
+        places = dict[str, str]()
+        for name in names:
+            other = places.setdefault(slug(name).casefold(), name)
+            if other != name:
+                raise ConfigError(
+                    f"{where}: the {what}s '{other}' and '{name}' would be kept in the same folder: give names that "
+                    f"differ in more than case, spaces and _"
+                )
     if not study.seeds or len(set(study.seeds)) < len(study.seeds) or min(study.seeds) < 0:
         raise ConfigError(f"{where}: expected different seeds of at least 0, found {list(study.seeds)}")
     if not study.metrics:
         raise ConfigError(f"{where}: expected at least one metric, such as ndcg@10, found none")
+    _check_metrics(study.metrics, where)
     methods = [m.name for m in study.methods]
     for role in ("baseline", "reference"):
         chosen = getattr(study, role)
         if chosen is not None and chosen not in methods:
             hint = _near(chosen, methods)
             raise ConfigError(f"{where}: {role} '{chosen}' is no method{hint}; methods: {', '.join(methods)}")
+        if role == "reference" and chosen is not None:
+            graded = [m.name for m in study.methods if m.kind.learns == "labels"]
+            if chosen not in graded:
+                known = f"one of {', '.join(graded)}" if graded else "such as a method of the model full-information"
+                raise ConfigError(f"{where}: expected a reference that learns from grades ({known}), found '{chosen}'")
     if not (0 < study.valid_share < 1 and 0 <= study.test_share < 1 and study.valid_share + study.test_share < 1):
         raise ConfigError(
             f"{where}: expected valid_share above 0, test_share of at least 0 and less than 1 together, found "
@@ -392,6 +482,20 @@ def _check(study: Study, where: str) -> None:
     graded = [m.name for m in study.methods if m.kind.learns == "labels"]
     if graded and (study.data.train is None or study.data.vali is None):
         raise ConfigError(f"{where}, [data]: '{graded[0]}' learns from grades: expected 'train' and 'vali'")
+
+
+def _check_metrics(metrics: Sequence[str], where: str) -> None:
+    for name in metrics:
+        try:
+            kind = parse_metric(name)[1]
+        except ConfigError:
+            kind = None
+        if kind != "ranking":
+            known = [f"{m}@k" for m in RANKING_METRICS]
+            hint = _near(name, [f"{m}@10" for m in RANKING_METRICS]) if kind is None else ""
+            raise ConfigError(f"{where}: expected ranking metrics ({', '.join(known)}), found '{name}'{hint}")
+        if list(metrics).count(name) > 1:
+            raise ConfigError(f"{where}: the metric '{name}' is given twice: leave one out")
 
 
 _ROLE = {"train": "simulated logs are drawn from", "test": "methods are judged on"}

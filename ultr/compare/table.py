@@ -66,7 +66,8 @@ def _ranking(results: Mapping[str, Any], log: Mapping[str, Any]) -> list[str]:
     out = _head(head)
     for row in rows:
         found = row.get("metrics", {})
-        cells = [row["name"]]
+        of = f" ({len(row['seeds'])} of {len(results['seeds'])} seeds)"
+        cells = [row["name"] + (of if 0 < len(row["seeds"]) < len(results["seeds"]) else "")]
         for metric in metrics:
             cells += [_number(found[metric]["value"]), _span(found[metric]["interval"])] if found else ["-", "-"]
         cells += [_number(found.get(metrics[0], {}).get("seed_deviation"))] * several
@@ -134,6 +135,6 @@ def _notes(log: Mapping[str, Any]) -> list[str]:
 
 
 LEGEND = (
-    "Intervals are 95 % over queries, each averaged over the seeds first; p-values are adjusted by Holm over a log's "
-    "methods."
+    "Intervals are 95 % over queries, each averaged over the seeds first; differences and shares of the gap are over "
+    "the seeds that both have; p-values are adjusted by Holm over a log's methods."
 )

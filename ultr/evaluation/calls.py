@@ -41,9 +41,15 @@ class Caller:
         """[B, K] scores of the documents.
 
         Raises:
-          ConfigError: scores of another shape.
+          ConfigError: no method `score`, or scores of another shape.
           DataError: NaN for a document, or an id beyond the model's tables.
         """
+        if not callable(getattr(self.model, "score", None)):
+            what = repr(self.model) if isinstance(self.model, str) else type(self.model).__name__
+            raise ConfigError(
+                f"expected a model with score(sessions), found {what}, which has none. Open a saved one with "
+                "ultr.training.load"
+            )
         scores = np.asarray(self(_scores, batch))
         _check_scores(scores, np.asarray(batch.mask), batch.query)
         return scores

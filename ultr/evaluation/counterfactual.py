@@ -148,13 +148,14 @@ def counterfactual(
       regression: for "dr": a model whose score is the logit of relevance, such as a PBM trained on another log.
       false_clicks: [R] b by rank, or None for none; with trust bias, P(click) = alpha_k r + beta_k, `propensity` is
         alpha and this is beta (Vardasbi 2020).
-      clip: least value of o (or of its mean) in a weight, so that no weight exceeds 1 / clip; trades bias for variance.
+      clip: the largest weight, as of the baselines; larger ones are cut off to it. Trades bias for variance.
       candidates: graded or other lists of the log's vocabulary, one per query; the log is then read twice.
       cluster: "session", or "query" where sessions of one query are not independent, such as when the errors are to
         hold for other queries.
 
     Raises:
-      ConfigError: an unknown option; a propensity of zero or NaN at a rank that is shown; no ranker.
+      ConfigError: an unknown option; a propensity of zero or NaN at a rank that is shown; a clip below every weight; no
+        ranker, or something that is none.
       DataError: no clicks; a rank beyond the table; never-shown candidates, sessions of queries without candidates;
         or other document ids than those of `candidates`.
     """
@@ -167,15 +168,22 @@ def counterfactual(
     if (method == "dr") != (regression is not None):
         raise ConfigError("method='dr' needs regression=, a model of relevance; the other methods have no use for it")
     if clip is not None and not 0 < clip < math.inf:
-        raise ConfigError(f"expected clip above 0, found {clip}")
+        raise ConfigError(f"expected clip above 0, the largest weight, found {clip}")
     named = rankers if isinstance(rankers, Mapping) else {"new": rankers}
     if not named or LOGGED in named:
         raise ConfigError(f"expected rankers, none of them called '{LOGGED}', found {list(named)}")
     if isinstance(log, Sessions):
         log, batch_size = InMemory(log), max(1, min(batch_size, len(log)))
+    table = Table(propensity, false_clicks)
+    least = 1 / max(table.examined[(table.examined > 0) & np.isfinite(table.examined)], default=math.inf)
+    if clip is not None and clip < least:
+        raise ConfigError(
+            f"expected clip, the largest weight 1 / propensity, of at least {least:g}, which is the least weight of "
+            f"these propensities, found {clip:g}: all would be cut off to it, and say nothing of propensity. Raise it"
+        )
     plan = Plan(
         {name: Caller(model) for name, model in named.items()},
-        Table(propensity, false_clicks),
+        table,
         cutoff=int(match[1]) if match[1] else None,
         regression=None if regression is None else Caller(regression),
         seed=words(key),
@@ -185,7 +193,7 @@ def counterfactual(
     names = [*named, LOGGED]
     moments = Moments(1, grouped=cluster == "query")
     tallies = np.zeros((len(names), 4))
-    clicks = 0.0
+    clicks, most = 0.0, math.inf if clip is None else clip
     for batch in log.batches(batch_size):
         weight = np.ones(len(batch)) if batch.weight is None else np.asarray(batch.weight, np.float64)
         weight = np.where(np.asarray(batch.mask).any(1), weight, 0.0)
@@ -200,10 +208,11 @@ def counterfactual(
         clicks += float(click[kept].sum())
         rows: list[np.ndarray] = [np.ones(len(weight))]
         for i, (chance, discount, excess, model) in enumerate(plan.placed(batch, click)):
-            w = np.where(chance > 0, 1 / np.maximum(np.where(chance > 0, chance, 1.0), clip or 0.0), 0.0)
+            whole = np.where(chance > 0, 1 / np.where(chance > 0, chance, 1.0), 0.0)
+            w = np.minimum(whole, most)
             rows += [(w * excess).sum(1), (w * excess * discount).sum(1) + model]
             counted = (click & (discount > 0) & (w > 0)) * weight[:, None]
-            sums = [x.sum() for x in (counted, counted * w, counted * w**2, counted * (chance < (clip or 0.0)))]
+            sums = [x.sum() for x in (counted, counted * w, counted * w**2, counted * (whole > most))]
             tallies[i] += sums
         query = None if batch.query is None else np.asarray(batch.query)[kept]
         moments.add(np.stack(rows, axis=1)[kept][:, None], weight[kept], query)

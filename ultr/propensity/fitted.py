@@ -12,7 +12,7 @@ from ultr.errors import ConfigError
 from ultr.logs import ClickLog, Counts
 from ultr.propensity.cells import Cells, cells_of
 from ultr.propensity.likelihood import components
-from ultr.propensity.table import LEAST_ERROR, NO_VARIATION, Propensities, log_interval
+from ultr.propensity.table import LEAST_ERROR, NO_VARIATION, Propensities, alone, log_interval
 
 Errors = Literal["information", "query"]
 FEW_IMPRESSIONS, FEW_QUERIES = 100, 30
@@ -56,7 +56,8 @@ def estimated(source: ClickLog | Counts | Cells, method: str, fit: Estimator, er
     """
     check_errors(errors)
     cells = cells_of(source)
-    return tabulate(cells, fit(cells, errors=errors), method, errors=errors)
+    found = tabulate(cells, fit(cells, errors=errors), method, errors=errors)
+    return alone(found, cells.per_arm(cells.impressions))
 
 
 def check_errors(errors: str) -> None:

@@ -23,7 +23,7 @@ from ultr.propensity.cells import Cells, cells_of
 from ultr.propensity.fitted import NEVER, ONE_SIDED, clicks_if_examined
 from ultr.propensity.likelihood import relevance
 from ultr.propensity.pairwise import maximise_pairs
-from ultr.propensity.table import Propensities
+from ultr.propensity.table import Propensities, alone
 
 Weights = Literal["even", "least"]
 ENTRIES = 1 << 22  # numbers that are kept of a sum: with very many pairs of ranks, queries are put in fewer groups,
@@ -92,13 +92,11 @@ def _bootstrapped(
 ) -> Propensities:
     cells = cells_of(source)
     made = harvest(cells, weights, seed)
-    warnings = []
-    if np.count_nonzero(cells.per_arm(cells.impressions)) == 1:
-        warnings.append("one rank only: there is nothing to compare it with")
-    elif not made.impressions.any():
+    warnings, shown = [], cells.per_arm(cells.impressions)
+    if not made.impressions.any() and np.count_nonzero(shown) > 1:
         moved = (np.bincount(cells.item) > 1).any()
         warnings.append("no document was shown at two ranks that this method compares" if moved else NO_VARIATION)
-    return bootstrapped(method, made, replicates=replicates, seed=seed, warnings=warnings)
+    return alone(bootstrapped(method, made, replicates=replicates, seed=seed, warnings=warnings), shown)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,6 +13,7 @@ from ultr.errors import ConfigError
 
 NORMAL = 1.959963984540054  # 97.5 % quantile
 LEAST_ERROR = 1e-9  # of log(value): below it are only the errors of arithmetic
+ONE_RANK = "one rank only: there is nothing to compare it with"
 NO_VARIATION = "no interval: no variation to tell an error from, as where every impression was clicked"
 
 
@@ -26,7 +27,8 @@ class Propensities:
       value: [K] float64; 1 at rank 1, NaN where the log does not support an estimate.
       standard_error: [K] float64 of the value; 0 at rank 1, NaN where there is none.
       interval: [K, 2] float64, 95 %.
-      impressions: [K] float64, those behind each estimate: of the documents that the estimator compares.
+      impressions: [K] float64, those behind each estimate: of the documents that the estimator compares; where one rank
+        is shown alone, all of it.
       unsupported: rank -> why it has no value, or a value without an interval, or an upper limit only.
       warnings: what to know before using the numbers.
       covariance: [K, K] float64 of log(value); NaN where there is none, None where the estimator gives no values
@@ -123,6 +125,17 @@ class Propensities:
                 ]
             )
         return out
+
+
+def alone(found: Propensities, shown: np.ndarray) -> Propensities:
+    """A table as it is, or with what there is to say where one rank alone is shown.
+
+    Args:
+      shown: [K] impressions of the log.
+    """
+    if np.count_nonzero(shown) != 1:
+        return found
+    return dataclasses.replace(found, impressions=shown, warnings=(ONE_RANK, *found.warnings))
 
 
 def ranks_text(ranks: np.ndarray | Sequence[int]) -> str:

@@ -1,0 +1,177 @@
+"""What weighted methods are given: true curves, what a log does not tell, files of propensities."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from stored import write_log
+
+from ultr import cli
+from ultr.config import COUNTED, MODELS, SOLVED, ModelConfig, build_model
+from ultr.errors import ConfigError, DataError
+from ultr.harvest import Harvest, fit_trust, read_propensities, true_examination
+from ultr.logs import ClickLog, collapse
+from ultr.models import CoinModel
+from ultr.simulate import user
+from ultr.simulate.truth import truth_of
+
+CURVE = [1.0, 0.5, 0.25]
+
+
+def log_of(path: Path, documents: Any, clicks: Any = (1, 0, 0), ranks: Any = (1, 2, 3)) -> ClickLog:
+    """Sessions of query 0, each list of documents in turn, with the same clicks."""
+    rows = [
+        {"session": str(i), "query": 0, "documents": list(d), "ranks": list(ranks), "clicks": list(clicks)}
+        for i, d in enumerate(list(documents) * 20)
+    ]
+    return write_log(path, rows)
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> ClickLog:
+    return log_of(tmp_path / "log", [(1, 2, 3), (2, 3, 1)])
+
+
+@pytest.fixture
+def ultr(capsys: pytest.CaptureFixture[str]) -> Any:
+    def call(*arguments: object) -> tuple[int, str]:
+        with pytest.raises(SystemExit) as stop:
+            cli.main([str(a) for a in arguments])
+        return int(stop.value.code or 0), capsys.readouterr().err
+
+    return call
+
+
+def test_trust_of_a_log_that_tells_nothing_is_refused(tmp_path: Path) -> None:
+    without = log_of(tmp_path / "without", [(1, 2, 3), (2, 3, 1)], clicks=(0, 0, 0))
+    with pytest.raises(DataError, match="expected clicks, found none"):
+        fit_trust(collapse(without, "rank"), seed=0)
+    still = log_of(tmp_path / "still", [(1, 2, 3)], clicks=(1, 1, 1))
+    with pytest.raises(ConfigError, match=r"unidentified: .*ranks 2, 3 .*no document connects them with rank 1"):
+        fit_trust(collapse(still, "rank"), seed=0)
+    with pytest.raises(ConfigError, match="unidentified"):
+        Harvest(still, source="conditional-likelihood").propensity  # noqa: B018
+
+
+def test_true_examination_is_that_of_the_user_and_of_no_other() -> None:
+    known = user("pbm", grades=3, ranks=3)
+    truth = truth_of(known, [], 3)
+    np.testing.assert_array_equal(true_examination(truth), truth["examination"])
+    np.testing.assert_array_equal(true_examination(truth | {"noise": {"flip": 0.1}}), truth["examination"])
+    moved = {"examination": CURVE[::-1]}
+    for other, said in (
+        (None, "has none"),
+        ({}, "has none"),
+        (truth_of(user("pbm-bottom-up", grades=3, ranks=3), [], 3), "upwards"),
+        (truth_of(user("pbm+dbn", grades=3, ranks=3), [], 3), "mixture"),
+        (truth | {"drift": {"start": truth, "end": moved}}, "drifts"),
+        (truth | {"contexts": {"device": {"desk": truth, "phone": moved}}}, "context 'device'"),
+    ):
+        assert true_examination(other) is None
+        for name in ("propensity", "affine"):
+            with pytest.raises(ConfigError, match=said):
+                getattr(Harvest(None, source="true", truth=other), name)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(
+        true_examination(truth | {"contexts": {"device": {"desk": truth}}}), truth["examination"]
+    )
+
+
+def test_true_affine_has_the_noise_of_the_clicks(log: ClickLog) -> None:
+    alpha, beta = np.array([0.8, 0.4, 0.2]), np.array([0.1, 0.05, 0.0])
+    truth = {"examination": CURVE, "noise": {"flip": 0.1, "random_clicks": 0.2}}
+    relevance = 0.3
+    for trust, clicked in (
+        ({}, np.array(CURVE) * relevance),
+        ({"trust": {"alpha": alpha.tolist(), "beta": beta.tolist()}}, alpha * relevance + beta),
+    ):
+        a, b = Harvest(log, source="true", truth=truth | trust).affine
+        accident = clicked + (1 - clicked) * 0.2
+        np.testing.assert_allclose(a * relevance + b, accident * 0.9 + (1 - accident) * 0.1)
+    with pytest.raises(ConfigError, match="above 0, found none at ranks 1, 2, 3 of true"):
+        Harvest(log, source="true", truth={"examination": CURVE, "noise": {"flip": 0.5}}).affine  # noqa: B018
+    with pytest.raises(DataError, match="of 3 ranks, which the log shows, found 2"):
+        Harvest(log, source="true", truth={"examination": CURVE[:2]}).affine  # noqa: B018
+
+
+def written(path: Path, *curves: Any) -> Path:
+    """A file as the command writes it: curves of (rank, propensity)."""
+    found = [{"method": "m", "ranks": [{"rank": k, "propensity": v} for k, v in curve]} for curve in curves]
+    path.write_text(json.dumps({"propensities": found}))
+    return path
+
+
+def test_propensities_of_a_file_stand_where_their_ranks_say(tmp_path: Path) -> None:
+    path = tmp_path / "curve.json"
+    found = read_propensities(written(path, [(3, 0.25), (1, 1), (2, None)]))
+    np.testing.assert_array_equal(found, [1, np.nan, 0.25])
+    path.write_text(json.dumps({"ranks": [{"rank": 1, "propensity": 1.0}]}))
+    assert read_propensities(path).tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    ("curves", "error", "said"),
+    [
+        ([[(1, 1), (3, 0.5)]], DataError, "ranks 1, 2 and so on, each once, found 1, 3"),
+        ([[(1, 1), (1, 0.5)]], DataError, "found 1, 1"),
+        ([[("1", 1)]], DataError, "each once"),
+        ([[]], DataError, "found none"),
+        ([[(1, 1), (2, "half")]], DataError, "expected a number at rank 2, found 'half'"),
+        ([[(1, 1)], [(1, 1)]], ConfigError, "expected one curve, found 2. Write one"),
+        ([], ConfigError, "expected one curve, found 0"),
+        ([5], ConfigError, "found something else"),
+    ],
+)
+def test_files_that_are_no_curve_are_refused(tmp_path: Path, curves: Any, error: Any, said: str) -> None:
+    path = tmp_path / "curve.json"
+    if curves == [5]:
+        path.write_text("5")
+    else:
+        written(path, *curves)
+    with pytest.raises(error, match=said):
+        read_propensities(path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("additive-weighted", "--propensity", "all-pairs"), "weighs by how often documents are shown where. Leave it"),
+        (("affine-ips", "--propensity", "all-pairs"), "expected true or a .json file. Leave it out"),
+        (("intervention-aware", "--propensity", "ctr"), "expected true or a .json file"),
+        (("ips-listwise", "--solver", "em"), "--solver em cannot train --model ips-listwise"),
+        (("ips-listwise", "--solver", "em"), "Choose --solver gradient\n"),
+        (("pbm+dbn", "--solver", "lbfgs"), "Choose --solver gradient\n"),
+        (("pbm", "--solver", "counting"), "Choose --solver gradient, em or lbfgs"),
+    ],
+)
+def test_train_refuses_options_that_would_do_nothing(
+    ultr: Any, log: ClickLog, tmp_path: Path, arguments: Any, said: str
+) -> None:
+    code, err = ultr("train", log.path, "--out", tmp_path / "run", "--model", *arguments)
+    assert code == 2
+    assert said in err
+    assert "note:" not in err
+
+
+@pytest.mark.parametrize("model", ["pbm", "naive", "affine-ips", "additive-weighted"])
+def test_train_refuses_sessions_without_clicks(ultr: Any, tmp_path: Path, model: str) -> None:
+    log = log_of(tmp_path / "log", [(1, 2, 3), (2, 3, 1)], clicks=(0, 0, 0))
+    code, err = ultr("train", log.path, "--out", tmp_path / "run", "--model", model, "--valid-fraction", 0)
+    assert code == 2
+    assert "expected clicks to learn from, found none in the 40 sessions" in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_is_solved_are_the_models_that_can_be(log: ClickLog) -> None:
+    built = {
+        name: build_model(ModelConfig(model=name, relevance="table"), log)
+        for name, recipe in MODELS.items()
+        if not recipe.needs and name != "upe"  # which fits a policy first
+    }
+    assert {name for name, model in built.items() if isinstance(model, CoinModel)} == set(SOLVED)
+    counted = importlib.import_module("ultr.training.solve").COUNTED  # `ultr.training.solve` is the function
+    assert {name for name, model in built.items() if isinstance(model, counted)} == set(COUNTED)
