@@ -31,6 +31,7 @@ from ultr.errors import ConfigError, DataError, UltrError
 from ultr.evaluation import evaluate, per_query
 from ultr.evaluation.trec import write_qrels, write_run
 from ultr.files import write_text
+from ultr.harvest import true_examination
 from ultr.models import ClickModel
 from ultr.towers import row_tables
 
