@@ -43,6 +43,7 @@ METHODS: tuple[dict[str, Any], ...] = (
     {"model": "naive"},
     {"model": "naive-listwise"},
     {"model": "pbm"},
+    {"model": "pbm-frozen"},
     {"model": "trust"},
     {"model": "dbn"},
     {"model": "additive"},
