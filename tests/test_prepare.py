@@ -7,6 +7,7 @@ import datetime as dt
 import gzip
 import hashlib
 import json
+import signal
 import threading
 from itertools import pairwise
 from pathlib import Path
@@ -628,8 +629,12 @@ def test_an_interruption_leaves_nothing(tmp_path):
             timer.start()
             engine.record(slow.agg(n=slow.count()))
 
-    with pytest.raises(KeyboardInterrupt):
-        work()
+    usual = signal.signal(signal.SIGINT, signal.default_int_handler)  # parallel workers of pytest ignore it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            work()
+    finally:
+        signal.signal(signal.SIGINT, usual)
     timer.join()
     assert left(tmp_path) == []
 
