@@ -114,15 +114,21 @@ def study(chosen: Any) -> Any:
     )
 
 
-def summary(results: dict[str, Any], names: list[str]) -> list[list[str]]:
-    """Mean nDCG@10 over queries and seeds: a row per method, a column per log."""
-    rows = [["method", *(log["name"] for log in results["logs"])]]
+def summary(results: dict[str, Any], names: list[str], sessions: int) -> list[list[str]]:
+    """Mean nDCG@10 over queries and seeds: a row per method, a column per log of the given size.
+
+    A star: different from naive at 5 % by the paired t test, adjusted over the methods of the log (Holm).
+    """
+    logs = [log for log in results["logs"] if log["name"].endswith(f" {sessions}")]
+    seeds = max((len(m["seeds"]) for log in logs for m in log["methods"]), default=0)
+    rows = [[f"{sessions:,} sessions, {seeds} seed(s)", *(log["name"].removesuffix(f" {sessions}") for log in logs)]]
     for name in names:
         row = [name]
-        for log in results["logs"]:
+        for log in logs:
             found: Any = next((m for m in log["methods"] if m["name"] == name), {})
             value = found.get("metrics", {}).get("ndcg@10", {}).get("value")
-            row.append("-" if value is None else f"{value:.4f}")
+            p = found.get("difference", {}).get("ndcg@10", {}).get("holm_t")
+            row.append("-" if value is None else f"{value:.3f}" + "*" * (p is not None and p < 0.05))
         rows.append(row)
     return rows
 
@@ -198,8 +204,8 @@ def main() -> None:
     results = collect(plan, chosen.work / "cells")
     names = [m.name for m in plan.methods]
     click_models = [n for n in names if n in ("pbm", "trust", "additive", "dla", "ips-listwise")]
-    text = [table(summary(results, names)), "", table(weak_against_strong(chosen.work, plan, click_models))]
-    text += ["", table(diagnosed(chosen.work, plan))]
+    text = [table(summary(results, names, n)) + "\n" for n in chosen.sessions]
+    text += [table(weak_against_strong(chosen.work, plan, click_models)), "", table(diagnosed(chosen.work, plan))]
     text += ["", f"this run took {time.perf_counter() - began:.0f} s"]
     finish(chosen, {"results": results}, "\n".join(text))
 

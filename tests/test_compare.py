@@ -24,7 +24,8 @@ from ultr import baselines, cli, compare, simulate, towers
 from ultr.cli import compare as command
 from ultr.compare import cells, learn, peers, prepared, result
 from ultr.compare.methods import KINDS
-from ultr.compare.settings import Log, log_options
+from ultr.compare.reading import log_options
+from ultr.compare.settings import Log
 from ultr.config import MODELS
 from ultr.errors import ConfigError, DataError
 from ultr.evaluation import Estimate

@@ -160,7 +160,7 @@ class _Collected:
             raise ConfigError(f"unknown empty_queries {empty_queries!r}; known: {', '.join(EMPTY_QUERIES)}")
         if batch_size < 1:
             raise ConfigError(f"expected a batch_size of at least 1, found {batch_size}")
-        parsed = None if metrics is None else [_parse(name) for name in _asked(metrics)]
+        parsed = None if metrics is None else [parse_metric(name) for name in _asked(metrics)]
         if isinstance(data, Sessions):
             data = InMemory(data)
             batch_size = max(1, min(batch_size, len(data)))
@@ -179,7 +179,7 @@ class _Collected:
             names = (() if obstacles["ranking"] else _DEFAULT_RANKING) + (
                 () if obstacles["clicks"] else _DEFAULT_CLICKS
             )
-            parsed = [_parse(name) for name in names]
+            parsed = [parse_metric(name) for name in names]
         for name, kind, _ in parsed:
             if obstacles[kind]:
                 raise DataError(f"metric {name!r} cannot be computed: {obstacles[kind]}")
@@ -238,8 +238,12 @@ def _asked(metrics: Any) -> list[str]:
     return names
 
 
-def _parse(name: str) -> tuple[str, str, tuple[str, int | None]]:
-    """(name as asked, kind, (metric, cutoff or rank))."""
+def parse_metric(name: str) -> tuple[str, str, tuple[str, int | None]]:
+    """(name as asked, kind, (metric, cutoff or rank)).
+
+    Raises:
+      ConfigError: an unknown name.
+    """
     if match := _RANKING.fullmatch(name):
         return name, "ranking", (match[1], int(match[2]) if match[2] else None)
     if match := _CLICKS.fullmatch(name):
