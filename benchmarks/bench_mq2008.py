@@ -29,16 +29,6 @@ SIZE = 46
 METHODS = ("logger", "naive pointwise", "PBM two-tower", "full information")
 
 
-class Logger(nnx.Module):
-    """The logging policy as a ranker, to see what it achieves by itself."""
-
-    def __init__(self, weights: np.ndarray, mean: np.ndarray) -> None:
-        self.weights, self.mean = nnx.Variable(jax.numpy.asarray(weights)), nnx.Variable(jax.numpy.asarray(mean))
-
-    def score(self, sessions: Any) -> jax.Array:
-        return (sessions.features["features"] - self.mean[...][None, None, :]) @ self.weights[...]
-
-
 def candidates(scaler: towers.Scaler, seed: int) -> dict[str, Callable[[], Any]]:
     """Relevance towers to choose from, each method by its own validation loss."""
     return {
@@ -82,10 +72,7 @@ def one_seed(lists: dict[str, Any], seed: int, chosen: argparse.Namespace, work:
         ),
     }
     two_tower = picks["PBM two-tower"][1]
-    # The policy's scores are linear in the features: solve for the weights, to rank the test queries with it.
-    x, scores = lists["train"].features, policy.scores(lists["train"], seed=seed)
-    weights = np.linalg.lstsq(x - x.mean(0), scores, rcond=None)[0]
-    logger = Logger(weights.astype(np.float32), x.mean(0).astype(np.float32))
+    logger: Any = policy.fitted(lists["train"], seed=seed)
     rankers = {"logger": logger} | {name: fitted.model for name, (_, fitted) in picks.items()}
     key = jax.random.key(seed)
     found = {name: per_query(m, lists["test"], metrics=["ndcg@10"], key=key)["ndcg@10"] for name, m in rankers.items()}

@@ -31,7 +31,7 @@ from ultr.errors import ConfigError, DataError
 from ultr.evaluation import Estimate
 from ultr.evaluation.significance import holm
 from ultr.harvest import Harvest
-from ultr.logs import ClickLog, collapse
+from ultr.logs import ClickLog
 from ultr.logs.collection import write_collection
 from ultr.sessions import Sessions
 
@@ -406,21 +406,6 @@ def test_weighted_gains_by_hand() -> None:
     assert learn._gains(scores, batch, weights) == pytest.approx(first + second)
 
 
-def test_even_sources_hold_the_same_and_say_a_rounded_length(folder: Path, tmp_path: Path) -> None:
-    lists, user = prepared.Lists(compare.read(folder / "study.toml").data)["train"], simulate.user("pbm", grades=4)
-    log = simulate.clicks(lists, simulate.Policy("random"), user, sessions=300, seed=0, out=tmp_path / "log")
-    even = prepared.Even(log, 64)
-    assert len(even) == 8 * 64  # 5 batches, rounded up
-    assert even.extent(64) == (300.0, 5)
-    one, other = (next(iter(s.batches(64, seed=1))) for s in (log, even))
-    np.testing.assert_array_equal(one.features["features"], other.features["features"])
-    counts = collapse(log, "rank")
-    assert prepared.Even(counts, 64).extent(64) == counts.extent(64)
-    assert prepared.Even(counts, 64).rows_per_session == counts.rows_per_session
-    shared = next(iter(even.batches(64, shared=True))).features["features"]
-    np.testing.assert_array_equal(shared.distinct(0).whole(), next(iter(log.batches(64))).features["features"])
-
-
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
@@ -483,6 +468,40 @@ def test_a_mistake_in_the_file_is_named(tmp_path: Path, old: str, new: str, said
         compare.read(path)
     assert said in str(error.value)
     assert str(path) in str(error.value)
+
+
+TRUST = "'propensity' as 'all-pairs' says nothing to '{}', which needs trust as well: expected true or a .json file"
+
+
+@pytest.mark.parametrize("model", ["affine-ips", "intervention-aware", "direct-method", "doubly-robust"])
+@pytest.mark.parametrize(
+    ("given", "place"),
+    [
+        ('propensity = "all-pairs"', ""),
+        ('grid = {propensity = ["true", "all-pairs"]}', ", grid"),
+    ],
+)
+def test_an_estimator_that_knows_no_trust_is_refused_where_trust_is_needed(
+    tmp_path: Path, model: str, given: str, place: str
+) -> None:
+    trust = "" if model in ("affine-ips", "intervention-aware") else "trust = true\n"
+    path = tmp_path / "study.toml"
+    row = f'model = "naive"\n[[method]]\nname = "mine"\nmodel = "{model}"\n{trust}'
+    path.write_text(STUDY.replace('model = "naive"', row + given, 1))
+    with pytest.raises(ConfigError) as error:
+        compare.read(path)
+    assert str(error.value).startswith(f"{path}, [[method]] 4 (mine){place}: {TRUST.format(model)}")
+    assert "Leave it out, and a trust model is fitted to the training sessions" in str(error.value)
+    # What says something is taken, and so is what stands for all methods.
+    for fine in (given.replace("all-pairs", "true"), given.replace("all-pairs", "curve.json")):
+        path.write_text(STUDY.replace('model = "naive"', row + fine, 1))
+        compare.read(path)
+    shared = STUDY.replace('model = "naive"', row, 1).replace("epochs = 2", 'epochs = 2\npropensity = "all-pairs"')
+    path.write_text(shared)
+    compare.read(path)
+    if trust:
+        path.write_text(STUDY.replace('model = "naive"', row.replace(trust, "") + given, 1))
+        compare.read(path)
 
 
 def test_paths_start_from_the_folder_of_the_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,11 @@ import pytest
 from stored import write_log
 
 from ultr import cli
-from ultr.config import COUNTED, MODELS, SOLVED, ModelConfig, build_model
+from ultr.config import MODELS, ModelConfig, build_model
 from ultr.errors import ConfigError, DataError
-from ultr.harvest import Harvest, fit_trust, read_propensities, true_examination
+from ultr.harvest import Harvest, fit_trust, read_propensities, true_alpha, true_examination
 from ultr.logs import ClickLog, collapse
-from ultr.models import CoinModel
+from ultr.models import ClickModel, CoinModel
 from ultr.simulate import user
 from ultr.simulate.truth import truth_of
 
@@ -98,6 +97,36 @@ def test_true_affine_has_the_noise_of_the_clicks(log: ClickLog) -> None:
         Harvest(log, source="true", truth={"examination": CURVE[:2]}).affine  # noqa: B018
 
 
+def test_true_affine_of_a_user_without_an_examination_of_its_own(log: ClickLog) -> None:
+    noise = {"flip": 0.05, "random_clicks": 0.1}
+    truth = truth_of(user("trust-affine", grades=4, ranks=3, **noise), [], 3)
+    alpha, beta = Harvest(log, source="true", truth=truth).affine
+    relevance = np.array([0, 1, 3, 7, 15])[:, None] / 15
+    clicked = np.array([0.35, 0.53, 0.55]) * relevance + np.array([0.65, 0.26, 0.15])
+    accident = clicked + (1 - clicked) * 0.1
+    np.testing.assert_allclose(alpha * relevance + beta, accident * 0.95 + (1 - accident) * 0.05, rtol=1e-5)
+    np.testing.assert_allclose(true_alpha(truth), [0.35, 0.53, 0.55], rtol=1e-5)
+    for model in ("affine-ips", "intervention-aware"):
+        build_model(ModelConfig(model=model, relevance="table"), log, Harvest(log, source="true", truth=truth))
+    assert true_examination(truth) is None
+    said = r"has trust \(alpha and beta\) and none apart from it. Choose .* such as affine-ips, or an estimator: "
+    with pytest.raises(ConfigError, match=said):
+        Harvest(log, source="true", truth=truth).propensity  # noqa: B018
+    for name, why in (("trust-affine-bottom-up", "upwards"), ("trust-affine+pbm", "mixture")):
+        other = truth_of(user(name, grades=4, ranks=3), [], 3)
+        assert true_alpha(other) is None
+        with pytest.raises(ConfigError, match=why):
+            Harvest(log, source="true", truth=other).affine  # noqa: B018
+
+
+def test_true_alpha_is_that_of_no_user_whose_trust_moves() -> None:
+    truth = truth_of(user("trust", grades=4, ranks=3), [], 3)
+    np.testing.assert_array_equal(true_alpha(truth), truth["trust"]["alpha"])
+    assert true_alpha(truth | {"drift": {"start": truth, "end": {"examination": CURVE[::-1]}}}) is None
+    assert true_alpha(truth_of(user("pbm", grades=4, ranks=3), [], 3)) is None
+    assert true_alpha(None) is None
+
+
 def written(path: Path, *curves: Any) -> Path:
     """A file as the command writes it: curves of (rank, propensity)."""
     found = [{"method": "m", "ranks": [{"rank": k, "propensity": v} for k, v in curve]} for curve in curves]
@@ -166,12 +195,17 @@ def test_train_refuses_sessions_without_clicks(ultr: Any, tmp_path: Path, model:
     assert not (tmp_path / "run").exists()
 
 
-def test_what_is_solved_are_the_models_that_can_be(log: ClickLog) -> None:
+def test_recipes_name_what_they_make(tmp_path: Path) -> None:
+    log = log_of(tmp_path / "log", [(1, 2, 3), (2, 3, 1), (3, 1, 2)], clicks=(1, 1, 1))
     built = {
         name: build_model(ModelConfig(model=name, relevance="table"), log)
         for name, recipe in MODELS.items()
-        if not recipe.needs and name != "upe"  # which fits a policy first
+        if name != "upe"  # which fits a policy first
     }
-    assert {name for name, model in built.items() if isinstance(model, CoinModel)} == set(SOLVED)
-    counted = importlib.import_module("ultr.training.solve").COUNTED  # `ultr.training.solve` is the function
-    assert {name for name, model in built.items() if isinstance(model, counted)} == set(COUNTED)
+    assert {name: type(model) for name, model in built.items()} == {n: MODELS[n].makes for n in built}
+    for name, model in built.items():
+        assert MODELS[name].mixes == isinstance(model, ClickModel)
+        assert bool(MODELS[name].solvers) == isinstance(model, CoinModel)
+    assert [name for name in MODELS if "counting" in MODELS[name].solvers] == [
+        "gctr", "rctr", "dctr", "rdctr", "cascade", "dcm", "sdbn",
+    ]  # fmt: skip

@@ -18,6 +18,7 @@ from stored import PER_QUERY, make_rows, plain, write_log
 
 import ultr
 from ultr import cli, identifiability, models, simulate, towers
+from ultr.config import MODELS
 from ultr.errors import ConfigError, DataError
 from ultr.identifiability import agreement, features, report
 from ultr.identifiability.assumed import Assumed, assume
@@ -928,10 +929,16 @@ def test_the_command_prints_words_and_json(run: Any, log: Path) -> None:
     for part in ("In part: ", "What limits it: ", "What to do: ", "rank  impressions", "exchanged in each"):
         assert part in out
     assert out.index("What to do") < out.index("rank  impressions")
+    [assumed] = [line for line in out.splitlines() if line.startswith("Assumed: ")]
+    assert out.index("What to do") < out.index(assumed) < out.index("rank  impressions")
+    for part in ("examination times relevance", "no trust bias", "alpha and beta", "do not cover", "--model trust"):
+        assert part in assumed
+    assert {"trust", "affine-ips"} <= set(MODELS)  # the names that it gives
     code, out, _ = run(log, "--json", "--target", 0.02)
     assert code == 0
     found = json.loads(out)
     assert {"components", "standard_error", "sessions_needed", "swaps"} <= set(found)
+    assert assumed == f"Assumed: {found['assumption']}"
     assert found["components"] == [[1, 2, 3, 4, 5]]
     assert len(found["standard_error"]) == len(found["sessions_needed"]) == 5
     assert (found["standard_error"][0], found["sessions_needed"][0]) == (0, 0)

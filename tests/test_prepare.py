@@ -38,6 +38,7 @@ s1,hats,z,3,0
 s3,shoes,b,1,0
 s3,shoes,c,2,0
 """
+HALVES = {"train": 0.5, "test": 0.5}
 
 
 def write(path: Path, text: str, header: str = HEADER) -> Path:
@@ -330,6 +331,55 @@ def test_a_third_log_extends_the_second(tmp_path):
     third = prepare(write(tmp_path / "c.csv", "s,q,c,1,0\ns,q,a,2,1\n"), tmp_path / "c", vocabulary=tmp_path / "b")
     assert third.vocabulary.document_names.to_pylist() == ["a", "b", "c"]
     assert ClickLog.open(tmp_path / "c", vocabulary=ClickLog.open(tmp_path / "a")).documents == 1
+
+
+def letor(path: Path, queries: range, grades: range = range(3)) -> Path:
+    """A file with a document of each grade per query."""
+    path.write_text("".join(f"{y} qid:q{q} 1:{q} 2:{y} # docid = d{y}\n" for q in queries for y in grades))
+    return path
+
+
+def test_a_collection_against_a_vocabulary_has_its_own_lists_alone(tmp_path):
+    parent = prepare(letor(tmp_path / "a.txt", range(12), range(5)), tmp_path / "a", format="letor", split=HALVES)
+    assert parent.metadata["splits"] == {part: len(Collection.open(tmp_path / "a", split=part)) for part in HALVES}
+    raw = letor(tmp_path / "b.txt", range(10, 24))
+    made = prepare(raw, tmp_path / "b", format="letor", vocabulary=tmp_path / "a", split=HALVES)
+    own = [f"q{q}" for q in range(10, 24)]
+    assert made.query_names.to_pylist() == own
+    assert made.metadata["labels"] == [0, 4]  # of the lists that both have, the grades of the parent stay
+    parts = {part: Collection.open(tmp_path / "b", split=part).query_names.to_pylist() for part in HALVES}
+    assert sorted(parts["train"] + parts["test"]) == sorted(own)
+    assert made.metadata["splits"] == {part: len(names) for part, names in parts.items()}
+    # The ids are those of the parent, and so is what it says of its queries to a third.
+    assert made.vocabulary.query_names.to_pylist() == [f"q{q}" for q in range(24)]
+    third = prepare(
+        write(tmp_path / "log.csv", "s,q0,d1,1,1\ns,q0,new,2,0\n"), tmp_path / "c", vocabulary=tmp_path / "b"
+    )
+    assert third.collection().query_names.to_pylist() == ["q0"]
+    assert third.collection().labels.tolist() == [0, 1, 2, 3, 4]
+    made.save(tmp_path / "again")
+    again = Collection.open(tmp_path / "again")
+    assert again.identity["fingerprint"] != made.identity["fingerprint"]
+    assert again.query_names.to_pylist() == own
+
+
+@pytest.mark.parametrize("parent", ["log", "collection"])
+def test_a_log_against_a_vocabulary_judges_its_own_queries_alone(tmp_path, parent):
+    (tmp_path / "qrels").write_text("".join(f"q{q} 0 d{y} {y}\n" for q in range(4) for y in range(3)))
+    if parent == "collection":
+        prepare(tmp_path / "qrels", tmp_path / "a", format="qrels")
+    else:
+        rows = "".join(f"s{q},q{q},d{y},{y + 1},0\n" for q in range(4) for y in range(3))
+        prepare(write(tmp_path / "a.csv", rows), tmp_path / "a", labels=tmp_path / "qrels")
+    rows = "s,q1,d1,1,1\nt,q3,d0,1,1\nt,q3,d9,2,0\nu,q8,d0,1,0\n"
+    raw = write(tmp_path / "b.csv", rows)
+    log = prepare(raw, tmp_path / "b", vocabulary=tmp_path / "a", split={"x": 0.5, "y": 0.5}, split_by="query")
+    for view in (log, *(ClickLog.open(tmp_path / "b", split=name) for name, n in log.metadata["splits"].items() if n)):
+        judged = view.collection()
+        assert judged.query_names.to_pylist() == ["q1", "q3"]
+        assert judged.document_names.to_pylist() == ["d0", "d1", "d2"] * 2
+    fresh = prepare(write(tmp_path / "c.csv", "s,q9,d0,1,1\n"), tmp_path / "c", vocabulary=tmp_path / "a")
+    assert fresh.collection() is None
 
 
 @pytest.mark.parametrize("by", ["session", "query", "time"])

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+import pyarrow.compute as pc
 import pytest
 from flax import nnx
-from stored import make_rows, plain, write_log
+from stored import PER_QUERY, documents_table, make_rows, plain, write_log
 
 from ultr import models, towers
 from ultr.errors import ConfigError
 from ultr.logs import ClickLog, Counts, collapse
-from ultr.sessions import Sessions, Shared
+from ultr.sessions import InMemory, Sessions, Shared
 from ultr.towers import takes_shared
 from ultr.training import feed, fit
 from ultr.training import loop as training_loop
@@ -81,6 +83,52 @@ def test_training_is_the_same(log: ClickLog, counted: bool, monkeypatch: pytest.
     for a, b in zip(once.history, each.history, strict=True):
         for name in ("loss", "valid_loss", "sessions"):
             np.testing.assert_allclose(a[name], b[name], rtol=1e-4)
+
+
+@pytest.mark.parametrize("counted", [False, True])
+def test_a_tower_that_holds_the_features_learns_the_same(
+    log: ClickLog, counted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source: Any = collapse(log, "rank") if counted else log
+    plainly = pbm(towers.Scaler(F).fit(log))
+    held = nnx.clone(plainly)
+    held.relevance = towers.Stored(held.relevance, values=log.vocabulary.features)
+    assert towers.only_stored(held)
+    assert not towers.only_stored(plainly)
+    assert not towers.only_stored(
+        models.PBM(relevance=towers.Sum([held.relevance, network()]), examination=held.examination)
+    )
+    options: dict[str, Any] = {"epochs": 2, "batch_size": 50, "seed": 0}
+    monkeypatch.setattr(feed, "BLOCK_SESSIONS", 50)
+    seen: list[set[str]] = []
+    stack = feed._stack
+
+    def look(batches: list[Sessions], *rest: Any) -> Any:
+        seen.append(set(batches[0].features))
+        return stack(batches, *rest)
+
+    want = fit(plainly, source, log, **options).history
+    monkeypatch.setattr(feed, "_stack", look)
+    found = fit(held, source, log, **options).history
+    assert "document" in set.union(*seen)
+    assert "features" not in set.union(*seen)
+    for a, b in zip(found, want, strict=True):
+        for name in ("loss", "valid_loss", "sessions"):
+            np.testing.assert_allclose(a[name], b[name], rtol=1e-4)
+
+
+def test_lists_with_ids_of_their_own_keep_their_features(log: ClickLog, tmp_path: Path) -> None:
+    """A model that holds the features of one vocabulary judges lists of another by what they bring."""
+    documents = documents_table(queries=8).slice(PER_QUERY)  # url 21 where the log has url 1
+    documents = documents.set_column(0, "query", pc.subtract(documents["query"], 1))
+    other = write_log(tmp_path / "other", plain(make_rows(60)), documents=documents)
+    model = models.PBM(
+        relevance=towers.Stored(network(), values=log.vocabulary.features), examination=towers.RankTable(15)
+    )
+    for valid in (other, InMemory(next(other.batches(60)))):
+        found = fit(model, log, valid, epochs=1, batch_size=60, seed=0)
+        plainly = fit(pbm(), log, valid, epochs=1, batch_size=60, seed=0)
+        np.testing.assert_allclose(found.history[0]["valid_loss"], plainly.history[0]["valid_loss"], rtol=1e-4)
 
 
 def test_a_table_beside_a_network_may_share(log: ClickLog) -> None:

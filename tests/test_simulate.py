@@ -467,6 +467,10 @@ def test_the_metadata_say_what_the_user_is(lists: Collection, tmp_path: Path) ->
     k = np.arange(1, 4)
     np.testing.assert_allclose(trust["trust"]["alpha"], (1 - (k + 1) / 100 - 0.65 / k) / k, rtol=1e-5)
     np.testing.assert_allclose(trust["trust"]["beta"], 0.65 / k / k, rtol=1e-5)
+    affine = truth("trust-affine")
+    assert "examination" not in affine  # the published constants say nothing of it apart from trust
+    np.testing.assert_allclose(affine["trust"]["alpha"], [0.35, 0.53, 0.55], rtol=1e-5)
+    np.testing.assert_allclose(affine["trust"]["beta"], [0.65, 0.26, 0.15], rtol=1e-5)
     mixture = truth("pbm+pbm-bottom-up", shares=[0.7, 0.3])["components"]
     assert [part["share"] for part in mixture] == pytest.approx([0.7, 0.3])
     assert [part.get("bottom_up", False) for part in mixture] == [False, True]

@@ -26,7 +26,7 @@ from ultr import models, towers
 from ultr.errors import ConfigError, DataError, UltrError
 from ultr.logs import ClickLog, collapse
 from ultr.models import Coin
-from ultr.sessions import InMemory, Sessions, concatenate
+from ultr.sessions import InMemory, Sessions, concatenate, stream
 from ultr.towers.lookup import lookup_small
 from ultr.training import feed, kept, load, objective, outcomes, save, solve, steps
 from ultr.training.sources import count_rows, weigh
@@ -554,11 +554,10 @@ def test_what_a_source_says_of_itself_is_what_a_pass_finds(
         source = write_log(tmp_path / "log", rows)
     else:
         source = sources[form]
-    total, batch = weigh(Streamed(source), batch_size, always=True)
+    total, batch = weigh(stream(Streamed(source)), batch_size, always=True)
     assert (batch > 0) == (form != "plain")
-    count = count_rows(Streamed(source), "data")
-    if form not in ("log", "list"):  # which are streamed for it
-        monkeypatch.setattr(type(source), "batches", None)
+    count = count_rows(stream(Streamed(source)), "data")
+    monkeypatch.setattr(type(source), "batches", None)
     assert weigh(source, batch_size, always=True) == pytest.approx((total, batch), rel=1e-6)
     found = weigh(source, batch_size, always=False)
     assert found == ((0.0, 0.0) if form == "plain" else pytest.approx((total, batch), rel=1e-6))

@@ -6,8 +6,6 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -15,9 +13,9 @@ from ultr import baselines, models, towers
 from ultr.errors import ConfigError
 from ultr.harvest import Harvest
 from ultr.logs import ClickLog
-from ultr.sessions import Sessions, Shared
 from ultr.training import adam, fit, lazy_adagrad, lazy_adam
 from ultr.training.loop import has_large_table
+from ultr.training.solve import methods
 
 RELEVANCE = ("auto", "table", "hashed", "quotient-remainder", "robe", "linear", "mlp", "dcn")
 TABLES = ("table", "hashed", "quotient-remainder", "robe")
@@ -78,39 +76,6 @@ def _check(config: ModelConfig, kind: str) -> None:
         raise ConfigError(f"rows belong to a compressed table ({', '.join(TABLES[1:])}); the relevance is '{kind}'")
 
 
-class Stored(nnx.Module):
-    """A tower over features that it looks up by document where the sessions do not bring them.
-
-    So a small collection's features need not be copied into every batch. Sessions that bring features, such as those
-    of other lists with ids of their own, are scored by these.
-
-    Args:
-      tower: reads the feature `features`.
-      values: [V + 1, F] by document id.
-    """
-
-    def __init__(self, tower: Any, *, values: Any) -> None:
-        self.tower = tower
-        self.pointwise = bool(getattr(tower, "pointwise", False))
-        self.values = towers.Statistic(jnp.asarray(values, jnp.float32))
-
-    def __call__(self, sessions: Sessions) -> jax.Array:
-        if "features" in sessions.features:
-            return self.tower(sessions)
-        values, index = self.values[...], jnp.asarray(sessions.features["document"])
-        shared = Shared(values, index)
-        found = shared if len(values) <= index.size else shared.whole()  # each document once, or each impression
-        return self.tower(sessions.replace(features={**sessions.features, "features": found}))  # type: ignore[attr-defined]
-
-
-def only_stored(model: nnx.Module) -> bool:
-    """Whether a model needs no features with its sessions, since every tower over them is `Stored`."""
-    modules = list(nnx.iter_modules(model))
-    holding = [tuple(path) for path, module in modules if isinstance(module, Stored)]
-    readers = [tuple(path) for path, module in modules if hasattr(module, "feature")]
-    return bool(holding) and all(any(path[: len(h)] == h for h in holding) for path in readers)
-
-
 class Slots:
     """Makes the towers of one model, each call a new one; `harvest` and `options` are for methods that weigh.
 
@@ -148,7 +113,7 @@ class Slots:
         else:
             network = towers.MLP if self.kind == "mlp" else towers.DCNV2
             tower = network(self.size, hidden=config.hidden, scaler=scaler, rngs=self.rngs)
-        return tower if self.stored is None else Stored(tower, values=self.stored)
+        return tower if self.stored is None else towers.Stored(tower, values=self.stored)
 
     def rank(self, pin_first: bool = False) -> towers.RankTable:
         return towers.RankTable(self.log.ranks, pin_first=pin_first)
@@ -210,14 +175,26 @@ class Recipe:
     """How a model or ranker is made of towers.
 
     Attributes:
+      makes: the class of what is built.
       build: from the slots of one model.
       needs: what it takes beside the log, attributes of `ultr.harvest.Harvest`; the log gives an estimate of it.
       options: keyword options of its own, with their defaults.
     """
 
+    makes: type
     build: Callable[[Slots], Any]
     needs: tuple[str, ...] = ()
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def mixes(self) -> bool:
+        """Whether a mixture may be made of it."""
+        return issubclass(self.makes, models.ClickModel)
+
+    @property
+    def solvers(self) -> tuple[str, ...]:
+        """What `ultr.training.solve` may solve it by, on tables."""
+        return methods(self.makes)
 
 
 CLIP = {"clip": 0.0}  # 0: none
@@ -252,7 +229,7 @@ def _ranker(name: str, *needs: str, options: Mapping[str, Any] | None = None, **
                 given[need] = getattr(s.harvest, need)
         return getattr(baselines, name)(relevance=s.document(), **given, **s.own())
 
-    return Recipe(build, needs, options or {})
+    return Recipe(getattr(baselines, name), build, needs, options or {})
 
 
 def _regressed(name: str, options: Mapping[str, Any]) -> Recipe:
@@ -270,7 +247,7 @@ def _regressed(name: str, options: Mapping[str, Any]) -> Recipe:
         return getattr(baselines, name)(relevance=s.document(), regression=regression, **given, **own)
 
     needs = ("propensity",) if name == "DirectMethod" else ("propensity", "displays")
-    return Recipe(build, needs, {**options, "trust": False})
+    return Recipe(getattr(baselines, name), build, needs, {**options, "trust": False})
 
 
 def _additive(s: Slots, examination: Any) -> Any:
@@ -279,31 +256,34 @@ def _additive(s: Slots, examination: Any) -> Any:
 
 # One row per name: `ultr train` and `ultr compare` know what stands here.
 MODELS: dict[str, Recipe] = {
-    "gctr": Recipe(lambda s: models.GCTR(towers.Constant())),
-    "rctr": Recipe(lambda s: models.RCTR(s.rank())),
-    "dctr": Recipe(lambda s: models.DCTR(s.document())),
-    "rdctr": Recipe(lambda s: models.RDCTR(s.rank_document())),
-    "pbm": Recipe(lambda s: models.PBM(relevance=s.document(), examination=s.rank())),
+    "gctr": Recipe(models.GCTR, lambda s: models.GCTR(towers.Constant())),
+    "rctr": Recipe(models.RCTR, lambda s: models.RCTR(s.rank())),
+    "dctr": Recipe(models.DCTR, lambda s: models.DCTR(s.document())),
+    "rdctr": Recipe(models.RDCTR, lambda s: models.RDCTR(s.rank_document())),
+    "pbm": Recipe(models.PBM, lambda s: models.PBM(relevance=s.document(), examination=s.rank())),
     "trust": Recipe(
+        models.TrustPBM,
         lambda s: models.TrustPBM(
             relevance=s.document(), examination=s.rank(), trust_relevant=s.rank(), trust_irrelevant=s.mistrust()
-        )
+        ),
     ),
-    "additive": Recipe(lambda s: _additive(s, s.rank(pin_first=True))),
-    "ubm": Recipe(lambda s: models.UBM(relevance=s.document(), examination=s.last_click())),
-    "cascade": Recipe(lambda s: models.CascadeModel(relevance=s.document())),
-    "dcm": Recipe(lambda s: models.DCM(relevance=s.document(), continuation=s.rank())),
-    "sdbn": Recipe(lambda s: models.SDBN(relevance=s.document(), satisfaction=s.document())),
+    "additive": Recipe(models.AdditivePBM, lambda s: _additive(s, s.rank(pin_first=True))),
+    "ubm": Recipe(models.UBM, lambda s: models.UBM(relevance=s.document(), examination=s.last_click())),
+    "cascade": Recipe(models.CascadeModel, lambda s: models.CascadeModel(relevance=s.document())),
+    "dcm": Recipe(models.DCM, lambda s: models.DCM(relevance=s.document(), continuation=s.rank())),
+    "sdbn": Recipe(models.SDBN, lambda s: models.SDBN(relevance=s.document(), satisfaction=s.document())),
     "dbn": Recipe(
-        lambda s: models.DBN(relevance=s.document(), satisfaction=s.document(), continuation=towers.Constant(1.0))
+        models.DBN,
+        lambda s: models.DBN(relevance=s.document(), satisfaction=s.document(), continuation=towers.Constant(1.0)),
     ),
     "ccm": Recipe(
+        models.CCM,
         lambda s: models.CCM(
             relevance=s.document(),
             after_skip=towers.Constant(1.0),
             after_irrelevant_click=towers.Constant(0.0),
             after_relevant_click=towers.Constant(0.0),
-        )
+        ),
     ),
     "naive": _ranker("NaivePointwise"),
     "naive-listwise": _ranker("NaiveListwise"),
@@ -324,10 +304,13 @@ MODELS: dict[str, Recipe] = {
     "upe": _ranker("UPE", policy="policy", ranks="ranks", options={"clip": 100.0, "momentum": 0.1}),
     "additive-listwise": _ranker("AdditiveListwise", examination="rank"),
     "additive-dropout": Recipe(
-        lambda s: _additive(s, towers.Dropout(s.rank(pin_first=True), rngs=s.rngs, **s.own())), options={"rate": 0.5}
+        models.AdditivePBM,
+        lambda s: _additive(s, towers.Dropout(s.rank(pin_first=True), rngs=s.rngs, **s.own())),
+        options={"rate": 0.5},
     ),
     "additive-reversal": _ranker("AdversarialTwoTower", examination="rank", options={"strength": 1.0}),
     "additive-weighted": Recipe(
+        baselines.PositionWeighted,
         lambda s: baselines.PositionWeighted(
             _additive(s, s.rank(pin_first=True)), displays=s.harvest.displays, **s.own()
         ),
@@ -335,17 +318,16 @@ MODELS: dict[str, Recipe] = {
         CLIP,
     ),
     "additive-frozen": Recipe(
-        lambda s: _additive(s, towers.examination_of(s.harvest.propensity, additive=True)), ("propensity",)
+        models.AdditivePBM,
+        lambda s: _additive(s, towers.examination_of(s.harvest.propensity, additive=True)),
+        ("propensity",),
     ),
     "pbm-frozen": Recipe(
+        models.PBM,
         lambda s: models.PBM(relevance=s.document(), examination=towers.examination_of(s.harvest.propensity)),
         ("propensity",),
     ),
 }
-
-# What `ultr.training.solve` takes on tables, and of those what counting solves.
-COUNTED = ("gctr", "rctr", "dctr", "rdctr", "cascade", "dcm", "sdbn")
-SOLVED = (*COUNTED, "pbm", "ubm", "dbn", "ccm")
 
 
 def build_model(
@@ -356,7 +338,7 @@ def build_model(
     Args:
       harvest: what weighted methods are given beside the log; None: estimates from the log by the conditional
         likelihood.
-      stored: [V + 1, F] features by document id, for networks to look up (`Stored`); None: sessions bring them.
+      stored: [V + 1, F] features by document id, for networks to look up (`towers.Stored`); None: sessions bring them.
 
     Raises:
       ConfigError: an unknown name or option, features that the log does not have, or a log that does not identify what

@@ -98,11 +98,12 @@ class Harvest:
         propensity and beta 0.
         """
         if self.source == TRUE:
-            examined, truth = self._true(), self.truth or {}
+            truth, given = self.truth or {}, true_alpha(self.truth)
+            examined = self._true() if given is None else given
             trust, noise = truth.get("trust", {}), truth.get("noise", {})
             flip, extra = noise.get("flip", 0.0), noise.get("random_clicks", 0.0)
             kept = (1 - 2 * flip) * (1 - extra)  # of the difference that a click of the user makes
-            alpha = kept * np.asarray(trust.get("alpha", examined), np.float64)
+            alpha = kept * examined
             beta = kept * np.asarray(trust.get("beta", np.zeros(len(examined))), np.float64)
             return self._of_ranks(alpha), beta[: self.log.ranks] + extra * (1 - flip) + (1 - extra) * flip
         if self.source.endswith(".json"):
@@ -130,9 +131,10 @@ class Harvest:
     def _true(self) -> np.ndarray:
         examined = true_examination(self.truth)
         if examined is None:
+            trusting = "" if true_alpha(self.truth) is None else "a method that takes both, such as affine-ips, or "
             raise ConfigError(
                 "propensity 'true' needs a simulated log whose user has one known examination by rank; "
-                f"{_why(self.truth)}. Choose an estimator: {', '.join(METHODS)}"
+                f"{_why(self.truth)}. Choose {trusting}an estimator: {', '.join(METHODS)}"
             )
         return examined
 
@@ -160,17 +162,31 @@ def true_examination(truth: Mapping[str, Any] | None) -> np.ndarray | None:
     return None if _why(truth) else np.asarray((truth or {})["examination"], np.float64)
 
 
+def true_alpha(truth: Mapping[str, Any] | None) -> np.ndarray | None:
+    """[R] alpha by rank of a simulated user with trust bias, without noise; None without it or where no one is true."""
+    trust = (truth or {}).get("trust")
+    return None if trust is None or _unsteady(truth) else np.asarray(trust["alpha"], np.float64)
+
+
 def _why(truth: Mapping[str, Any] | None) -> str:
     """Why there is no one true examination by rank; empty where there is one."""
     truth = truth or {}
+    if (why := _unsteady(truth)) or truth.get("examination") is not None:
+        return why
+    return "this one has trust (alpha and beta) and none apart from it" if "trust" in truth else "this one has none"
+
+
+def _unsteady(truth: Mapping[str, Any] | None) -> str:
+    """Why the curve of the user is not that of all its sessions; empty where it is, or where it has none."""
+    truth = truth or {}
     if "components" in truth:
         return "this one is a mixture of users"
-    if truth.get("examination") is None:
-        return "this one has none"
+    if truth.get("examination") is None and "trust" not in truth:
+        return ""
     if truth.get("bottom_up"):
         return "this one reads from the last rank upwards, which is another in lists of another length"
     for name, curves in {"drift": truth.get("drift", {}), **truth.get("contexts", {})}.items():
-        if any(curve.get("examination") != truth["examination"] for curve in curves.values()):
+        if any(curve.get("examination") != truth.get("examination") for curve in curves.values()):
             return "that of this one drifts" if name == "drift" else f"that of this one depends on the context '{name}'"
     return ""
 

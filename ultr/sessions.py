@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol
+import abc
+from collections.abc import Iterator, Mapping, Sequence, Sized
+from typing import Any, Protocol, Self
 
 import flax.struct
 import jax
@@ -13,6 +14,7 @@ import numpy as np
 from ultr.errors import DataError
 
 Array = jax.Array | np.ndarray
+STREAMED = 1 << 13  # rows per batch, where a source is only asked for its size
 _PER_RANK = ("mask", "position", "clicks", "labels", "last_click")
 
 
@@ -260,10 +262,9 @@ def concatenate(batches: Sequence[Sessions]) -> Sessions:
 
 
 class Source(Protocol):
-    """Anything that streams batches: a ClickLog, its Counts, a Collection, or `InMemory`.
+    """Anything that streams batches: a ClickLog, its Counts, a Collection, `InMemory`, or one of your own.
 
-    A source may also have `len`, `weighted` (whether its rows have weights) and `extent(batch_size)` (the weight of all
-    rows, and in how many batches they come), which spare a pass to find out.
+    One that can say more than its batches derives from `Stream`.
     """
 
     def batches(self, batch_size: int, *, seed: int | None = None) -> Iterator[Sessions]:
@@ -271,7 +272,91 @@ class Source(Protocol):
         ...
 
 
-class InMemory:
+class Stream(abc.ABC):
+    """A source that answers what training asks of one; what it does not know is found out by streaming.
+
+    Attributes:
+      shares: `batches` also takes `shared=True`, and gives features of documents as `Shared` then.
+      by: of counts, what they are counted by; None: rows are sessions.
+      documents, ranks: the largest document id and rank that it hands out, checked; None: not known.
+      vocabulary: what is behind its ids, or None.
+      identity: which sessions these are, as a JSON value that a run records; None: not known.
+    """
+
+    shares: bool = False
+    by: str | None = None
+    documents: int | None = None
+    ranks: int | None = None
+    vocabulary: Any = None
+    identity: dict[str, Any] | None = None
+
+    @abc.abstractmethod
+    def batches(self, batch_size: int, *, seed: int | None = None) -> Iterator[Sessions]:
+        """As of a `Source`."""
+
+    def __len__(self) -> int:
+        """Rows that show a document."""
+        return sum(int(_shown(batch).sum()) for batch in self.batches(STREAMED))
+
+    @property
+    def rows_per_session(self) -> float:
+        """Rows that stand for one session, by weight; more than 1 for counts."""
+        return 1.0
+
+    @property
+    def weighted(self) -> bool:
+        """Whether rows have weights."""
+        first = next(iter(self.batches(STREAMED)), None)
+        return first is not None and first.weight is not None
+
+    def extent(self, batch_size: int) -> tuple[float, int]:
+        """Weight of all rows that show a document, and in how many batches of a shuffled pass the rows come."""
+        total, batches = 0.0, 0
+        for batch in self.lean(batch_size, seed=0):
+            shown = _shown(batch)
+            total += float(shown.sum() if batch.weight is None else np.asarray(batch.weight, np.float64)[shown].sum())
+            batches += 1
+        return total, batches
+
+    def keeping(self, size: int) -> Self:
+        """The same source, which leaves up to `size` bytes of what a pass decodes in memory for the next one."""
+        return self
+
+    def lean(self, batch_size: int, *, seed: int | None) -> Iterator[Sessions]:
+        """The batches for one who does not read features: as `Shared` they cost nothing."""
+        options: dict[str, Any] = {"shared": True} if self.shares else {}
+        return self.batches(batch_size, seed=seed, **options)
+
+
+def stream(source: Source | Sessions) -> Stream:
+    """A source or sessions as a `Stream`, which most are."""
+    if isinstance(source, Sessions):
+        return InMemory(source)
+    return source if isinstance(source, Stream) else _Plain(source)
+
+
+class _Plain(Stream):
+    """A source that is none, asked at most once for what it does not say."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._rows: int | None = len(source) if isinstance(source, Sized) else None
+
+    def __len__(self) -> int:
+        if self._rows is None:
+            self._rows = super().__len__()
+        return self._rows
+
+    def batches(self, batch_size: int, *, seed: int | None = None) -> Iterator[Sessions]:
+        """As of the source."""
+        return self._source.batches(batch_size, seed=seed)
+
+
+def _shown(batch: Sessions) -> Any:
+    return np.asarray(batch.mask).any(1)
+
+
+class InMemory(Stream):
     """A source over one batch that is already in memory."""
 
     def __init__(self, sessions: Sessions) -> None:

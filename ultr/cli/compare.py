@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from ultr.cli import json_option, output
+from ultr.cli import drawing, json_option, output, ranges
 from ultr.errors import ConfigError
 from ultr.files import write_text
 
@@ -29,6 +29,11 @@ from ultr.files import write_text
 )
 @click.option("--retry", is_flag=True, help="Make those cells again that failed.")
 @click.option("--keep-logs", is_flag=True, help="Keep the simulated logs, in OUT/logs.")
+@click.option(
+    "--figure",
+    type=click.Path(path_type=Path),
+    help="Also draw the first metric of all methods, a panel per log: .png, .svg or .pdf.",
+)
 @click.option("--strict", is_flag=True, help="End with exit code 1 where a cell failed.")
 @json_option
 def command(
@@ -39,6 +44,7 @@ def command(
     jobs: int,
     retry: bool,
     keep_logs: bool,
+    figure: Path | None,
     strict: bool,
     as_json: bool,
 ) -> int:
@@ -50,14 +56,17 @@ def command(
 
     \b
     Example:
-      ultr compare study.toml --out study --jobs 2
+      ultr compare study.toml --out study --jobs 2 --figure study.png
     """
     from ultr.compare import collect, markdown, read, run
     from ultr.compare.cells import dumps
     from ultr.compare.table import LEGEND
 
+    drawing.check_figure(figure, made=out)
     study = read(config)
     _check_out(out)
+    if figure is not None and study.data.test is None:
+        raise ConfigError("--figure draws a ranking metric, and the study has no 'test' lists: leave --figure out")
     with _terminable():
         counts = run(
             study,
@@ -73,6 +82,9 @@ def command(
     text = markdown(results)
     write_text(out / "results.json", dumps(results))
     write_text(out / "table.md", f"{text}\n{LEGEND}\n")
+    if figure is not None:
+        lines = [m.name for kind in ("logger", "full-information") for m in study.methods if m.model == kind]
+        ranges.draw(results, figure, lines)
     failed = results["failed"]
     click.echo(f"{counts['made']} cells made, {counts['kept']} kept, {len(failed)} failed", err=True)
     if failed:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,32 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ultr.errors import ConfigError
-from ultr.files import write_bytes
+from ultr.cli.drawing import COLOURS, GRID, MARKS, NOTE, sheet
 
 if TYPE_CHECKING:
     from ultr.propensity import Propensities
-
-KINDS = (".png", ".svg", ".pdf")
-# That colour-blind people tell apart (Okabe and Ito 2008), grey in place of yellow.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#888888")
-MARKS = "osD^vPXp"
-STYLE = {"font.size": 10, "svg.fonttype": "none", "axes.spines.top": False, "axes.spines.right": False}
-
-
-def matplotlib() -> Any:
-    """The module.
-
-    Raises:
-      ConfigError: it is not installed.
-    """
-    try:
-        import matplotlib as module
-    except ImportError as error:
-        raise ConfigError(
-            "figures need matplotlib, which is not installed: pip install matplotlib, or ultr with its extra 'figures'"
-        ) from error
-    return module
 
 
 def draw(found: Mapping[str, Propensities], path: Path) -> None:
@@ -45,40 +22,39 @@ def draw(found: Mapping[str, Propensities], path: Path) -> None:
       found: name -> curve, all over the same ranks.
       path: the file; its ending says what kind.
     """
-    style = matplotlib().rc_context(STYLE)
-    from matplotlib.figure import Figure
+    with sheet(path, 7.2, 4.4) as figure:
+        plot(figure, found)
+
+
+def plot(figure: Any, found: Mapping[str, Propensities]) -> None:
+    """As `draw`, on an empty figure of matplotlib."""
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-    with style:
-        figure = Figure(figsize=(7.2, 4.4), dpi=160, layout="constrained")
-        axes = figure.add_subplot()
-        ranks = next(iter(found.values())).rank
-        # Side by side, so that intervals do not hide each other; but all are 1 at rank 1.
-        spread = min(0.5, 0.08 * (len(found) - 1))
-        shift = np.linspace(-spread / 2, spread / 2, len(found)) if len(found) > 1 else [0.0]
-        for i, (name, curve) in enumerate(found.items()):
-            colour, mark = COLOURS[i % len(COLOURS)], MARKS[(i + i // len(COLOURS)) % len(MARKS)]
-            _one(axes, curve, ranks + np.where(ranks > 1, shift[i], 0.0), colour, mark, name)
-        axes.set_yscale("log")
-        axes.set_ylim(*_limits(found))
-        axes.set_xlim(ranks[0] - 0.6, ranks[-1] + 0.6)
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=12, integer=True, min_n_ticks=1))
-        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.yaxis.set_minor_formatter(NullFormatter())
-        axes.grid(axis="y", color="#dddddd", lw=0.6, zorder=0)
-        axes.set_xlabel("rank")
-        axes.set_ylabel("examination relative to rank 1")
-        title = "with 95 % intervals" if len(found) > 1 else f"{next(iter(found))}, with 95 % intervals"
-        if any(((c.value > 0) & ~np.isfinite(c.interval).all(1)).any() for c in found.values()):
-            title += " (open marks: no interval)"
-        axes.set_title(title, loc="left", fontsize=9, color="#555555")
-        _say_what_is_missing(axes, found)
-        if len(found) > 1:
-            axes.legend(frameon=False, fontsize=9)
-        content = io.BytesIO()
-        figure.savefig(content, format=path.suffix[1:])
-    write_bytes(path, content.getvalue())
+    axes = figure.add_subplot()
+    ranks = next(iter(found.values())).rank
+    # Side by side, so that intervals do not hide each other; but all are 1 at rank 1.
+    spread = min(0.5, 0.08 * (len(found) - 1))
+    shift = np.linspace(-spread / 2, spread / 2, len(found)) if len(found) > 1 else [0.0]
+    for i, (name, curve) in enumerate(found.items()):
+        colour, mark = COLOURS[i % len(COLOURS)], MARKS[(i + i // len(COLOURS)) % len(MARKS)]
+        _one(axes, curve, ranks + np.where(ranks > 1, shift[i], 0.0), colour, mark, name)
+    axes.set_yscale("log")
+    axes.set_ylim(*_limits(found))
+    axes.set_xlim(ranks[0] - 0.6, ranks[-1] + 0.6)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=12, integer=True, min_n_ticks=1))
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.grid(axis="y", **GRID)
+    axes.set_xlabel("rank")
+    axes.set_ylabel("examination relative to rank 1")
+    title = "with 95 % intervals" if len(found) > 1 else f"{next(iter(found))}, with 95 % intervals"
+    if any(((c.value > 0) & ~np.isfinite(c.interval).all(1)).any() for c in found.values()):
+        title += " (open marks: no interval)"
+    axes.set_title(title, loc="left", **NOTE)
+    _say_what_is_missing(axes, found)
+    if len(found) > 1:
+        axes.legend(frameon=False, fontsize=9)
 
 
 def _one(axes: Any, curve: Propensities, x: np.ndarray, colour: str, mark: str, name: str) -> None:

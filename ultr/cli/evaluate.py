@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ultr.cli import json_option, output, seed_option, table
+from ultr.cli import drawing, json_option, output, reliability, seed_option, table
+from ultr.errors import ConfigError
 
 if TYPE_CHECKING:
     from ultr.evaluation import Bucket, Estimate
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     help="What the standard errors of click metrics take for independent.",
 )
 @click.option("--calibration", is_flag=True, help="Predicted against observed clicks by rank too.")
+@click.option("--figure", type=click.Path(path_type=Path), help="Also draw the --calibration: .png, .svg or .pdf.")
 @click.option(
     "--by-frequency",
     metavar="LOG",
@@ -49,6 +51,7 @@ def command(
     empty_queries: str,
     cluster: str,
     calibration: bool,
+    figure: Path | None,
     by_frequency: Path | None,
     seed: int,
     as_json: bool,
@@ -60,7 +63,12 @@ def command(
     \b
     Example:
       ultr evaluate run collection --metrics ndcg@10,mrr@10
+    Example: is the model's 10 % chance of a click 10 %?
+      ultr evaluate run log --calibration --figure calibration.png
     """
+    if figure is not None and not calibration:
+        raise ConfigError("--figure draws the calibration: add --calibration, or leave --figure out")
+    drawing.check_figure(figure)
     import jax
 
     from ultr.evaluation import evaluate
@@ -102,6 +110,8 @@ def command(
             f"error {c.error} by {what}; {c.floor:.4f} would be luck\n"
             for what, c in (("rank", cells.by_rank), ("rank and prediction", cells.by_prediction))
         ).rstrip()
+        if figure is not None:
+            reliability.draw(cells, figure)
     if by_frequency is not None:
         from ultr.evaluation import by_frequency as split_up
         from ultr.evaluation import per_query, shared_vocabulary
@@ -123,7 +133,6 @@ def command(
 
 def _check_calibration(model: Any, opened: Any) -> None:
     """Before any work: there are clicks, and the model predicts some."""
-    from ultr.errors import ConfigError
     from ultr.evaluation.calls import Caller
     from ultr.logs import ClickLog
 

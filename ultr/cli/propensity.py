@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ultr.cli import curves, json_option, output, seed_option, table
+from ultr.cli import curves, drawing, json_option, output, seed_option, table
 from ultr.errors import ConfigError, DataError
 from ultr.files import write_text
 
@@ -137,13 +137,8 @@ def _check(
                 f"--{name} says nothing "
                 + ("without --context" if name == "bins" else f"to --method {', '.join(methods)}")
             )
-    for option, path, kinds in (("--out", out, TABLES), ("--figure", figure, curves.KINDS)):
-        if path is not None and path.suffix not in kinds:
-            raise ConfigError(f"expected a file {option} that ends in {', '.join(kinds)}, found '{path}'")
-        if path is not None and not path.parent.is_dir():
-            raise ConfigError(f"{path.parent} is no folder: make it before writing {path.name} there")
-    if figure is not None:
-        curves.matplotlib()
+    drawing.check_file("--out", out, TABLES)
+    drawing.check_figure(figure)
 
 
 def _check_ranks(shown: int, ranks: int | None) -> None:

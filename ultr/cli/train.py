@@ -236,13 +236,14 @@ def _check_heeded(solver: str) -> None:
 
 def _check_solver(model: str, solver: str) -> None:
     """Before any work: a solver is given what it can solve."""
-    from ultr.config import COUNTED, MODELS, SOLVED
+    from ultr.config import MODELS
 
-    solved = COUNTED if solver == "counting" else SOLVED
+    solved = [name for name, recipe in MODELS.items() if solver in recipe.solvers]
     if solver != "gradient" and all(name in MODELS for name in model.split("+")) and model not in solved:
+        *others, last = ["gradient", *(MODELS[model].solvers if model in MODELS else ())]
         raise ConfigError(
-            f"--solver {solver} cannot train --model {model}, only {', '.join(solved)}. Choose --solver gradient"
-            + (", em or lbfgs" if model in SOLVED else "")
+            f"--solver {solver} cannot train --model {model}, only {', '.join(solved)}. Choose --solver "
+            + (f"{', '.join(others)} or {last}" if others else last)
         )
 
 

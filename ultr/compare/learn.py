@@ -11,9 +11,9 @@ import jax
 import numpy as np
 
 from ultr import baselines
-from ultr.compare.prepared import FEWEST_STEPS, By, Even, Lists, Prepared, batch_size_for
+from ultr.compare.prepared import FEWEST_STEPS, By, Lists, Prepared, batch_size_for
 from ultr.compare.settings import Method, plain
-from ultr.config import TABLES, ModelConfig, Slots, build_model, only_stored, relevance_kind
+from ultr.config import TABLES, ModelConfig, Slots, build_model, relevance_kind
 from ultr.errors import ConfigError, UltrError
 from ultr.evaluation import per_query
 from ultr.harvest import DEFAULT, Harvest
@@ -90,11 +90,10 @@ def _fit(method: Method, model: Any, train: Any, valid: Any, seed: int) -> Any:
         optimizer: Any = lazy_adam(method.learning_rate)
     else:
         optimizer = adam(method.learning_rate, tables=method.table_rate)
-    without = ("features",) if only_stored(model) else ()
     return fit(
         model,
-        Even(train, size, without=without),
-        Even(valid, size, without=without),
+        train,
+        valid,
         optimizer=optimizer,
         epochs=method.epochs * times,
         patience=method.patience * times,

@@ -20,7 +20,7 @@ class Kind:
     Attributes:
       how: "fit" (a model of `ultr.config`, or full information), "boost" (trees of a peer) or "given" (not trained).
       learns: from "clicks", from "labels" (the grades of the train lists) or from "nothing".
-      weighs: whether it is given propensities, trust or displays.
+      weighs: whether it is given propensities or trust.
       options: of its own, with their defaults.
     """
 
@@ -41,7 +41,8 @@ class Kind:
 BOOSTER = {"rounds": 300, "learning_rate": 0.1, "leaves": 31, "least_in_leaf": 20, "most_rows": 2_000_000, "threads": 1}
 
 KINDS: dict[str, Kind] = {
-    name: Kind("fit", "clicks", bool(recipe.needs), recipe.options) for name, recipe in MODELS.items()
+    name: Kind("fit", "clicks", bool({"propensity", "affine"} & set(recipe.needs)), recipe.options)
+    for name, recipe in MODELS.items()
 } | {
     "full-information": Kind("fit", "labels"),
     "logger": Kind("given", "nothing"),
@@ -55,10 +56,7 @@ KINDS: dict[str, Kind] = {
 }
 
 # Those that a mixture may be made of.
-CLICK_MODELS = (
-    "gctr", "rctr", "dctr", "rdctr", "pbm", "trust", "additive", "ubm", "cascade", "dcm", "sdbn", "dbn", "ccm",
-    "additive-dropout", "additive-frozen", "pbm-frozen",
-)  # fmt: skip
+CLICK_MODELS = tuple(name for name, recipe in MODELS.items() if recipe.mixes)
 
 
 def kind_of(model: str) -> Kind:

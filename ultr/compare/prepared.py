@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Collection as Collection_
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -18,8 +17,6 @@ from ultr.compare.settings import Data, Log, policy_of, user_of
 from ultr.errors import ConfigError, DataError
 from ultr.harvest import Harvest
 from ultr.logs import ClickLog, Collection, Counts, collapse, open_data
-from ultr.sessions import Sessions, Shared
-from ultr.training.feed import BLOCK_SESSIONS
 
 By = Literal["session", "query"]
 PARTS = ("train", "valid", "test")
@@ -180,55 +177,6 @@ def _highest(lists: Collection) -> int:
 def _rest(options: Mapping[str, Any]) -> dict[str, Any]:
     names = inspect.signature(simulate.clicks).parameters
     return {name: options[name] for name in names if name in options}
-
-
-class Even:
-    """A source whose shapes are the same for logs of about the same size, so that what was compiled serves again.
-
-    `fit` stacks batches up to the length of a source: this one says a length rounded up to a power of two of batches.
-
-    Args:
-      source: counts, a log or a collection.
-      batch_size: rows per step.
-      without: features that are left out, since the model holds them (`ultr.config.Stored`).
-    """
-
-    def __init__(self, source: Any, batch_size: int, *, without: Collection_[str] = ()) -> None:
-        self._source, self._batch_size, self._without = source, batch_size, frozenset(without)
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or name in ("_source", "_batch_size", "_without"):
-            raise AttributeError(name)
-        return getattr(self._source, name)
-
-    def __len__(self) -> int:
-        steps = -(-len(self._source) // self._batch_size)
-        return min(1 << max(steps - 1, 0).bit_length(), max(BLOCK_SESSIONS // self._batch_size, 1)) * self._batch_size
-
-    def extent(self, batch_size: int) -> tuple[float, int]:
-        """Weight of all rows and number of batches."""
-        if (known := getattr(self._source, "extent", None)) is not None:
-            return known(batch_size)
-        rows = len(self._source)
-        total = float(rows)
-        if getattr(self._source, "weighted", False):
-            total = sum(float(b["weight"].to_numpy().sum(dtype=np.float64)) for b in self._source.columns(["weight"]))
-        return total, -(-rows // batch_size)
-
-    def keeping(self, size: int) -> Even:
-        """As of a log; other sources are in memory."""
-        keeping = getattr(self._source, "keeping", None)
-        return self if keeping is None else Even(keeping(size), self._batch_size, without=self._without)
-
-    def batches(self, batch_size: int, *, seed: int | None = None, shared: bool = False) -> Iterator[Sessions]:
-        """As of the source."""
-        lazily = isinstance(self._source, ClickLog | Counts) and (shared or bool(self._without))
-        options: dict[str, Any] = {"shared": True} if lazily else {}
-        for batch in self._source.batches(batch_size, seed=seed, **options):
-            kept = {name: value for name, value in batch.features.items() if name not in self._without}
-            if not shared:
-                kept = {name: x.whole() if isinstance(x, Shared) else x for name, x in kept.items()}
-            yield batch.replace(features=kept)
 
 
 def batch_size_for(rows: int) -> int:

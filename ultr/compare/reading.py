@@ -15,6 +15,7 @@ from typing import Any
 from ultr import simulate
 from ultr.compare.methods import CLICK_MODELS, KINDS, kind_of
 from ultr.compare.settings import Data, Log, Method, Study, policy_of, slug, user_of
+from ultr.config import MODELS
 from ultr.errors import ConfigError
 from ultr.evaluation.metrics import parse_metric
 from ultr.evaluation.ranking import RANKING_METRICS
@@ -252,6 +253,9 @@ def _method(file: str, entry: Any, shared: Mapping[str, Any], folder: Path, numb
         sources = chosen.get("propensity", ())
         for source in [sources] if isinstance(sources, str) else sources:
             _check_propensity(source, table.where)
+    if _needs_trust(model, options, grid):
+        _check_trusting(model, [table.tree.get("propensity")], table.where)
+        _check_trusting(model, grid.get("propensity", ()), choices.where)
     for key, value in [*given.items(), *options.items(), *((k, v) for k, values in grid.items() for v in values)]:
         _check_least(model, key, value, table.where)
     if "propensity" in given:
@@ -295,6 +299,24 @@ def _check_propensity(source: str, where: str) -> None:
         raise ConfigError(
             f"{where}: unknown propensity '{source}'{hint}; known: {', '.join(known)}, or a file that ends in .json"
         )
+
+
+def _needs_trust(model: str, options: Mapping[str, Any], grid: Mapping[str, Sequence[Any]]) -> bool:
+    """Whether a method takes alpha and beta, whatever is chosen of its grid."""
+    chosen = grid.get("trust", (options.get("trust", False),))
+    return all(chosen) or (model in MODELS and "affine" in MODELS[model].needs)
+
+
+def _check_trusting(model: str, sources: Sequence[str | None], where: str) -> None:
+    """An estimator of examination has no trust: one that stands in the row of the method would say nothing."""
+    from ultr.propensity import METHODS
+
+    for source in sources:
+        if source in METHODS:
+            raise ConfigError(
+                f"{where}: 'propensity' as '{source}' says nothing to '{model}', which needs trust as well: expected "
+                "true or a .json file. Leave it out, and a trust model is fitted to the training sessions"
+            )
 
 
 def _check(study: Study, where: str) -> None:

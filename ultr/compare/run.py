@@ -31,7 +31,7 @@ from ultr.errors import ConfigError, DataError, UltrError
 from ultr.evaluation import evaluate, per_query
 from ultr.evaluation.trec import write_qrels, write_run
 from ultr.files import write_text
-from ultr.harvest import true_examination
+from ultr.harvest import true_alpha, true_examination
 from ultr.models import ClickModel
 from ultr.towers import row_tables
 
@@ -208,7 +208,7 @@ def _check_apart(study: Study) -> None:
             of = f"{shared:,} of {len(lists['test']):,}"
             raise DataError(
                 f"expected 'test' lists of other queries than '{role}', found {of} in both",
-                fix="Prepare them without --vocabulary, or as splits of one collection.",
+                fix="Prepare each from queries of its own, or as splits of one collection.",
                 file=data.test,
             )
 
@@ -407,9 +407,8 @@ def _judged(
 def _true_curve(model: Any, log: Prepared | None) -> Any:
     """What the curve of a model should be: alpha, where it is that of an affine method and the user has trust bias."""
     truth = (log.truth or {}) if log else {}
-    examination = true_examination(truth)  # None where there is no single one
-    alpha = truth.get("trust", {}).get("alpha") if getattr(model, "alpha", None) is not None else None
-    return examination if alpha is None or examination is None else alpha
+    alpha = true_alpha(truth) if getattr(model, "alpha", None) is not None else None
+    return true_examination(truth) if alpha is None else alpha  # None where there is no single one
 
 
 def _clicks(model: Any, log: Prepared, by: Any, seed: int) -> dict[str, float]:

@@ -20,7 +20,7 @@ from ultr.identifiability.graph import (
 )
 from ultr.identifiability.logger import Confounding, Variation, confounding, plain, variation
 from ultr.identifiability.swaps import SwapPlan, plan
-from ultr.identifiability.words import numbers, words
+from ultr.identifiability.words import ASSUMPTION, numbers, words
 from ultr.logs import ClickLog, Counts
 from ultr.logs.collapse import Tally
 from ultr.propensity.cells import Cells, first_ranks, known_cells, tally_of
@@ -95,6 +95,7 @@ class Report:
         needed = [int(n) if np.isfinite(n) else None for n in self.sessions_needed]
         return {
             "identified": self.identified,
+            "assumption": ASSUMPTION,
             "target": self.target,
             "sessions": self.sessions,
             "components": [list(c.ranks) for c in self.components],
@@ -146,7 +147,8 @@ def report(
 
     Documents that were shown at several ranks make a graph of the ranks, whose links are what they say about ratios of
     propensities; the effective resistance between two ranks is the least variance that any estimator without bias
-    can have of the logarithm of their ratio (Cramer-Rao), under the position-based model.
+    can have of the logarithm of their ratio (Cramer-Rao), under the position-based model: without trust bias, which
+    would make clicks alpha relevance + beta.
 
     Args:
       source: a log, or its counts by rank or last click. Of a log, counts are made first.

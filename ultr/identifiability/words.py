@@ -15,11 +15,16 @@ if TYPE_CHECKING:
 
 PAIRS, SWAPS = 12, 8  # rows of the plan that are printed
 REALISTIC = 1000  # times the log: more sessions than that are not named
+ASSUMPTION = (
+    "clicks are examination times relevance, with no trust bias. Under trust bias the curve that they give is "
+    "distorted by alpha and beta, which the errors do not cover: train with trust, by --model trust or affine-ips."
+)
 
 
 def words(report: Report) -> list[str]:
-    """What the log identifies, what limits it, what to do, and what to beware of."""
-    out = [*_verdict(report), *_limit(report), *_todo(report), "", *_logger(report)]
+    """What the log identifies, what limits it, what to do, what that assumes, and what to beware of."""
+    assumed = f"Assumed: {ASSUMPTION}"
+    out = [*_verdict(report), *_limit(report), *_todo(report), assumed, "", *_logger(report)]
     return [*out, *(f"Note: {warning}." for warning in report.warnings)]
 
 

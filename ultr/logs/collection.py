@@ -27,13 +27,13 @@ from ultr.logs.folder import (
 from ultr.logs.splits import assign_split
 from ultr.logs.stream import Rows, rebatch, used_widths
 from ultr.logs.vocabulary import Vocabulary, known_documents, write_vocabulary
-from ultr.sessions import Sessions
+from ultr.sessions import Sessions, Stream
 
 _FIELDS: dict[str, type] = {"queries": int, "documents": int, "features": list, "vocabulary": dict, "splits": dict}
 
 
-class Collection:
-    """Q lists of graded documents, one per query, D documents in all; satisfies `ultr.sessions.Source`.
+class Collection(Stream):
+    """Q lists of graded documents, one per query, D documents in all.
 
     Attributes:
       offsets: [Q + 1] int64; list i is `[offsets[i]:offsets[i + 1]]` of the arrays per document.
@@ -47,6 +47,7 @@ class Collection:
     """
 
     weighted = False
+    documents: int
 
     def __init__(
         self,
@@ -86,7 +87,7 @@ class Collection:
         require(metadata, folder / METADATA_FILE, _FIELDS)
         own = Vocabulary.open(folder, metadata)
         known = own.documents if vocabulary is None else known_documents(own, vocabulary, file=folder)
-        found = cls.from_vocabulary(own, known=known, metadata=metadata)
+        found = cls.from_vocabulary(own, own=own.own_queries, known=known, metadata=metadata)
         if found is None:
             raise DataError("expected graded documents, found none", fix="Prepare it again.", file=folder)
         if split is None:
@@ -103,13 +104,27 @@ class Collection:
 
     @classmethod
     def from_vocabulary(
-        cls, vocabulary: Vocabulary, *, known: int | None = None, metadata: Mapping[str, Any] | None = None
+        cls,
+        vocabulary: Vocabulary,
+        *,
+        own: np.ndarray | None = None,
+        known: int | None = None,
+        metadata: Mapping[str, Any] | None = None,
     ) -> Collection | None:
-        """The documents of a vocabulary that have a grade, by query; None where none has."""
+        """The documents of a vocabulary that have a grade, by query; None where none has.
+
+        Args:
+          own: [Q] bool, the queries to take: the others are of what the vocabulary extends; None: all.
+          known, metadata: of the collection, `documents` and `metadata`.
+        """
         grades = vocabulary.labels
-        if grades is None or np.isnan(grades).all():
+        if grades is None:
             return None
         ids = np.flatnonzero(~np.isnan(grades)).astype(np.int32)
+        if own is not None:
+            ids = ids[own[vocabulary.document_query[ids]]]
+        if not len(ids):
+            return None
         owner = vocabulary.document_query[ids]
         if (owner[1:] < owner[:-1]).any():
             order = np.argsort(owner, kind="stable")
@@ -207,7 +222,7 @@ class Collection:
         return self.vocabulary.queries
 
     @property
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, Any]:  # type: ignore[override]
         """Which lists these are, as a JSON value that a run can record.
 
         `fingerprint` is that of the folder's content, or of the arrays where the collection was made in memory;
@@ -336,6 +351,7 @@ def write_collection(
     features: Sequence[str] = (),
     splits: pa.Array | pa.ChunkedArray | None = None,
     split_names: Sequence[str] = (),
+    own: np.ndarray | None = None,
     parent: Any = None,
     report: Mapping[str, Any] | None = None,
     overwrite: bool = False,
@@ -349,6 +365,8 @@ def write_collection(
       features: the F names of the document features.
       splits: [Q] string, the split of each query (null: in none), or None.
       split_names: splits that the metadata lists even where no graded list is in them.
+      own: [Q] bool, the queries of the data itself, whose lists the collection has; the grades of others, those of the
+        vocabulary that it extends, are only kept for what is prepared against it. None: all.
       parent: the ClickLog, Collection or vocabulary identity whose ids this collection extends, or None.
       report: a JSON value for the metadata.
       overwrite: whether a click log or collection that stands at `path` may be replaced.
@@ -360,10 +378,15 @@ def write_collection(
         if "label" not in documents.column_names or documents["label"].null_count == len(documents):
             raise DataError("expected graded documents, found none", file=path, field="label")
         described = write_vocabulary(
-            folder, queries=queries, documents=documents, features=features, splits=splits, parent=parent
+            folder, queries=queries, documents=documents, features=features, splits=splits, own=own, parent=parent
         )
-        grades = documents["label"].drop_null().to_numpy()
-        counts = split_counts(documents, splits, split_names)
+        listed = documents.select(["query", "label"])
+        if own is not None:
+            listed = listed.filter(pa.array(own[listed["query"].to_numpy()]))
+        grades = listed["label"].drop_null().to_numpy()
+        if not len(grades):
+            raise DataError("expected graded documents of its own queries, found none", file=path, field="label")
+        counts = split_counts(listed, splits, split_names)
         metadata = {"format": COLLECTION_FORMAT, "schema": SCHEMA} | described
         metadata |= {
             "labels": [float(grades.min()), float(grades.max())],

@@ -33,7 +33,7 @@ from ultr.logs.folder import (
 )
 from ultr.logs.grouping import starts
 from ultr.logs.vocabulary import Vocabulary
-from ultr.sessions import Sessions, Shared
+from ultr.sessions import Sessions, Shared, Stream
 
 COUNTS_FORMAT = "ultr-counts"
 COUNTS_FILE = "counts.parquet"
@@ -58,8 +58,8 @@ LARGEST_SHARE = 1 / 64  # of a batch that one document may weigh,
 USUAL = 4.0  # unless that is less than so many times the median of the documents
 
 
-class Counts:
-    """Clicks and impressions per cell: (document, rank), or (document, rank, last click); an `ultr.sessions.Source`.
+class Counts(Stream):
+    """Clicks and impressions per cell: (document, rank), or (document, rank, last click).
 
     Cells are sorted by document, rank and last click; those without impressions are left out.
 
@@ -78,7 +78,12 @@ class Counts:
       weighted: that the rows of its batches have weights.
     """
 
+    shares = True
     weighted = True
+    by: str
+    documents: int
+    ranks: int
+    identity: dict[str, Any]
 
     def __init__(
         self,

@@ -13,6 +13,7 @@ import ibis
 import ibis.expr.types as ir
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from tqdm import tqdm
 
 from ultr.errors import ConfigError, DataError
@@ -100,7 +101,8 @@ def prepare(
       context: columns with one value per list: text becomes categories, numbers stay numbers.
       labels: a file of grades per query and document: TREC qrels, or a table with a header.
       vocabulary: a prepared log or collection (a path or an open one) whose ids are kept; what it does not know gets
-        ids after its own.
+        ids after its own. Its grades and features of queries that the new data hold come along; its other queries are
+        no lists of a new collection.
       split: name -> share of the lists, to be stored with the log; a split that gets none is kept as an empty one.
       split_by: "session" draws each list on its own, "query" all lists of a query together; "time" gives the
         earliest lists to the first name.
@@ -387,10 +389,15 @@ def _collection(
     queries, documents, names, counts = tables(engine, ids, features)
     for name, count in (ids.report | counts).items():
         report[name] = report.get(name, 0) + count
-    splits = None
+    splits = own = None
+    if output.parent is not None:
+        own = np.zeros(len(queries), bool)
+        own[engine.table(ids.pairs.select("query_id").distinct())["query_id"].to_numpy()] = True
     if output.split:
         codes = assign_split(np.arange(len(queries)), output.split, output.seed)
         splits = _split_names(codes, output.split)
+        if own is not None:
+            splits = pc.if_else(pa.array(own), splits, None)
     counted = split_counts(documents, splits, list(output.split or ()))
     report["warnings"] = collection_warnings(report, splits=counted)
     write_collection(
@@ -400,6 +407,7 @@ def _collection(
         features=names,
         splits=splits,
         split_names=list(counted),
+        own=own,
         parent=output.parent,
         report=report,
         overwrite=output.overwrite,

@@ -39,7 +39,7 @@ from ultr.logs.splits import OUTSIDE, assign_by_time, assign_split, check_fracti
 from ultr.logs.stream import WORKERS, Rows, ahead, join, rebatch, used_widths
 from ultr.logs.vocabulary import Vocabulary, known_documents
 from ultr.logs.writer import LogWriter
-from ultr.sessions import Sessions, Shared
+from ultr.sessions import Sessions, Shared, Stream
 
 POOL_SESSIONS = 125_000  # how many sessions are shuffled among each other,
 POOL_VALUES = 1 << 26  # unless they hold more numbers than this
@@ -90,8 +90,8 @@ class _Kept:
                 self._room -= size
 
 
-class ClickLog:
-    """A click log on disk, or the part of one that a split names; satisfies `ultr.sessions.Source`.
+class ClickLog(Stream):
+    """A click log on disk, or the part of one that a split names.
 
     Attributes:
       path: the folder.
@@ -103,6 +103,10 @@ class ClickLog:
       queries: how many queries it knows; ids run from 0.
       vocabulary: names, grades and document features behind the ids, read when first asked for.
     """
+
+    shares = True
+    documents: int
+    ranks: int
 
     def __init__(self, path: Path, metadata: dict[str, Any], vocabulary: Vocabulary, groups: list[_Group]) -> None:
         self.path, self.metadata, self.vocabulary = path, metadata, vocabulary
@@ -171,7 +175,7 @@ class ClickLog:
         return self.sessions
 
     @property
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, Any]:  # type: ignore[override]
         """Which sessions these are, as a JSON value that a run can record.
 
         `fingerprint` is that of the content of the whole log's files, as the metadata records it; `split` is None for
@@ -212,6 +216,17 @@ class ClickLog:
         for width, rows in rebatch(self._pools(rng), batch_size, rng=rng):
             batch = self._batch(rows, width, whole, shared)
             yield batch if len(batch) == batch_size else batch.pad(rows=batch_size)
+
+    def extent(self, batch_size: int) -> tuple[float, int]:
+        """Weight of all sessions, and in how many batches they come; reads the lengths of the lists, and weights."""
+        names = ["documents", *(["weight"] if self.weighted else [])]
+        widths = used_widths(np.array([int(n) for n in self.metadata["lengths"]]))
+        total, sessions = 0.0, np.zeros(len(widths), np.int64)
+        for rows in self.columns(names):
+            lengths = np.diff(rows["documents"].offsets.to_numpy())
+            sessions += np.bincount(np.searchsorted(widths, lengths), minlength=len(widths))
+            total += float(rows["weight"].to_numpy().sum(dtype=np.float64)) if self.weighted else len(rows)
+        return total, int((-(-sessions // batch_size)).sum())
 
     def keeping(self, size: int) -> ClickLog:
         """The same view, whose passes leave decoded row groups in memory for the next one, `size` bytes at most."""
@@ -281,8 +296,18 @@ class ClickLog:
             yield batch if keep is None else batch.filter(pa.array(keep))
 
     def collection(self) -> Collection | None:
-        """The judged documents of this log's vocabulary, one list per query; None without grades."""
-        return Collection.from_vocabulary(self.vocabulary, known=self.documents)
+        """The judged documents of this log's vocabulary, one list per query; None without grades.
+
+        Of a log that extends another vocabulary, those of the queries that the whole log shows.
+        """
+        own = None
+        if self.vocabulary.parent is not None and self.vocabulary.has_labels:
+            own = np.zeros(self.queries, bool)
+            for group in self._groups:
+                table = self._table(group, ["query"])
+                self._block(group, table)
+                own[table["query"].to_numpy()] = True
+        return Collection.from_vocabulary(self.vocabulary, own=own, known=self.documents)
 
     def _named(self, split: str) -> ClickLog:
         known = self.metadata["splits"]

@@ -59,6 +59,7 @@ class Vocabulary:
         self.fingerprint, self.parent, self.path = fingerprint, parent, path
         self.has_labels = "label" in columns[DOCUMENTS_FILE]
         self.has_splits = "split" in columns[QUERIES_FILE]
+        self.has_own = "own" in columns[QUERIES_FILE]
         self._read = read  # (file, columns) -> its pieces in order
 
     @classmethod
@@ -81,7 +82,7 @@ class Vocabulary:
         footers = {name: open_parquet(path, known.get(name, {"name": name, "rows": n})) for name, n in rows.items()}
         schemas = {name: footer.schema.to_arrow_schema() for name, footer in footers.items()}
         optional = {
-            QUERIES_FILE: {"split": "string"},
+            QUERIES_FILE: {"split": "string", "own": "bool"},
             DOCUMENTS_FILE: {"label": "float", "features": f"list<float>[{len(metadata['features'])}]"},
         }
         for name, schema in schemas.items():
@@ -142,6 +143,11 @@ class Vocabulary:
         return self.table(QUERIES_FILE, ["split"])["split"] if self.has_splits else None
 
     @cached_property
+    def own_queries(self) -> np.ndarray | None:
+        """[Q] whether the data of a collection holds each query, or only what it extends; None: it holds all."""
+        return self.table(QUERIES_FILE, ["own"])["own"].to_numpy() if self.has_own else None
+
+    @cached_property
     def document_names(self) -> pa.ChunkedArray:
         """[V] string; row i is document id i + 1."""
         return self.table(DOCUMENTS_FILE, ["document"])["document"]
@@ -193,6 +199,7 @@ class Vocabulary:
         pieces = list(self._read(file, columns))
         width = max(len(self.feature_names), 1)
         kinds = {"split": pa.string(), "label": pa.float32(), "features": pa.list_(pa.float32(), width)}
+        kinds |= {"own": pa.bool_()}
         kinds |= {"document": pa.string(), "query": pa.int32() if file == DOCUMENTS_FILE else pa.string()}
         return pa.concat_tables(pieces) if pieces else pa.table({n: pa.array([], kinds[n]) for n in columns})
 
@@ -293,6 +300,7 @@ def write_vocabulary(
     documents: pa.Table,
     features: Sequence[str] = (),
     splits: pa.Array | pa.ChunkedArray | None = None,
+    own: np.ndarray | None = None,
     parent: Any = None,
 ) -> dict[str, Any]:
     """Checks and writes queries.parquet and documents.parquet; returns the metadata fields about them.
@@ -303,6 +311,7 @@ def write_vocabulary(
         and features (fixed-size lists of F float32).
       features: F names.
       splits: [Q] string, the split of each query (null: in none), or None.
+      own: [Q] bool, the queries of the data itself; None: all.
       parent: the vocabulary that this one extends, as for `known_documents`; None when it stands alone.
 
     Raises:
@@ -338,7 +347,8 @@ def write_vocabulary(
     documents = pa.table(columns)
     _check_documents(documents, len(queries))
     file = folder / QUERIES_FILE
-    rows = pa.table({"query": queries} | ({} if splits is None else {"split": splits}))
+    described = {"split": splits, "own": None if own is None else pa.array(own)}
+    rows = pa.table({"query": queries} | {name: column for name, column in described.items() if column is not None})
     pq.write_table(rows, file, **PARQUET_OPTIONS)
     group = 1 << 20 if "features" not in columns else max((1 << 24) // max(len(features), 1), 1024)
     pq.write_table(documents, folder / DOCUMENTS_FILE, row_group_size=group, **_document_options(documents))

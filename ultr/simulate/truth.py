@@ -13,7 +13,7 @@ from ultr.models import ClickModel
 from ultr.sessions import Sessions
 from ultr.simulate.curves import Bias, Context, Curve, GapCurve
 from ultr.simulate.processes import BottomUp, Noisy
-from ultr.towers import RankTable
+from ultr.towers import Constant, RankTable
 
 # Where a model keeps what depends on the rank, and what its name is; UBM's depends on the last click as well.
 _CURVES = ((models.PBM, "examination"), (models.TrustPBM, "examination"), (models.AdditivePBM, "examination"),
@@ -47,7 +47,8 @@ def truth_of(model: ClickModel, contexts: Sequence[Context], ranks: int) -> dict
         probabilities, in the first value of every context and at the start of the log.
       `contexts`: name -> value -> its `share`, and its curve, other contexts at their first values.
       `drift`: `eta` at the `start` and the `end` of the log, and the curves there.
-      `trust`: `relevant` and `irrelevant` e+ and e- [ranks], and with them `alpha` and `beta` (alpha relevance + beta).
+      `trust`: `alpha` and `beta` [ranks] (alpha relevance + beta), and where there is an examination by rank `relevant`
+        and `irrelevant` e+ and e-, which together with it make them; trust-affine has no such examination.
       `noise`: `flip` and `random_clicks`.
       `components`: of a mixture, each with its `share`; `bottom_up`: true where reading goes upwards.
     """
@@ -70,12 +71,15 @@ def truth_of(model: ClickModel, contexts: Sequence[Context], ranks: int) -> dict
         curve = None
     out |= _sessions(model, curve, contexts, ranks)
     if isinstance(model, models.TrustPBM):
-        tables = (model.trust_relevant, model.trust_irrelevant)
-        if curve is not None and all(isinstance(t, RankTable) for t in tables):
-            yes, no = (_values(t, [], ranks, 0.0, False) for t in tables)
-            seen = np.asarray(out["examination"])
-            out["trust"] = {"relevant": yes, "irrelevant": no, "alpha": (seen * np.subtract(yes, no)).tolist(),
-                            "beta": (seen * no).tolist()}  # fmt: skip
+        tables, seen = (model.trust_relevant, model.trust_irrelevant), out.get("examination")
+        by_rank = seen is not None
+        if isinstance(model.examination, Constant):
+            seen = 1 / (1 + np.exp(-np.asarray(model.examination.value[...], np.float64)))
+        if seen is not None and all(isinstance(t, RankTable) for t in tables):
+            yes, no = (np.asarray(_values(t, [], ranks, 0.0, False)) for t in tables)
+            seen = np.asarray(seen)
+            out["trust"] = {"relevant": yes.tolist(), "irrelevant": no.tolist()} if by_rank else {}
+            out["trust"] |= {"alpha": (seen * (yes - no)).tolist(), "beta": (seen * no).tolist()}
     return out
 
 

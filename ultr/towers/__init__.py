@@ -3,6 +3,7 @@
 from ultr.towers.confounding import Dropout, Frozen, GradientReversal, examination_of
 from ultr.towers.lookup import lookup, read_by, row_tables
 from ultr.towers.networks import DCNV2, MLP, Linear, Scaler, Statistic, Sum
+from ultr.towers.stored import Stored, only_stored
 from ultr.towers.tables import (
     Constant,
     DocumentTable,
@@ -31,11 +32,13 @@ __all__ = [
     "RankTable",
     "Scaler",
     "Statistic",
+    "Stored",
     "Sum",
     "check",
     "examination_of",
     "logits",
     "lookup",
+    "only_stored",
     "read_by",
     "reads",
     "row_tables",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import abc
 import functools
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 
 import jax
@@ -13,7 +12,7 @@ import numpy as np
 from flax import nnx
 
 from ultr.errors import ConfigError, DataError
-from ultr.sessions import Array, Sessions, Shared, Source
+from ultr.sessions import Array, Sessions, Shared, Source, stream
 from ultr.towers.tables import read
 
 _ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -87,9 +86,9 @@ def _shown(
     source: Source, names: str | Sequence[str], size: int, batch_size: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Features [n, F] of shown documents and how often each was shown [n]; documents of a log each once."""
-    shared = isinstance(names, str) and "shared" in inspect.signature(source.batches).parameters
     table, times = None, np.zeros(0)
-    for batch in source.batches(batch_size, **({"shared": True} if shared else {})):
+    own = stream(source)
+    for batch in own.lean(batch_size, seed=None) if isinstance(names, str) else own.batches(batch_size):
         mask = np.asarray(batch.mask)
         known = batch.features.get(names) if isinstance(names, str) else None
         if isinstance(known, Shared):

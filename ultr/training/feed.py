@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import inspect
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -15,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ultr.sessions import Array, Sessions, Shared, Source
+from ultr.sessions import Array, Sessions, Shared, Source, Stream, stream
 
 BLOCK_SESSIONS = 1 << 16  # a block holds about so many sessions, whatever the size of a batch
 BLOCK_VALUES = 1 << 26  # unless they hold more numbers than this
@@ -64,11 +63,10 @@ class Block:
     sessions: int
 
 
-def bounds(source: Any) -> dict[str, int]:
-    """The largest values that a log can hand out: it has checked them itself (`towers.check`)."""
-    documents, ranks = getattr(source, "documents", None), getattr(source, "ranks", None)
-    known = {} if documents is None else {"document": documents}
-    return known if ranks is None else known | {"position": ranks - 1, "last_click": ranks}
+def bounds(source: Stream) -> dict[str, int]:
+    """The largest values that a source can hand out: it has checked them itself (`towers.check`)."""
+    known = {} if source.documents is None else {"document": source.documents}
+    return known if source.ranks is None else known | {"position": source.ranks - 1, "last_click": source.ranks}
 
 
 def passes(
@@ -81,6 +79,7 @@ def passes(
     look: Callable[[Sessions], None],
     put: Callable[[Batches], Batches],
     shared: bool = False,
+    without: Collection[str] = (),
 ) -> Generator[Block | None, None, None]:
     """Every batch of a source once for each seed, in blocks of fixed shapes; None at the end of each pass.
 
@@ -90,17 +89,18 @@ def passes(
       source: streams the batches.
       batch_size: sessions per batch.
       seeds: order of the sessions in each pass; None: stored order.
-      length: sessions in the source; a block is not made longer than that.
+      length: rows in the source; a block is not made much longer than that.
       rank_first: hand the batches over as [K, B] arrays.
       look: called with every batch, on the host; raises where a value does not fit the model.
       put: moves the stacked arrays to the device.
       shared: take features of documents as `Shared`, each document of a batch once, where the source offers that.
+      without: features that are left out.
     """
-    shared = shared and "shared" in inspect.signature(source.batches).parameters
 
     def items() -> Iterator[Block | None]:
         for seed in seeds:
-            yield from _blocks(source, batch_size, seed, length, rank_first, look, put, shared)
+            batches = _batches(stream(source), batch_size, seed, shared, frozenset(without))
+            yield from _blocks(batches, batch_size, length, rank_first, look, put)
             yield None
 
     return _ahead(items())
@@ -112,16 +112,29 @@ def blocks(source: Source, batch_size: int, *, seed: int | None, **options: Any)
         yield from (block for block in items if block is not None)
 
 
+def _batches(
+    source: Stream, batch_size: int, seed: int | None, shared: bool, without: frozenset[str]
+) -> Iterator[Sessions]:
+    if not without:
+        yield from source.batches(batch_size, seed=seed, **({"shared": True} if shared and source.shares else {}))
+        return
+    for batch in source.lean(batch_size, seed=seed):  # what is thrown away is not made
+        kept = {name: value for name, value in batch.features.items() if name not in without}
+        if not shared:
+            kept = {name: x.whole() if isinstance(x, Shared) else x for name, x in kept.items()}
+        yield batch.replace(features=kept)  # type: ignore[attr-defined]
+
+
 def _blocks(
-    source: Source,
+    batches: Iterable[Sessions],
     batch_size: int,
-    seed: int | None,
     length: int,
     rank_first: bool,
     look: Callable[[Sessions], None],
     put: Callable[[Batches], Batches],
-    shared: bool,
 ) -> Iterator[Block]:
+    # Powers of two, so that what was compiled for one source serves another of about the same length.
+    most = 1 << (-(-length // batch_size) - 1).bit_length()
     waiting: dict[Any, tuple[list[Sessions], int]] = {}
 
     def block(held: list[Sessions], steps: int) -> Block:
@@ -129,14 +142,13 @@ def _blocks(
         return Block(put(_stack(held, steps, rank_first)), len(held), shown)
 
     rows: dict[Any, int] = {}  # of shared features, so that batches can be stacked
-    options = {"shared": True} if shared else {}
-    for batch in source.batches(batch_size, seed=seed, **options):
+    for batch in batches:
         look(batch)
         batch = _compact(batch, rows)
         kind = (jax.tree.structure(batch), *((x.shape, x.dtype) for x in jax.tree.leaves(batch)))
         if kind not in waiting:
             values = sum(np.size(x) for x in jax.tree.leaves(batch))
-            steps = min(BLOCK_SESSIONS // batch_size, BLOCK_VALUES // max(values, 1), -(-length // batch_size))
+            steps = min(BLOCK_SESSIONS // batch_size, BLOCK_VALUES // max(values, 1), most)
             waiting[kind] = ([], max(steps, 1))
         held, steps = waiting[kind]
         held.append(batch)

@@ -11,11 +11,11 @@ import numpy as np
 from ultr.errors import ConfigError
 from ultr.logs import ClickLog, collapse
 from ultr.models import CoinModel
-from ultr.sessions import Sessions, Source
+from ultr.sessions import Sessions, Source, Stream
 from ultr.towers import check
 from ultr.towers.tables import read
 from ultr.training.feed import Block, blocks, bounds
-from ultr.training.sources import as_source, count_rows, lean_batches, per_session
+from ultr.training.sources import as_source, count_rows, per_session
 
 ROWS = 1 << 13  # per batch: what a CPU's cache holds
 KEPT_BYTES = 1 << 31  # a source that needs more than this is read again in every pass
@@ -39,10 +39,10 @@ class Kept:
         self._model, self._features, self._name = model, features, name
         self._source = self._collapsed(as_source(given, model, name))
         self._rows = count_rows(self._source, name)
-        self._rows_per_session = float(getattr(self._source, "rows_per_session", 1.0))
+        self._rows_per_session = self._source.rows_per_session
         self._blocks: list[Block] | None = None
 
-    def _collapsed(self, source: Source) -> Source:
+    def _collapsed(self, source: Stream) -> Stream:
         by = self._model.statistics
         if isinstance(source, ClickLog) and by in ("rank", "last-click") and self._features <= {"document"}:
             if not source.metadata["impression_features"]:  # which counts cannot have, and no table reads
@@ -74,7 +74,7 @@ class Kept:
 
     def batches(self, batch_size: int, *, seed: int | None = None) -> Iterator[Sessions]:
         """The source's, without what no table reads."""
-        for batch in lean_batches(self._source, batch_size, seed=seed):
+        for batch in self._source.lean(batch_size, seed=seed):
             if batch.clicks is None:
                 raise ConfigError(f"{self._name}: a click likelihood needs clicks; these sessions have none")
             if batch.last_click is not None and self._model.statistics == "list":

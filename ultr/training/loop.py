@@ -21,8 +21,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 from ultr.errors import ConfigError
-from ultr.sessions import Sessions, Source
-from ultr.towers import check, row_tables, takes_shared
+from ultr.sessions import Sessions, Source, Stream
+from ultr.towers import check, only_stored, row_tables, takes_shared
 from ultr.training.checkpoint import describe, read_meta, restore_arrays, save, save_arrays
 from ultr.training.feed import Batches, Block, blocks, bounds, passes
 from ultr.training.optimizers import adam
@@ -136,7 +136,9 @@ def fit(
     facts = place(_facts(train, batch_size, l2))
     saved, saved_at = len(run["history"]), time.perf_counter()
 
-    def options(source: Source, name: str) -> dict[str, Any]:
+    holds = only_stored(model) and takes_shared(model)
+
+    def options(source: Stream, name: str) -> dict[str, Any]:
         look = partial(check, model, source=name, largest=bounds(source))
         return {
             "length": sessions,
@@ -144,11 +146,12 @@ def fit(
             "look": look,
             "put": put,
             "shared": takes_shared(model),
+            "without": ("features",) if holds and _same_ids(source, train) else (),
         }
 
     first = len(run["history"]) + 1
     seeds = (int(np.random.SeedSequence([seed, e]).generate_state(1)[0]) for e in range(first, epochs + 1))
-    source = train.keeping(KEPT_BYTES) if epochs > first and hasattr(train, "keeping") else train
+    source = train.keeping(KEPT_BYTES) if epochs > first else train
     feed = passes(source, batch_size, seeds=seeds, **options(train, "training data"))
 
     def chosen() -> Any:
@@ -170,15 +173,15 @@ def fit(
                     waited += seconds
                     sums.block_until_ready()  # so that what is waited for next is the data, and nothing else
                     _advance(bar, block.sessions, sums)
-            total, own = np.asarray(sums), getattr(train, "rows_per_session", 1.0)
-            loss, counted, impossible = _mean(total[:3], "training data", epoch, own)
+            total = np.asarray(sums)
+            loss, counted, impossible = _mean(total[:3], "training data", epoch, train.rows_per_session)
             valid_loss = None
             if valid is not None:
                 parameters = trainer.parameters(state)
                 sums = place(jnp.zeros(3))
                 for block in blocks(valid, batch_size, seed=None, **options(valid, "validation data")):
                     sums = trainer.judge(parameters, sums, block.batches, block.count)
-                valid_loss, _, _ = _mean(sums, "validation data", epoch, getattr(valid, "rows_per_session", 1.0))
+                valid_loss, _, _ = _mean(sums, "validation data", epoch, valid.rows_per_session)
             if valid_loss is None or run["best_loss"] is None or valid_loss < run["best_loss"]:
                 run["best"], run["best_loss"] = epoch, loss if valid_loss is None else valid_loss
                 best = best if valid is None else parameters
@@ -201,8 +204,7 @@ def fit(
     keep()
     fitted = trainer.model(chosen())
     if directory is not None:
-        vocabulary = getattr(train, "vocabulary", None)
-        known = {"vocabulary": None if vocabulary is None else vocabulary.identity}
+        known = {"vocabulary": None if train.vocabulary is None else train.vocabulary.identity}
         save(fitted, directory / "model", extra=known | {"train": setting["train"]})
     return Fitted(fitted, run["history"], run["best"])
 
@@ -212,7 +214,12 @@ def has_large_table(model: Any) -> bool:
     return any(table[...].size > LARGE_ROWS for table in row_tables(model).values())
 
 
-def _facts(train: Source, batch_size: int, l2: float) -> dict[str, jax.Array]:
+def _same_ids(source: Stream, train: Stream) -> bool:
+    known = source.vocabulary, train.vocabulary
+    return None not in known and known[0].identity == known[1].identity
+
+
+def _facts(train: Stream, batch_size: int, l2: float) -> dict[str, jax.Array]:
     """What a step has to know of the whole source.
 
     `weight`: of an average batch where the rows have weights, since dividing by the weight of each batch itself would
@@ -260,8 +267,8 @@ def _mean(sums: Any, source: str, epoch: int, rows_per_session: float = 1.0) -> 
     return total / used, used, impossible
 
 
-def _weights(sums: Any, sessions: float, train: Source) -> dict[str, Any]:
-    whole = getattr(train, "by", None) is None  # rows of counts are single documents
+def _weights(sums: Any, sessions: float, train: Stream) -> dict[str, Any]:
+    whole = train.by is None  # rows of counts are single documents
     return weight_facts(sums, sessions, whole=whole) if len(sums) else {}
 
 
@@ -270,10 +277,10 @@ def _exhausted(run: dict[str, Any], patience: int | None) -> bool:
 
 
 def _setting(
-    model: Any, train: Source, valid: Source | None, settings: Mapping[str, Any] | None, **numbers: Any
+    model: Any, train: Stream, valid: Stream | None, settings: Mapping[str, Any] | None, **numbers: Any
 ) -> dict[str, Any]:
     """What must be the same on resuming, as JSON gives it back."""
-    identities = {"train": getattr(train, "identity", None), "valid": getattr(valid, "identity", None)}
+    identities = {"train": train.identity, "valid": None if valid is None else valid.identity}
     setting = numbers | {"model": _description(model)} | identities | {"settings": dict(settings or {})}
     return json.loads(json.dumps(setting))
 

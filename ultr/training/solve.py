@@ -26,6 +26,13 @@ Method = Literal["em", "lbfgs", "counting"]
 COUNTED = (GCTR, RCTR, DCTR, RDCTR, CascadeModel, SDBN, DCM)
 
 
+def methods(model: type) -> tuple[str, ...]:
+    """By what `solve` can solve a class of models on tables; nothing where it has no hidden coins."""
+    if not issubclass(model, CoinModel):
+        return ()
+    return ("em", "lbfgs", *(["counting"] if issubclass(model, COUNTED) else []))
+
+
 def solve(
     model: CoinModel,
     train: Source | Sessions,
@@ -82,7 +89,7 @@ def solve(
             "expected prior > 0 (or 'fitted'), iterations >= 1 and tolerance >= 0, "
             f"found {prior}, {iterations} and {tolerance}"
         )
-    if method == "counting" and not isinstance(model, COUNTED):
+    if method not in methods(type(model)):
         raise ConfigError(f"{type(model).__name__} has no counting estimator. Choose method='em' or 'lbfgs'")
     target = Objective(model, train, prior, stopping=method == "counting")
     search = _Search(target, None if valid is None else _judged_on(model, target, valid), iterations, tolerance)

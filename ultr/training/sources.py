@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
 import math
-from collections.abc import Iterator, Sized
 from typing import Any
 
-import numpy as np
-
 from ultr.errors import ConfigError, DataError, UltrError
-from ultr.logs import ClickLog
-from ultr.sessions import InMemory, Sessions, Source
-
-ROWS = 1 << 13  # per batch, where rows are only counted
+from ultr.sessions import Sessions, Source, Stream, stream
 
 
-def as_source(given: Source | Sessions, model: Any, name: str) -> Source:
-    """What is given, as a source that says all that the model's likelihood depends on.
+def as_source(given: Source | Sessions, model: Any, name: str) -> Stream:
+    """What is given, where it says all that the model's likelihood depends on.
 
     Args:
       given: a source, or sessions in memory. Counts say in `by` what they hold; anything else suffices.
@@ -27,76 +20,44 @@ def as_source(given: Source | Sessions, model: Any, name: str) -> Source:
     Raises:
       ConfigError: counts that do not suffice.
     """
-    source = InMemory(given) if isinstance(given, Sessions) else given
-    by = getattr(source, "by", None)
-    needs = getattr(model, "statistics", by)
-    if by is not None and needs not in ("rank", by):
+    source = stream(given)
+    needs = getattr(model, "statistics", source.by)
+    if source.by is not None and needs not in ("rank", source.by):
         raise ConfigError(
-            f"{name}: {type(model).__name__} needs more than counts by {by}. Collapse the log by='{needs}', or use it "
-            "as it is"
+            f"{name}: {type(model).__name__} needs more than counts by {source.by}. Collapse the log by='{needs}', or "
+            "use it as it is"
         )
     return source
 
 
-def count_rows(source: Source, name: str) -> int:
-    """How many rows a source has; one without `len` is streamed once.
+def count_rows(source: Stream, name: str) -> int:
+    """How many rows a source has.
 
     Raises:
       DataError: it has none.
     """
-    rows = len(source) if isinstance(source, Sized) else sum(int(_shown(b).sum()) for b in source.batches(ROWS))
+    rows = len(source)
     if not rows:
         raise DataError("expected at least one session, found none", file=name)
     return rows
 
 
-def weigh(source: Source, batch_size: int, *, always: bool) -> tuple[float, float]:
+def weigh(source: Stream, batch_size: int, *, always: bool) -> tuple[float, float]:
     """Weight of all rows, and of the average batch of a shuffled pass; the latter is 0 where rows have no weights.
 
-    A row without documents weighs nothing. A source that knows without streaming says in `weighted` whether its rows
-    have weights, and in `extent(batch_size)` the weight of all rows and the number of batches.
+    A row without documents weighs nothing.
 
     Args:
-      source: streamed where it does not say.
+      source: asked for its `extent` where that is needed.
       batch_size: rows per batch.
       always: where rows have no weights, count them; else both numbers are 0 then.
     """
-    weighted = _weighted(source, batch_size)
+    weighted = source.weighted
     if not weighted and not always:
         return 0.0, 0.0
-    if isinstance(source, ClickLog) and not weighted:
-        return float(len(source)), 0.0  # none of its lists is empty
-    extent = getattr(source, "extent", None)
-    total, batches = _extent(source, batch_size) if extent is None else extent(batch_size)
+    total, batches = source.extent(batch_size)
     total = max(total, 1.0)
     return total, total / max(batches, 1) if weighted else 0.0
-
-
-def _weighted(source: Source, batch_size: int) -> bool:
-    if (known := getattr(source, "weighted", None)) is not None:
-        return bool(known)
-    first = next(iter(source.batches(batch_size)), None)
-    return first is not None and first.weight is not None
-
-
-def _extent(source: Source, batch_size: int) -> tuple[float, int]:
-    total, batches = 0.0, 0
-    for batch in lean_batches(source, batch_size, seed=0):
-        shown = _shown(batch)
-        total += float(shown.sum() if batch.weight is None else np.asarray(batch.weight, np.float64)[shown].sum())
-        batches += 1
-    return total, batches
-
-
-def _shown(batch: Sessions) -> Any:
-    return np.asarray(batch.mask).any(1)
-
-
-def lean_batches(source: Source, batch_size: int, *, seed: int | None) -> Iterator[Sessions]:
-    """The batches of a source for one who does not read its features: as `Shared` they cost nothing."""
-    shared = "shared" in inspect.signature(source.batches).parameters
-    options: dict[str, Any] = {"shared": True} if shared else {}
-    return source.batches(batch_size, seed=seed, **options)
 
 
 def per_session(sums: Any, name: str, rows_per_session: float, *, if_not_finite: str) -> tuple[float, float, float]:
