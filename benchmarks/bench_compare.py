@@ -97,7 +97,8 @@ def lists(chosen: Any) -> None:
 
 def study(chosen: Any) -> Any:
     """The study as `ultr compare` would read it from TOML."""
-    kinds = [m for m in (TREES if chosen.synthetic else METHODS) if m.get("name", m["model"]) in chosen.methods]
+    wanted = {*chosen.methods, "naive", "full-information"}  # what all are tested against, and the end of the gap
+    kinds = [m for m in (TREES if chosen.synthetic else METHODS) if m.get("name", m["model"]) in wanted]
     logs = [
         {"name": f"{user} {logger} {n}", "user": user, "sessions": n} | options
         for n in chosen.sessions

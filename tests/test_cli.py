@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ultr import cli, config, models, simulate, towers
-from ultr.cli import cache, train
+from ultr import cli, config, models, programs, simulate, towers
+from ultr.cli import train
 from ultr.errors import ConfigError
 from ultr.logs import ClickLog
 from ultr.training import RowSparse, fit, load, loop, solve
@@ -253,7 +253,7 @@ def test_what_is_compiled_is_kept_for_the_next_command(run: Path, log: Path, tmp
 def test_where_compiled_programs_are_kept(tmp_path: Path) -> None:
     code = """
 import json, os, sys
-from ultr.cli.cache import turn_on
+from ultr.programs import turn_on
 turn_on()
 assert "jax" not in sys.modules
 print(json.dumps({k: v for k, v in os.environ.items() if k.startswith("JAX_")}))
@@ -278,20 +278,20 @@ print(json.dumps({k: v for k, v in os.environ.items() if k.startswith("JAX_")}))
 
 
 def test_the_cache_does_not_grow_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache, "ENTRIES", 4)
+    monkeypatch.setattr(programs, "ENTRIES", 4)
     for i in range(5):
         (tmp_path / f"jit_{i}").write_text("")
         os.utime(tmp_path / f"jit_{i}", (i, i))
-    cache._prune(tmp_path)
+    programs._prune(tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["jit_2", "jit_3", "jit_4"]
-    cache._prune(tmp_path)
+    programs._prune(tmp_path)
     assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_a_process_that_has_imported_jax_keeps_its_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     before = dict(os.environ)
-    cache.turn_on()
+    programs.turn_on()
     assert dict(os.environ) == before
     assert list(tmp_path.iterdir()) == []
 

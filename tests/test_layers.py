@@ -14,7 +14,7 @@ import ultr
 
 PACKAGE = Path(ultr.__file__).parent
 LAYERS = [
-    ["errors", "files", "logspace", "sessions"],
+    ["errors", "files", "logspace", "programs", "sessions"],
     ["clicks", "towers", "logs"],
     ["models"],
     ["baselines", "simulate", "propensity"],

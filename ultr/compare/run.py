@@ -22,6 +22,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from ultr import programs
 from ultr.compare import cells, peers
 from ultr.compare.cells import Cell
 from ultr.compare.learn import Learnt, learn, propensity_error
@@ -97,12 +98,12 @@ def run(
         for task in tasks:
             _count(counts, _group(*task, say))
         return counts
-    context = multiprocessing.get_context("spawn")
+    context, kept = multiprocessing.get_context("spawn"), _work(folder)
     others = set(multiprocessing.active_children())
     pool = concurrent.futures.ProcessPoolExecutor(
         min(jobs, len(tasks)), mp_context=context, initializer=_end_with_parent
     )
-    with _alone(), pool:
+    with _alone(kept), pool:
         try:
             waiting = [pool.submit(_group, *task, _loud if say else None) for task in tasks]
             for done in concurrent.futures.as_completed(waiting):
@@ -116,6 +117,8 @@ def run(
                 worker.join()
             sweep(folder)
             raise
+        finally:
+            shutil.rmtree(kept, ignore_errors=True)
     return counts
 
 
@@ -223,15 +226,22 @@ def _loud(text: str) -> None:
 
 
 class _alone:
-    """Processes of their own shall have one thread each; the environment is put back."""
+    """The environment of processes of their own, put back after them.
 
-    names = ("OMP_NUM_THREADS", "XLA_FLAGS")
+    Each has one thread. What one of them compiles serves all, since most of a cell's time is compilation: in a folder
+    for this run, unless the programs are kept anyway.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        flags = os.environ.get("XLA_FLAGS", "")
+        self._set = {"OMP_NUM_THREADS": "1", "XLA_FLAGS": f"{flags} --xla_cpu_multi_thread_eigen=false".strip()}
+        if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
+            self._set["JAX_COMPILATION_CACHE_DIR"] = str(folder)
+            self._set |= {name: os.environ.get(name, value) for name, value in programs.KEEP.items()}
 
     def __enter__(self) -> None:
-        self._before = {name: os.environ.get(name) for name in self.names}
-        os.environ["OMP_NUM_THREADS"] = "1"
-        flags = os.environ.get("XLA_FLAGS", "")
-        os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false".strip()
+        self._before = {name: os.environ.get(name) for name in self._set}
+        os.environ.update(self._set)
 
     def __exit__(self, *_: object) -> None:
         for name, value in self._before.items():

@@ -1,4 +1,4 @@
-"""Compiled programs, kept from one command to the next."""
+"""Compiled programs, kept from one command or process to the next."""
 
 from __future__ import annotations
 
@@ -7,6 +7,13 @@ import sys
 from pathlib import Path
 
 ENTRIES = 4096  # of some 10 kB each
+# A small model is many small programs, which JAX alone would not think worth keeping. And on some processors XLA
+# compiles every program anew and says so, once per program, as an error.
+KEEP = {
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+}
 
 
 def turn_on() -> None:
@@ -25,11 +32,8 @@ def turn_on() -> None:
         if folder is None:
             return
         os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
-    # A small model is many small programs, which JAX alone would not think worth keeping.
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
-    # On some processors XLA compiles every program anew and says so, once per program, as an error.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    for name, value in KEEP.items():
+        os.environ.setdefault(name, value)
 
 
 def _folder() -> Path | None:
