@@ -123,17 +123,21 @@ def study(chosen: Any) -> Any:
 def summary(results: dict[str, Any], names: list[str], sessions: int) -> list[list[str]]:
     """Mean nDCG@10 over queries and seeds: a row per method, a column per log of the given size.
 
-    A star: different from naive at 5 % by the paired t test, adjusted over the methods of the log (Holm).
+    A star: different from naive at 5 % by the paired t test, adjusted over the methods of the log (Holm). A method
+    with fewer seeds than most says so, and is left out without any.
     """
     logs = [log for log in results["logs"] if log["name"].endswith(f" {sessions}")]
     seeds = max((len(m["seeds"]) for log in logs for m in log["methods"]), default=0)
     rows = [[f"{sessions:,} sessions, {seeds} seed(s)", *(log["name"].removesuffix(f" {sessions}") for log in logs)]]
     for name in names:
-        row = [name]
-        for log in logs:
-            found: Any = next((m for m in log["methods"] if m["name"] == name), {})
-            value = found.get("metrics", {}).get("ndcg@10", {}).get("value")
-            p = found.get("difference", {}).get("ndcg@10", {}).get("holm_t")
+        found: list[Any] = [next((m for m in log["methods"] if m["name"] == name), {"seeds": []}) for log in logs]
+        made = {len(m["seeds"]) for m in found} - {0}
+        if not made:
+            continue
+        row = [name if made == {seeds} else f"{name} ({min(made)} seed{'s' * (min(made) > 1)})"]
+        for method in found:
+            value = method.get("metrics", {}).get("ndcg@10", {}).get("value")
+            p = method.get("difference", {}).get("ndcg@10", {}).get("holm_t")
             row.append("-" if value is None else f"{value:.3f}" + "*" * (p is not None and p < 0.05))
         rows.append(row)
     return rows

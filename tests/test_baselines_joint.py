@@ -248,6 +248,18 @@ def test_prs_compares_relevant_with_irrelevant_documents() -> None:
     np.testing.assert_allclose(np.asarray(compiled_loss(model, lists)) @ chance, np.log(2) * expected.sum(), rtol=1e-5)
 
 
+def test_prs_prefers_what_was_shown_lower_where_irrelevant_documents_are_clicked() -> None:
+    """A property of the method, which its docstring tells: all three documents have the same relevance .1."""
+    lists = Sessions.from_lists(features={"document": [[1, 2, 3]] * 8}, clicks=VECTORS.tolist())
+    click = EXAMINATION * 0.1
+    chance = np.where(VECTORS == 1, click, 1 - click).prod(1)
+    ratio, chosen = baselines.PRS(relevance=documents(), propensity=EXAMINATION)._weights(lists)
+    weight = np.einsum("b,bij->ij", chance, np.where(chosen, ratio, 0.0))
+    o = EXAMINATION
+    np.testing.assert_allclose(weight, 0.1 * o * (1 - 0.1 * o) * (1 - np.eye(3)), atol=1e-6)
+    assert (weight[1, 0] > weight[0, 1]) == (o[0] > o[1])
+
+
 def test_prs_is_lambdarank_on_pairs_with_clipped_ratios() -> None:
     lists = Sessions.from_lists(features={"document": [[1, 2, 3], [2, 3]]}, clicks=[[0, 0, 1], [1, 1]])
     s = np.array([0.5, -0.4, 0.1])

@@ -128,8 +128,12 @@ class PRS(Baseline):
     The examination o_i of the clicked document makes up for clicks that its rank did not get. That of the unclicked
     one, o_j, says how far its missing click can be believed: on average over the clicks of relevant (1) and irrelevant
     (0) documents under the PBM, a pair weighs o_j where i is relevant and j is not, and o_j (1 - o_j), at most 1/4,
-    where both are relevant, which IPS would weigh 1 - o_j. Two documents of the same relevance are thus hardly
-    compared. Lists without a click contribute 0.
+    where both are relevant, which IPS would weigh 1 - o_j. Two relevant documents are thus hardly compared. Lists
+    without a click contribute 0.
+
+    That rests on irrelevant documents never being clicked. Two of relevance r each, as where users click on one in ten
+    by mistake, are compared by r o_j (1 - r o_j) one way and r o_i (1 - r o_i) the other: the one that was shown lower
+    wins. On a log of mostly such documents, in a nearly fixed order, the ranker learns that order upside down.
 
     Args:
       relevance: tower whose logits are the scores.
