@@ -21,6 +21,7 @@ import json
 import sys
 import time
 from pathlib import Path
+from statistics import mode
 from typing import Any
 
 import numpy as np
@@ -127,7 +128,7 @@ def summary(results: dict[str, Any], names: list[str], sessions: int) -> list[li
     with fewer seeds than most says so, and is left out without any.
     """
     logs = [log for log in results["logs"] if log["name"].endswith(f" {sessions}")]
-    seeds = max((len(m["seeds"]) for log in logs for m in log["methods"]), default=0)
+    seeds = mode([len(m["seeds"]) for log in logs for m in log["methods"] if m["seeds"]] or [0])
     rows = [[f"{sessions:,} sessions, {seeds} seed(s)", *(log["name"].removesuffix(f" {sessions}") for log in logs)]]
     for name in names:
         found: list[Any] = [next((m for m in log["methods"] if m["name"] == name), {"seeds": []}) for log in logs]
