@@ -84,7 +84,7 @@ PARTS = {"train": 1000, "vali": 200, "test": 300}  # queries of the synthetic li
 def lists(chosen: Any) -> None:
     """Makes the folders train, vali and test where they are not there yet."""
     if chosen.synthetic:
-        made = simulate.collection(queries=sum(PARTS.values()), seed=0)
+        made = simulate.collection(queries=sum(PARTS.values()), noise=chosen.noise, seed=0)
         ends = np.cumsum(list(PARTS.values()))
         for (name, size), end in zip(PARTS.items(), ends, strict=True):
             if not (chosen.work / name).exists():
@@ -205,6 +205,7 @@ def main() -> None:
     options.add_argument("--users", nargs="+", default=USERS, choices=USERS)
     options.add_argument("--jobs", type=int, default=1)
     options.add_argument("--synthetic", action="store_true")
+    options.add_argument("--noise", type=float, default=0.3, help="of synthetic grades, beside the features [.3]")
     options.add_argument("--report", action="store_true", help="make nothing, print what there is")
     chosen = options.parse_args()
     lists(chosen)

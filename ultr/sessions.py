@@ -336,7 +336,7 @@ def stream(source: Source | Sessions) -> Stream:
 
 
 class _Plain(Stream):
-    """A source that is none, asked at most once for what it does not say."""
+    """A source that says nothing of itself but, perhaps, how long it is."""
 
     def __init__(self, source: Source) -> None:
         self._source = source
