@@ -100,8 +100,9 @@ def study(chosen: Any) -> Any:
     """The study as `ultr compare` would read it from TOML."""
     wanted = {*chosen.methods, "naive", "full-information"}  # what all are tested against, and the end of the gap
     kinds = [m for m in (TREES if chosen.synthetic else METHODS) if m.get("name", m["model"]) in wanted]
+    cut = {} if chosen.ranks == 10 else {"ranks": chosen.ranks}
     logs = [
-        {"name": f"{user} {logger} {n}", "user": user, "sessions": n} | options
+        {"name": f"{user} {logger} {n}", "user": user, "sessions": n} | options | cut
         for n in chosen.sessions
         for user in chosen.users
         for logger, options in LOGGERS.items()
@@ -203,6 +204,7 @@ def main() -> None:
     known = list(dict.fromkeys(m.get("name", m["model"]) for m in (*METHODS, *TREES)))
     options.add_argument("--methods", nargs="+", default=known, choices=known, metavar="METHOD", help="only these")
     options.add_argument("--users", nargs="+", default=USERS, choices=USERS)
+    options.add_argument("--ranks", type=int, default=10, help="documents shown per session, at most [%(default)s]")
     options.add_argument("--jobs", type=int, default=1)
     options.add_argument("--synthetic", action="store_true")
     options.add_argument("--noise", type=float, default=0.3, help="of synthetic grades, beside the features [.3]")
