@@ -195,6 +195,13 @@ def test_train_refuses_sessions_without_clicks(ultr: Any, tmp_path: Path, model:
     assert not (tmp_path / "run").exists()
 
 
+def test_train_says_that_a_log_of_one_rank_has_nothing_to_correct(ultr: Any, tmp_path: Path) -> None:
+    log = log_of(tmp_path / "log", [(1,), (2,), (3,)], clicks=(1,), ranks=(1,))
+    code, err = ultr("train", log.path, "--out", tmp_path / "run", "--model", "pbm", "--epochs", 1)
+    assert code == 0
+    assert "one rank only" in err
+
+
 def test_recipes_name_what_they_make(tmp_path: Path) -> None:
     log = log_of(tmp_path / "log", [(1, 2, 3), (2, 3, 1), (3, 1, 2)], clicks=(1, 1, 1))
     built = {

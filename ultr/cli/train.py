@@ -152,6 +152,12 @@ def command(
     _check_out(out, resume)
     train, held_out = _splits(log, split, valid, valid_split, valid_fraction, seed, relevance)
     _check_clicks(train)
+    if train.ranks == 1:
+        click.echo(
+            "note: one rank only: there is no position to correct for, and a method that compares the documents of a "
+            "list learns nothing. Give a log whose lists show more ranks",
+            err=True,
+        )
     config = ModelConfig(
         model=model,
         relevance=relevance_kind(relevance, train),
