@@ -18,9 +18,9 @@ import jax
 import numpy as np
 from common import finish, fit_tables, folder, parser, table
 
+from ultr.data import ClickLog
 from ultr.evaluation import Estimate, paired_difference, per_query
-from ultr.logs import ClickLog
-from ultr.logs.prepare import prepare
+from ultr.ingest.preparing import prepare
 from ultr.sessions import Sessions
 
 MODELS = ("dctr", "pbm", "dbn")

@@ -28,10 +28,10 @@ import numpy as np
 from common import finish, folder, parser, table
 
 from ultr import simulate
-from ultr.compare import collect, parse, run
-from ultr.compare.cells import Cell, read, slug, values
 from ultr.evaluation import paired_difference
-from ultr.logs.prepare import prepare
+from ultr.ingest.preparing import prepare
+from ultr.study import collect, parse, run
+from ultr.study.cells import Cell, read, slug, values
 
 USERS = ("pbm", "dbn", "trust")
 LOGGERS: dict[str, dict[str, Any]] = {

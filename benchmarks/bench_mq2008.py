@@ -22,7 +22,7 @@ from flax import nnx
 
 from ultr import baselines, models, simulate, towers
 from ultr.evaluation import Estimate, evaluate, paired_difference, per_query
-from ultr.logs.prepare import prepare
+from ultr.ingest.preparing import prepare
 from ultr.training import adam, fit
 
 SIZE = 46

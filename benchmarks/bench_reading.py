@@ -29,7 +29,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from common import finish, parser, table
 
-from ultr.logs import ClickLog, LogWriter
+from ultr.data import ClickLog, LogWriter
 
 K = 10  # documents of a query, all of them shown
 CHUNK = 1 << 16  # sessions written at once

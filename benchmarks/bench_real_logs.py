@@ -16,9 +16,9 @@ import numpy as np
 from common import finish, folder, parser, table
 
 from ultr import identifiability, propensity
-from ultr.cli import curves
-from ultr.logs import ClickLog, collapse
-from ultr.logs.prepare import prepare
+from ultr.data import ClickLog, collapse
+from ultr.ingest.preparing import prepare
+from ultr.plots import propensities as curves
 from ultr.propensity import Propensities
 from ultr.propensity.cells import cells_of
 

@@ -14,9 +14,9 @@ from typing import Any
 import jax
 from common import finish, fit_tables, folder, parser, table
 
+from ultr.data import ClickLog
 from ultr.evaluation import evaluate
-from ultr.logs import ClickLog
-from ultr.logs.prepare import prepare
+from ultr.ingest.preparing import prepare
 
 MODELS = ("rctr", "dctr", "pbm", "ubm", "dcm", "sdbn", "dbn", "ccm")
 METRICS = ("log_likelihood", "perplexity", "conditional_perplexity")

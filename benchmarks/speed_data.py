@@ -29,7 +29,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from ultr.logs import ClickLog, LogWriter
+from ultr.data import ClickLog, LogWriter
 
 K = 10
 PARTS = ("train", "valid", "test")

@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ultr.logs import ClickLog, LogWriter
-from ultr.logs.folder import describe
+from ultr.data import ClickLog, LogWriter
+from ultr.data.storage import describe
 
 QUERIES = [f"query {i}" for i in range(7)]
 PER_QUERY = 20

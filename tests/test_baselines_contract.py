@@ -19,8 +19,8 @@ from worlds import compiled_loss
 
 import ultr
 from ultr import towers
+from ultr.data import ClickLog, collapse
 from ultr.errors import ConfigError, DataError
-from ultr.logs import ClickLog, collapse
 from ultr.sessions import Sessions
 from ultr.training.checkpoint import build, describe, load, save
 

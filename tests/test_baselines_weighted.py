@@ -17,8 +17,8 @@ from worlds import compiled_loss
 import ultr
 from ultr import baselines, towers
 from ultr.baselines import Displays
+from ultr.data import ClickLog, collapse
 from ultr.errors import ConfigError, DataError
-from ultr.logs import ClickLog, collapse
 from ultr.sessions import InMemory, Sessions
 from ultr.training import adam
 from ultr.training.steps import Trainer

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ultr import cli, config, models, programs, simulate, towers
+from ultr import cli, compilation_cache, models, simulate, towers
 from ultr.cli import train
+from ultr.data import ClickLog
 from ultr.errors import ConfigError
-from ultr.logs import ClickLog
+from ultr.study import registry
 from ultr.training import RowSparse, fit, load, loop, solve
 from ultr.training.checkpoint import read_meta
 
@@ -138,7 +139,7 @@ def test_a_solver_trains_tables(solver: str, ultr: Any, log: Path, tmp_path: Pat
     assert json.loads((run / "run.json").read_text()) == trained.json
     opened = ClickLog.open(log)
     parts = opened.split({"train": 0.9, "valid": 0.1}, by="session", seed=4)
-    untrained = config.build_model(config.ModelConfig("sdbn", "table"), opened)
+    untrained = registry.build_model(registry.ModelConfig("sdbn", "table"), opened)
     same = solve(untrained, parts["train"], parts["valid"], method=solver, prior=3.0, iterations=3)  # type: ignore[arg-type]
     timeless = [
         [{k: v for k, v in h.items() if k != "seconds"} for h in x] for x in (same.history, trained.json["history"])
@@ -191,7 +192,7 @@ def test_without_options_training_is_what_fit_does_without_them(ultr: Any, log: 
     trained = ultr("train", log, "--out", tmp_path / "r", "--relevance", "table", "--epochs", 1, "--json").json
     opened = ClickLog.open(log)
     parts = opened.split({"train": 0.9, "valid": 0.1}, by="session", seed=0)
-    model = config.build_model(config.ModelConfig("pbm", "table"), opened)
+    model = registry.build_model(registry.ModelConfig("pbm", "table"), opened)
     assert trained["history"][0]["loss"] == fit(model, parts["train"], epochs=1, seed=0).history[0]["loss"]
     assert trained["config"]["optimizer"] == "adam"
 
@@ -209,18 +210,18 @@ def test_the_automatic_optimizer_is_that_of_fit(documents: int, monkeypatch: pyt
     lists = simulate.collection(queries=2, seed=0)
     with pytest.raises(Seen) as seen:
         fit(model, lists, seed=0)
-    kind = config.optimizer_kind("auto", model)
+    kind = registry.optimizer_kind("auto", model)
     assert kind == ("lazy-adam" if documents == loop.LARGE_ROWS else "adam")
     assert isinstance(seen.value.args[0], RowSparse) == (kind == "lazy-adam")
 
 
 def test_optimizers_have_names() -> None:
-    assert set(train.OPTIMIZERS) == {"auto", *config.OPTIMIZERS}
-    assert config.optimizer_kind("lazy-adagrad", None) == "lazy-adagrad"
-    assert config.build_optimizer("lazy-adam", 0.002).tables.learning_rate == pytest.approx(0.02)
-    assert config.build_optimizer("lazy-adagrad", 0.002).tables.learning_rate == pytest.approx(0.2)
+    assert set(train.OPTIMIZERS) == {"auto", *registry.OPTIMIZERS}
+    assert registry.optimizer_kind("lazy-adagrad", None) == "lazy-adagrad"
+    assert registry.build_optimizer("lazy-adam", 0.002).tables.learning_rate == pytest.approx(0.02)
+    assert registry.build_optimizer("lazy-adagrad", 0.002).tables.learning_rate == pytest.approx(0.2)
     with pytest.raises(ConfigError, match="unknown optimizer 'sgd'; known: adam, lazy-adam, lazy-adagrad"):
-        config.build_optimizer("sgd", 0.1)
+        registry.build_optimizer("sgd", 0.1)
 
 
 def fresh(code: str, *arguments: object, **environment: str | None) -> subprocess.CompletedProcess[str]:
@@ -253,7 +254,7 @@ def test_what_is_compiled_is_kept_for_the_next_command(run: Path, log: Path, tmp
 def test_where_compiled_programs_are_kept(tmp_path: Path) -> None:
     code = """
 import json, os, sys
-from ultr.programs import turn_on
+from ultr.compilation_cache import turn_on
 turn_on()
 assert "jax" not in sys.modules
 print(json.dumps({k: v for k, v in os.environ.items() if k.startswith("JAX_")}))
@@ -278,20 +279,20 @@ print(json.dumps({k: v for k, v in os.environ.items() if k.startswith("JAX_")}))
 
 
 def test_the_cache_does_not_grow_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(programs, "ENTRIES", 4)
+    monkeypatch.setattr(compilation_cache, "ENTRIES", 4)
     for i in range(5):
         (tmp_path / f"jit_{i}").write_text("")
         os.utime(tmp_path / f"jit_{i}", (i, i))
-    programs._prune(tmp_path)
+    compilation_cache._prune(tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["jit_2", "jit_3", "jit_4"]
-    programs._prune(tmp_path)
+    compilation_cache._prune(tmp_path)
     assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_a_process_that_has_imported_jax_keeps_its_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     before = dict(os.environ)
-    programs.turn_on()
+    compilation_cache.turn_on()
     assert dict(os.environ) == before
     assert list(tmp_path.iterdir()) == []
 

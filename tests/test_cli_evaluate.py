@@ -12,8 +12,8 @@ import pytest
 from stored import QUERIES, documents_table, make_rows, plain, write_log
 
 from ultr import baselines, cli, models, towers
+from ultr.data import ClickLog
 from ultr.evaluation import by_frequency, calibration, per_query
-from ultr.logs import ClickLog
 from ultr.training import save
 
 

@@ -19,9 +19,9 @@ from flax import nnx
 from stored import PER_QUERY, QUERIES, documents_table, make_rows, plain, replace, rewrite, write_log
 
 from ultr import models, towers
+from ultr.data import ClickLog, Counts, collapse
+from ultr.data.grouping import Groups, Table, starts, sums
 from ultr.errors import ConfigError, DataError
-from ultr.logs import ClickLog, Counts, collapse
-from ultr.logs.grouping import Groups, Table, starts, sums
 from ultr.sessions import Sessions, concatenate
 
 MODULE = sys.modules[collapse.__module__]

@@ -12,9 +12,9 @@ import pyarrow as pa
 import pytest
 from stored import PER_QUERY, QUERIES, make_rows, write_log
 
+from ultr.data import Collection, open_data, write_collection
 from ultr.errors import ConfigError, DataError
-from ultr.logs import Collection, open_data, write_collection
-from ultr.logs.prepare import prepare
+from ultr.ingest.preparing import prepare
 
 
 def small_collection() -> Collection:

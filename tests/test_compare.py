@@ -20,22 +20,26 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from ultr import baselines, cli, compare, simulate, towers
+from ultr import baselines, cli, simulate, towers
+from ultr import study as compare
 from ultr.cli import compare as command
-from ultr.compare import cells, learn, peers, prepared, result
-from ultr.compare.methods import KINDS
-from ultr.compare.reading import log_options
-from ultr.compare.settings import Log
-from ultr.config import MODELS
+from ultr.data import ClickLog
+from ultr.data.collection import write_collection
 from ultr.errors import ConfigError, DataError
 from ultr.evaluation import Estimate
 from ultr.evaluation.significance import holm
-from ultr.harvest import Harvest
-from ultr.logs import ClickLog
-from ultr.logs.collection import write_collection
 from ultr.sessions import Sessions
+from ultr.study import boosting as peers
+from ultr.study import cells, prepared
+from ultr.study import learning as learn
+from ultr.study import results as result
+from ultr.study.methods import KINDS
+from ultr.study.nuisance import Harvest
+from ultr.study.reading import log_options
+from ultr.study.registry import MODELS
+from ultr.study.spec import Log
 
-compare_run = importlib.import_module("ultr.compare.run")  # the package has a function of this name
+compare_run = importlib.import_module("ultr.study.running")  # the package has a function of this name
 ROOT = Path(__file__).resolve().parent.parent
 STUDY = """
 seeds = [0, 1]
@@ -157,7 +161,7 @@ def test_what_dead_processes_left_is_removed(tmp_path: Path) -> None:
 
 ORPHAN = """
 import concurrent.futures, multiprocessing, os, signal, time
-from ultr.compare.run import _end_with_parent
+from ultr.study.running import _end_with_parent
 if __name__ == "__main__":
     context = multiprocessing.get_context("spawn")
     pool = concurrent.futures.ProcessPoolExecutor(1, mp_context=context, initializer=_end_with_parent)

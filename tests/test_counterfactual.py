@@ -12,9 +12,9 @@ import pytest
 from scipy.special import logit
 from stored import make_rows, plain, write_log
 
+from ultr.data import Collection
 from ultr.errors import ConfigError, DataError
 from ultr.evaluation import Estimate, counterfactual
-from ultr.logs import Collection
 from ultr.propensity import Propensities
 from ultr.sessions import Sessions
 

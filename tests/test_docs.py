@@ -12,8 +12,8 @@ import pytest
 
 import ultr
 from ultr import cli
-from ultr.config import MODELS
-from ultr.logs.prepare import FORMATS
+from ultr.ingest.preparing import FORMATS
+from ultr.study.registry import MODELS
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()

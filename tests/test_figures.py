@@ -20,13 +20,16 @@ from matplotlib.figure import Figure
 from stored import documents_table, make_rows, plain, write_log
 
 import ultr
-from ultr import cli, compare, models, simulate, towers
-from ultr.cli import drawing, ranges, reliability
-from ultr.compare import learn
+from ultr import cli, models, simulate, towers
+from ultr import study as compare
+from ultr.data.collection import write_collection
 from ultr.errors import ConfigError
 from ultr.evaluation import Estimate, calibration
 from ultr.evaluation.calibration import Calibration, Cells
-from ultr.logs.collection import write_collection
+from ultr.plots import calibration as reliability
+from ultr.plots import comparison as ranges
+from ultr.plots import style as drawing
+from ultr.study import learning as learn
 from ultr.training import save
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
@@ -55,8 +58,9 @@ def bars(axes: Any) -> np.ndarray:
 
 
 def test_no_module_imports_matplotlib_before_it_draws() -> None:
-    names = "drawing, curves, reliability, ranges, propensity, evaluate, compare"
-    code = f"import sys; from ultr.cli import {names}; assert 'matplotlib' not in sys.modules"
+    names = "propensity, evaluate, compare"
+    plots = "style, propensities, calibration, comparison"
+    code = f"import sys; from ultr.cli import {names}; from ultr.plots import {plots}; assert 'matplotlib' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(ultr.__file__).parent.parent)
 
 

@@ -13,10 +13,10 @@ import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
 
+from ultr.data.click_log import ClickLog
+from ultr.data.collection import Collection
 from ultr.errors import ConfigError, DataError
-from ultr.logs.collection import Collection
-from ultr.logs.prepare import prepare
-from ultr.logs.store import ClickLog
+from ultr.ingest.preparing import prepare
 
 
 def lists(log: ClickLog, *more: str) -> list[tuple[Any, ...]]:
@@ -506,7 +506,7 @@ def test_letor_blocks_do_not_show(tmp_path, monkeypatch):
         f"{i % 3} qid:{i // 7} " + " ".join(f"{j + 1}:{v}" for j, v in enumerate(row)) for i, row in enumerate(values)
     ]
     raw = text(tmp_path / "a.txt", "\n".join(lines))
-    monkeypatch.setattr("ultr.logs.sources.LINE_BYTES", 97)
+    monkeypatch.setattr("ultr.ingest.sources.LINE_BYTES", 97)
     found = prepare(raw, tmp_path / "out", format="letor")
     np.testing.assert_array_equal(found.features, values.astype(np.float32))
     assert found.labels.tolist() == [i % 3 for i in range(50)]

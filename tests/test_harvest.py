@@ -11,13 +11,13 @@ import pytest
 from stored import write_log
 
 from ultr import cli
-from ultr.config import MODELS, ModelConfig, build_model
+from ultr.data import ClickLog, collapse
 from ultr.errors import ConfigError, DataError
-from ultr.harvest import Harvest, fit_trust, read_propensities, true_alpha, true_examination
-from ultr.logs import ClickLog, collapse
 from ultr.models import ClickModel, CoinModel
 from ultr.simulate import user
 from ultr.simulate.truth import truth_of
+from ultr.study.nuisance import Harvest, fit_trust, read_propensities, true_alpha, true_examination
+from ultr.study.registry import MODELS, ModelConfig, build_model
 
 CURVE = [1.0, 0.5, 0.25]
 

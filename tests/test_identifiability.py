@@ -18,15 +18,15 @@ from stored import PER_QUERY, make_rows, plain, write_log
 
 import ultr
 from ultr import cli, identifiability, models, simulate, towers
-from ultr.config import MODELS
+from ultr.data import Counts, Vocabulary, collapse
 from ultr.errors import ConfigError, DataError
 from ultr.identifiability import agreement, features, report
 from ultr.identifiability.assumed import Assumed, assume
 from ultr.identifiability.design import epsilon_greedy, least, make_design, worst_error
-from ultr.logs import Counts, Vocabulary, collapse
 from ultr.propensity import Propensities, maximum_likelihood
 from ultr.propensity.cells import cells_of
 from ultr.propensity.likelihood import laplacian, resistance, smoothed_relevance
+from ultr.study.registry import MODELS
 
 
 def make_counts(

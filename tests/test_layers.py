@@ -14,14 +14,12 @@ import ultr
 
 PACKAGE = Path(ultr.__file__).parent
 LAYERS = [
-    ["errors", "files", "logspace", "programs", "sessions"],
-    ["clicks", "towers", "logs"],
-    ["models"],
+    ["errors", "files", "logspace", "compilation_cache", "sessions"],
+    ["clicks", "towers", "data"],
+    ["models", "ingest"],
     ["baselines", "simulate", "propensity"],
     ["training", "evaluation", "identifiability"],
-    ["harvest"],
-    ["config"],
-    ["compare"],
+    ["study", "plots"],
     ["cli", "__main__"],
 ]
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}

@@ -21,12 +21,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from ultr import cli
+from ultr.data.click_log import ClickLog
+from ultr.data.collection import Collection
 from ultr.errors import ConfigError, DataError
-from ultr.logs.collection import Collection
-from ultr.logs.engine import Engine, EngineError, running
-from ultr.logs.prepare import prepare
-from ultr.logs.runs import Repairs, runs
-from ultr.logs.store import ClickLog
+from ultr.ingest.engine import Engine, EngineError, running
+from ultr.ingest.packing import Repairs, runs
+from ultr.ingest.preparing import prepare
 
 HEADER = "session,query,document,rank,click"
 ROWS = """\
@@ -626,7 +626,7 @@ def test_a_failed_write_leaves_the_old_log(tmp_path, monkeypatch):
     def fail(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("ultr.logs.writer.LogWriter.write", fail)
+    monkeypatch.setattr("ultr.data.writer.LogWriter.write", fail)
     with pytest.raises(KeyboardInterrupt):
         prepare(raw, tmp_path / "out", overwrite=True)
     assert digest(tmp_path / "out") == before

@@ -16,9 +16,9 @@ import pytest
 from stored import write_log
 
 from ultr import cli, propensity
-from ultr.cli import curves
+from ultr.data import ClickLog, LogWriter, collapse
 from ultr.errors import ConfigError, DataError
-from ultr.logs import ClickLog, LogWriter, collapse
+from ultr.plots import propensities as curves
 from ultr.propensity import METHODS, Propensities
 from ultr.propensity.bootstrap import groups_of
 from ultr.propensity.cells import MOST_RANKS, Cells, cells_of

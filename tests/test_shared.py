@@ -13,8 +13,8 @@ from flax import nnx
 from stored import PER_QUERY, documents_table, make_rows, plain, write_log
 
 from ultr import models, towers
+from ultr.data import ClickLog, Counts, collapse
 from ultr.errors import ConfigError
-from ultr.logs import ClickLog, Counts, collapse
 from ultr.sessions import InMemory, Sessions, Shared
 from ultr.towers import takes_shared
 from ultr.training import feed, fit

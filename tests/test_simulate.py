@@ -16,9 +16,9 @@ import pytest
 import reference
 
 from ultr import cli, models, propensity, simulate, towers
+from ultr.data import ClickLog, Collection
 from ultr.errors import ConfigError, DataError
 from ultr.evaluation import evaluate
-from ultr.logs import ClickLog, Collection
 from ultr.sessions import Sessions
 from ultr.simulate import entropy
 from ultr.simulate import log as simulate_log

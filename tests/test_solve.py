@@ -23,8 +23,8 @@ from stored import PER_QUERY, QUERIES, make_rows, plain, write_log
 from test_models import compiler_options
 
 from ultr import models, towers
+from ultr.data import ClickLog, collapse
 from ultr.errors import ConfigError, DataError, UltrError
-from ultr.logs import ClickLog, collapse
 from ultr.models import Coin
 from ultr.sessions import InMemory, Sessions, concatenate, stream
 from ultr.towers.lookup import lookup_small

@@ -27,12 +27,13 @@ from stored import (
     write_log,
 )
 
+from ultr.data import ClickLog, Collection, LogWriter, assign_split, open_data, writer
+from ultr.data import click_log as store
+from ultr.data.batching import ahead, bucket_widths
+from ultr.data.splits import assign_by_time
+from ultr.data.storage import describe
+from ultr.data.vocabulary import fingerprint
 from ultr.errors import ConfigError, DataError
-from ultr.logs import ClickLog, Collection, LogWriter, assign_split, open_data, store, writer
-from ultr.logs.folder import describe
-from ultr.logs.splits import assign_by_time
-from ultr.logs.stream import ahead, bucket_widths
-from ultr.logs.vocabulary import fingerprint
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from stored import documents_table, make_rows, plain, write_log
 
+from ultr.data import Collection
 from ultr.errors import ConfigError, DataError
 from ultr.evaluation import evaluate, per_query, write_qrels, write_run
-from ultr.logs import Collection
 from ultr.sessions import Sessions
 
 KEY = jax.random.key(3)

@@ -11,20 +11,22 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ultr import (
         baselines,
-        compare,
+        data,
         evaluation,
         identifiability,
-        logs,
+        ingest,
         models,
+        plots,
         propensity,
         simulate,
+        study,
         towers,
         training,
     )
+    from ultr.data import ClickLog, Collection, Counts, collapse, open_data
     from ultr.errors import CheckpointError, ConfigError, DataError, UltrError
     from ultr.evaluation import Estimate, evaluate
-    from ultr.logs import ClickLog, Collection, Counts, collapse, open_data
-    from ultr.logs.prepare import prepare
+    from ultr.ingest import prepare
     from ultr.models import ClickModel
     from ultr.sessions import InMemory, Sessions
     from ultr.training import Fitted, fit, load, save
@@ -34,35 +36,37 @@ __version__ = "0.1.0"
 
 _MODULES = (
     "baselines",
-    "compare",
+    "data",
     "evaluation",
     "identifiability",
-    "logs",
+    "ingest",
     "models",
+    "plots",
     "propensity",
     "simulate",
+    "study",
     "towers",
     "training",
 )
 _NAMES = {
     "CheckpointError": "ultr.errors",
-    "ClickLog": "ultr.logs",
+    "ClickLog": "ultr.data",
     "ClickModel": "ultr.models",
-    "Collection": "ultr.logs",
+    "Collection": "ultr.data",
     "ConfigError": "ultr.errors",
-    "Counts": "ultr.logs",
+    "Counts": "ultr.data",
     "DataError": "ultr.errors",
     "Estimate": "ultr.evaluation",
     "Fitted": "ultr.training",
     "InMemory": "ultr.sessions",
     "Sessions": "ultr.sessions",
     "UltrError": "ultr.errors",
-    "collapse": "ultr.logs",
+    "collapse": "ultr.data",
     "evaluate": "ultr.evaluation",
     "fit": "ultr.training",
     "load": "ultr.training",
-    "open_data": "ultr.logs",
-    "prepare": "ultr.logs.prepare",
+    "open_data": "ultr.data",
+    "prepare": "ultr.ingest",
     "save": "ultr.training",
     "solve": "ultr.training",
 }
@@ -82,20 +86,22 @@ __all__ = [
     "UltrError",
     "baselines",
     "collapse",
-    "compare",
+    "data",
     "evaluate",
     "evaluation",
     "fit",
     "identifiability",
+    "ingest",
     "load",
-    "logs",
     "models",
     "open_data",
+    "plots",
     "prepare",
     "propensity",
     "save",
     "simulate",
     "solve",
+    "study",
     "towers",
     "training",
 ]

@@ -49,7 +49,7 @@ class ClickModel(nnx.Module):
     """Towers plus a click distribution; abstract, its subclasses are final.
 
     Attributes:
-      statistics: what the likelihood depends on, the `by` of `ultr.logs.collapse`: "rank" (counts per document and
+      statistics: what the likelihood depends on, the `by` of `ultr.data.collapsing`: "rank" (counts per document and
         rank), "last-click" (and last clicked rank), "list" (distinct lists with their clicks).
       slots: names of its towers.
     """

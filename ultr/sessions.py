@@ -64,7 +64,7 @@ class Sessions:
       query: [B] int32 query id, or None.
       weight: [B] float32, how many identical lists this row stands for (None: 1).
       last_click: [B, K] int32, the 1-based rank of the last click above each document, 0 for none; None: as the
-        clicks of the row say. Given where a row is not a whole list (`ultr.logs.collapse`).
+        clicks of the row say. Given where a row is not a whole list (`ultr.data.collapsing`).
       rank_axis: 1; or 0 where every [B, K, ...] array is held as [K, B, ...] (see `rank_first`).
     """
 

@@ -19,9 +19,9 @@ from flax import nnx
 from protocol import peak_bytes, serve, since_start
 
 from ultr import training
-from ultr.config import ModelConfig, build_model
-from ultr.logs import ClickLog, collapse
+from ultr.data import ClickLog, collapse
 from ultr.sessions import Sessions
+from ultr.study.registry import ModelConfig, build_model
 from ultr.training.feed import blocks
 from ultr.training.rows import lazy_adam
 from ultr.training.solve import solve

@@ -21,7 +21,7 @@ class Baseline(nnx.Module):
       relevance: tower whose logits are the scores.
 
     Attributes:
-      statistics: what of a log the loss needs: "rank", "last-click" or "list" (see `ultr.logs.collapse`).
+      statistics: what of a log the loss needs: "rank", "last-click" or "list" (see `ultr.data.collapsing`).
     """
 
     statistics = "list"

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from ultr.data import ClickLog, Counts
+from ultr.data.collapsing import tally
 from ultr.errors import ConfigError, DataError
-from ultr.logs import ClickLog, Counts
-from ultr.logs.collapse import tally
 from ultr.sessions import Array, InMemory, Sessions
 from ultr.towers.networks import Statistic
 

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 import click
 
-from ultr import __version__, programs
+from ultr import __version__, compilation_cache
 from ultr.errors import UltrError
 
 COMMANDS = {
@@ -54,7 +54,7 @@ def cli() -> None:
     Start with `ultr demo`, which needs no data. Compiled programs are kept in ~/.cache/ultr;
     ULTR_CACHE=off in the environment turns that off.
     """
-    programs.turn_on()
+    compilation_cache.turn_on()
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

@@ -12,9 +12,10 @@ from typing import Any
 
 import click
 
-from ultr.cli import drawing, json_option, output, ranges
+from ultr.cli import json_option, output
 from ultr.errors import ConfigError
 from ultr.files import write_text
+from ultr.plots import comparison, style
 
 
 @click.command()
@@ -58,11 +59,11 @@ def command(
     Example:
       ultr compare study.toml --out study --jobs 2 --figure study.png
     """
-    from ultr.compare import collect, markdown, read, run
-    from ultr.compare.cells import dumps
-    from ultr.compare.table import LEGEND
+    from ultr.study import collect, markdown, read, run
+    from ultr.study.cells import dumps
+    from ultr.study.tables import LEGEND
 
-    drawing.check_figure(figure, made=out)
+    style.check_figure(figure, made=out)
     study = read(config)
     _check_out(out)
     if figure is not None and study.data.test is None:
@@ -84,7 +85,7 @@ def command(
     write_text(out / "table.md", f"{text}\n{LEGEND}\n")
     if figure is not None:
         lines = [m.name for kind in ("logger", "full-information") for m in study.methods if m.model == kind]
-        ranges.draw(results, figure, lines)
+        comparison.draw(results, figure, lines)
     failed = results["failed"]
     click.echo(f"{counts['made']} cells made, {counts['kept']} kept, {len(failed)} failed", err=True)
     if failed:

@@ -54,8 +54,8 @@ def command(
     Example:
       ultr diagnose log --target 0.05
     """
+    from ultr.data import open_counted
     from ultr.identifiability import agreement, report
-    from ultr.logs import open_counted
     from ultr.propensity import conditional_likelihood
 
     model = _model(run) if run else None

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ultr.cli import drawing, json_option, output, reliability, seed_option, table
+from ultr.cli import json_option, output, seed_option, table
 from ultr.errors import ConfigError
+from ultr.plots import calibration as figure_of_calibration
+from ultr.plots import style
 
 if TYPE_CHECKING:
     from ultr.evaluation import Bucket, Estimate
@@ -68,11 +70,11 @@ def command(
     """
     if figure is not None and not calibration:
         raise ConfigError("--figure draws the calibration: add --calibration, or leave --figure out")
-    drawing.check_figure(figure)
+    style.check_figure(figure)
     import jax
 
+    from ultr.data import open_data
     from ultr.evaluation import evaluate
-    from ultr.logs import open_data
     from ultr.towers import reads
     from ultr.training import load
     from ultr.training.checkpoint import read_meta
@@ -111,11 +113,11 @@ def command(
             for what, c in (("rank", cells.by_rank), ("rank and prediction", cells.by_prediction))
         ).rstrip()
         if figure is not None:
-            reliability.draw(cells, figure)
+            figure_of_calibration.draw(cells, figure)
     if by_frequency is not None:
+        from ultr.data import ClickLog
         from ultr.evaluation import by_frequency as split_up
         from ultr.evaluation import per_query, shared_vocabulary
-        from ultr.logs import ClickLog
 
         log = ClickLog.open(by_frequency)
         shared_vocabulary(log, opened)
@@ -133,8 +135,8 @@ def command(
 
 def _check_calibration(model: Any, opened: Any) -> None:
     """Before any work: there are clicks, and the model predicts some."""
+    from ultr.data import ClickLog
     from ultr.evaluation.calls import Caller
-    from ultr.logs import ClickLog
 
     need = "--calibration compares predicted with observed clicks: it needs a click log and a click model"
     if not isinstance(opened, ClickLog):

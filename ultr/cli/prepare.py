@@ -85,8 +85,8 @@ def command(
     Example: graded lists with features
       ultr prepare train.txt --format letor --out collection
     """
-    from ultr.logs import ClickLog
-    from ultr.logs.prepare import prepare
+    from ultr.data import ClickLog
+    from ultr.ingest.preparing import prepare
 
     made = prepare(
         list(inputs),

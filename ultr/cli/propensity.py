@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ultr.cli import curves, drawing, json_option, output, seed_option, table
+from ultr.cli import json_option, output, seed_option, table
 from ultr.errors import ConfigError, DataError
 from ultr.files import write_text
+from ultr.plots import propensities as figure_of_propensities
+from ultr.plots import style
 
 if TYPE_CHECKING:
     from ultr.propensity import Propensities
@@ -88,7 +90,7 @@ def command(
     """
     import numpy as np
 
-    from ultr.logs import open_counted
+    from ultr.data import open_counted
     from ultr.propensity import METHODS, contextual
     from ultr.propensity.cells import cells_of, first_ranks
 
@@ -112,7 +114,7 @@ def command(
     if out is not None:
         write_text(out, _csv(found) if out.suffix == ".csv" else json.dumps(result, indent=1) + "\n")
     if figure is not None:
-        curves.draw(found, figure)
+        figure_of_propensities.draw(found, figure)
     output(result, _report(found), as_json)
 
 
@@ -137,8 +139,8 @@ def _check(
                 f"--{name} says nothing "
                 + ("without --context" if name == "bins" else f"to --method {', '.join(methods)}")
             )
-    drawing.check_file("--out", out, TABLES)
-    drawing.check_figure(figure)
+    style.check_file("--out", out, TABLES)
+    style.check_figure(figure)
 
 
 def _check_ranks(shown: int, ranks: int | None) -> None:

@@ -140,7 +140,7 @@ def command(
     from tqdm import tqdm
 
     from ultr import simulate
-    from ultr.logs import Collection
+    from ultr.data import Collection
 
     lists = Collection.open(collection, split=split)
     grades = float(np.nanmax(lists.labels))

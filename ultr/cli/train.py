@@ -142,8 +142,8 @@ def command(
     Example: tables, to the maximum of the likelihood
       ultr train log --out run --model ubm --relevance table --solver em
     """
-    from ultr.config import MODELS, ModelConfig, build_model, build_optimizer, optimizer_kind, relevance_kind
     from ultr.models import PBM
+    from ultr.study.registry import MODELS, ModelConfig, build_model, build_optimizer, optimizer_kind, relevance_kind
     from ultr.training import fit, save, solve
 
     _check_heeded(solver)
@@ -242,7 +242,7 @@ def _check_heeded(solver: str) -> None:
 
 def _check_solver(model: str, solver: str) -> None:
     """Before any work: a solver is given what it can solve."""
-    from ultr.config import MODELS
+    from ultr.study.registry import MODELS
 
     solved = [name for name, recipe in MODELS.items() if solver in recipe.solvers]
     if solver != "gradient" and all(name in MODELS for name in model.split("+")) and model not in solved:
@@ -267,9 +267,9 @@ def _check_clicks(train: Any) -> None:
 
 def _check_weights(model: str, propensity: str | None, clip: float | None) -> None:
     """Before any work: options of weighted methods are given to those only."""
-    from ultr.config import MODELS
-    from ultr.harvest import TRUE
     from ultr.propensity import METHODS
+    from ultr.study.nuisance import TRUE
+    from ultr.study.registry import MODELS
 
     recipe = MODELS.get(model)
     if propensity is not None:
@@ -298,9 +298,9 @@ def _check_weights(model: str, propensity: str | None, clip: float | None) -> No
 
 def _harvest(log: Path, train: Any, model: str, propensity: str | None, seed: int) -> Any:
     """What weighted methods are given beside the training sessions."""
-    from ultr.config import MODELS
-    from ultr.harvest import DEFAULT, Harvest
-    from ultr.logs import ClickLog
+    from ultr.data import ClickLog
+    from ultr.study.nuisance import DEFAULT, Harvest
+    from ultr.study.registry import MODELS
 
     needs = MODELS[model].needs if model in MODELS else ()
     if needs and propensity is None and set(needs) != {"displays"}:
@@ -326,8 +326,8 @@ def _splits(
     path: Path, split: str, valid: Path | None, valid_split: str, fraction: float, seed: int, relevance: str
 ) -> tuple[Any, Any]:
     """The sessions to train on and those to judge the epochs by."""
-    from ultr.config import TABLES, relevance_kind
-    from ultr.logs import ClickLog
+    from ultr.data import ClickLog
+    from ultr.study.registry import TABLES, relevance_kind
 
     splits = ClickLog.open(path).metadata["splits"]
     if splits and split not in splits:

@@ -137,7 +137,7 @@ def shared_vocabulary(*sources: Any) -> None:
     Raises:
       DataError: two have other ids; names them.
     """
-    from ultr.logs.vocabulary import known_documents
+    from ultr.data.vocabulary import known_documents
 
     own = [source for source in sources if getattr(source, "vocabulary", None) is not None]
     for other in own[1:]:

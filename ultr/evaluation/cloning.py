@@ -16,7 +16,7 @@ from ultr.evaluation.metrics import per_query
 from ultr.sessions import Sessions
 
 if TYPE_CHECKING:
-    from ultr.logs import ClickLog, Collection
+    from ultr.data import ClickLog, Collection
 
 _ROOM = 1 << 22  # pairs permuted at a time
 
@@ -136,8 +136,8 @@ def logged_order(log: ClickLog) -> tuple[Collection, np.ndarray]:
       The lists, with grades that have the gain 1 / place by ascending mean rank (equal ones share the mean of their
       gains), and [D] the mean rank of each document.
     """
-    from ultr.logs import Collection
-    from ultr.logs.collapse import tally
+    from ultr.data import Collection
+    from ultr.data.collapsing import tally
 
     counts = tally(log)
     known = counts.document > 0

@@ -19,7 +19,7 @@ from ultr.evaluation.ranking import words
 from ultr.sessions import InMemory, Sessions, Source
 
 if TYPE_CHECKING:
-    from ultr.logs import Collection
+    from ultr.data import Collection
 
 METHODS = ("ips", "snips", "dr")
 _DCG = re.compile(r"dcg(?:@([1-9]\d*))?")

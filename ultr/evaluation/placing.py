@@ -15,7 +15,7 @@ from ultr.evaluation.ranking import ranked
 from ultr.sessions import Sessions, Source
 
 if TYPE_CHECKING:
-    from ultr.logs import Collection
+    from ultr.data import Collection
 
 LOGGED = "logged"  # the order in which the documents were shown, as a ranker
 
@@ -138,7 +138,7 @@ class Plan:
         Raises:
           DataError: never-shown candidates within the cutoff and no regression for them; other document ids.
         """
-        from ultr.logs.vocabulary import known_documents
+        from ultr.data.vocabulary import known_documents
 
         vocabulary = getattr(log, "vocabulary", None)
         if vocabulary is not None:

@@ -23,7 +23,7 @@ from ultr.sessions import Sessions
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from ultr.logs import ClickLog, Collection
+    from ultr.data import ClickLog, Collection
 
 _SPACE = re.compile(r"\s")
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from ultr.data import ClickLog, Counts
+from ultr.data.collapsing import Tally
 from ultr.errors import ConfigError
 from ultr.identifiability.assumed import assume
 from ultr.identifiability.features import FeatureTower, linear_tower
@@ -21,8 +23,6 @@ from ultr.identifiability.graph import (
 from ultr.identifiability.logger import Confounding, Variation, confounding, plain, variation
 from ultr.identifiability.swaps import SwapPlan, plan
 from ultr.identifiability.words import ASSUMPTION, numbers, words
-from ultr.logs import ClickLog, Counts
-from ultr.logs.collapse import Tally
 from ultr.propensity.cells import Cells, first_ranks, known_cells, tally_of
 from ultr.propensity.likelihood import bounded
 from ultr.propensity.table import ranks_text

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from ultr.data import ClickLog, Counts
+from ultr.data.collapsing import Tally, tally
 from ultr.errors import ConfigError, DataError
-from ultr.logs import ClickLog, Counts
-from ultr.logs.collapse import Tally, tally
 
 MOST_RANKS = 1000
 
@@ -75,7 +75,7 @@ def tally_of(source: ClickLog | Counts) -> Tally:
     if isinstance(source, ClickLog):
         return tally(source)
     if not isinstance(source, Counts):
-        raise ConfigError(f"expected a ClickLog or its Counts (ultr.logs.collapse), found {type(source).__name__}")
+        raise ConfigError(f"expected a ClickLog or its Counts (ultr.data.collapsing), found {type(source).__name__}")
     return Tally(source.document, source.rank, None, source.impressions, source.clicks, source.weight)
 
 

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.sparse import csr_array
 
-from ultr.logs import ClickLog, Counts
+from ultr.data import ClickLog, Counts
 from ultr.propensity.cells import Cells
 from ultr.propensity.fitted import Errors, Fit, estimated
 from ultr.propensity.likelihood import bounded, over_queries, profiled, relevance, resistance, sandwich, within

@@ -10,10 +10,10 @@ from typing import Literal, NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from ultr.data import ClickLog
+from ultr.data.collapsing import Part, tally
+from ultr.data.grouping import Groups, sums
 from ultr.errors import ConfigError
-from ultr.logs import ClickLog
-from ultr.logs.collapse import Part, tally
-from ultr.logs.grouping import Groups, sums
 from ultr.propensity.cells import Cells, first_ranks, known_cells
 from ultr.propensity.conditional import fit_conditionally
 from ultr.propensity.fitted import Errors, check_errors, tabulate

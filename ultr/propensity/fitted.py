@@ -8,8 +8,8 @@ from typing import Literal, Protocol
 
 import numpy as np
 
+from ultr.data import ClickLog, Counts
 from ultr.errors import ConfigError
-from ultr.logs import ClickLog, Counts
 from ultr.propensity.cells import Cells, cells_of
 from ultr.propensity.likelihood import components
 from ultr.propensity.table import LEAST_ERROR, NO_VARIATION, Propensities, alone, log_interval

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ultr.logs import ClickLog, Counts
+from ultr.data import ClickLog, Counts
 from ultr.propensity.cells import Cells
 from ultr.propensity.fitted import Errors, Fit, estimated
 from ultr.propensity.likelihood import (

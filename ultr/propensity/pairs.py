@@ -16,8 +16,8 @@ import numpy as np
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
 
+from ultr.data import ClickLog, Counts
 from ultr.errors import ConfigError, UltrError
-from ultr.logs import ClickLog, Counts
 from ultr.propensity.bootstrap import GROUPS, Estimator, Harvest, bootstrapped, groups_of
 from ultr.propensity.cells import Cells, cells_of
 from ultr.propensity.fitted import NEVER, ONE_SIDED, clicks_if_examined

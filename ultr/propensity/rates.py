@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 
-from ultr.logs import ClickLog, Counts
+from ultr.data import ClickLog, Counts
 from ultr.propensity.bootstrap import Harvest, bootstrapped, groups_of
 from ultr.propensity.cells import Cells, cells_of
 from ultr.propensity.fitted import NEVER

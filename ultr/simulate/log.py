@@ -13,9 +13,9 @@ import numpy as np
 import pyarrow as pa
 from flax import nnx
 
+from ultr.data import ClickLog, Collection, LogWriter
+from ultr.data.columns import CONTEXT
 from ultr.errors import ConfigError, DataError
-from ultr.logs import ClickLog, Collection, LogWriter
-from ultr.logs.blocks import CONTEXT
 from ultr.models import ClickModel
 from ultr.sessions import Sessions
 from ultr.simulate.curves import Context

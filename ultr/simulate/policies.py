@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from ultr.data import Collection
 from ultr.errors import ConfigError
-from ultr.logs import Collection
 from ultr.sessions import Sessions, Shared
 
 RANKERS = ("random", "oracle", "noisy", "linear", "boosted", "strength")

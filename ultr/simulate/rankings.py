@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ultr.logs import Collection
+from ultr.data import Collection
 from ultr.simulate.policies import Policy
 
 _SMALLEST = 16  # candidates: lists are ranked together by size, in powers of two from here

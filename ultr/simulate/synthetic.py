@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ultr.logs import Collection
+from ultr.data import Collection
 
 
 def collection(*, queries: int, documents: int = 20, features: int = 16, noise: float = 0.3, seed: int) -> Collection:

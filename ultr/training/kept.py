@@ -8,8 +8,8 @@ from functools import partial
 import jax
 import numpy as np
 
+from ultr.data import ClickLog, collapse
 from ultr.errors import ConfigError
-from ultr.logs import ClickLog, collapse
 from ultr.models import CoinModel
 from ultr.sessions import Sessions, Source, Stream
 from ultr.towers import check

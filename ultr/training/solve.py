@@ -47,7 +47,7 @@ def solve(
 
     Every probability of the tables has a Beta prior, as if some more outcomes had been seen of it. What nothing was
     seen of, such as documents that are not in the data, gets the mean of the prior. A log is collapsed first where the
-    model's likelihood depends on counts only (`ultr.logs.collapse`); the result is the same.
+    model's likelihood depends on counts only (`ultr.data.collapsing`); the result is the same.
 
     Args:
       model: GCTR, RCTR, DCTR, RDCTR, PBM, UBM, CascadeModel, DCM, SDBN, DBN or CCM; every tower a `Constant`,

@@ -1,0 +1,22 @@
+"""Click logs and annotated collections on disk."""
+
+from ultr.data.click_log import ClickLog, open_data
+from ultr.data.collapsing import collapse, open_counted
+from ultr.data.collection import Collection, write_collection
+from ultr.data.counts import Counts
+from ultr.data.splits import assign_split
+from ultr.data.vocabulary import Vocabulary
+from ultr.data.writer import LogWriter
+
+__all__ = [
+    "ClickLog",
+    "Collection",
+    "Counts",
+    "LogWriter",
+    "Vocabulary",
+    "assign_split",
+    "collapse",
+    "open_counted",
+    "open_data",
+    "write_collection",
+]

@@ -1,0 +1,503 @@
+"""`ClickLog`: open a prepared click log, look at a part of it, stream it as batches."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import itertools
+import json
+import os
+import threading
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ultr.data.batching import WORKERS, Rows, ahead, join, rebatch, used_widths
+from ultr.data.collection import Collection
+from ultr.data.columns import CONTEXT, FEATURE, Block, Layout, check, unpack
+from ultr.data.splits import OUTSIDE, assign_by_time, assign_split, check_fractions
+from ultr.data.storage import (
+    COLLECTION_FORMAT,
+    CONSECUTIVE,
+    LOG_FORMAT,
+    METADATA_FILE,
+    check_columns,
+    check_records,
+    content_fingerprint,
+    no_split,
+    open_parquet,
+    read_metadata,
+    read_row_groups,
+    require,
+)
+from ultr.data.vocabulary import Vocabulary, known_documents
+from ultr.data.writer import LogWriter
+from ultr.errors import ConfigError, DataError
+from ultr.sessions import Sessions, Shared, Stream
+
+POOL_SESSIONS = 125_000  # how many sessions are shuffled among each other,
+POOL_VALUES = 1 << 26  # unless they hold more numbers than this
+
+_FIELDS: dict[str, type] = {
+    "sessions": int,
+    "queries": int,
+    "documents": int,
+    "ranks": int,
+    "lengths": dict,
+    "clicks": int,
+    "impressions": int,
+    "files": list,
+    "features": list,
+    "impression_features": list,
+    "context": dict,
+    "splits": dict,
+    "vocabulary": dict,
+    "report": dict,
+}
+
+
+@dataclass(frozen=True)
+class _Group:
+    """A row group: where it is, which rows of its file and of the log it holds."""
+
+    file: Path
+    footer: pq.FileMetaData
+    index: int
+    file_row: int
+    row: int
+    rows: int
+
+
+class _Kept:
+    """Padded rows of row groups, up to so many bytes in all."""
+
+    def __init__(self, size: int) -> None:
+        self.parts: dict[int, list[tuple[int, Rows]]] = {}  # by the first row of the group
+        self._room = size
+        self._lock = threading.Lock()
+
+    def add(self, row: int, parts: list[tuple[int, Rows]]) -> None:
+        size = sum(x.nbytes for _, rows in parts for x in rows.values())
+        with self._lock:
+            if size <= self._room:
+                self.parts[row] = parts
+                self._room -= size
+
+
+class ClickLog(Stream):
+    """A click log on disk, or the part of one that a split names.
+
+    Attributes:
+      path: the folder.
+      metadata: metadata.json, of the whole log.
+      sessions: how many ranked lists this view holds.
+      ranks: the largest 1-based rank of the whole log.
+      documents: how many documents it knows; ids run from 1 to this, 0 is padding or unseen. With
+        `vocabulary=` those that the other vocabulary knows too.
+      queries: how many queries it knows; ids run from 0.
+      vocabulary: names, grades and document features behind the ids, read when first asked for.
+    """
+
+    shares = True
+    documents: int
+    ranks: int
+
+    def __init__(self, path: Path, metadata: dict[str, Any], vocabulary: Vocabulary, groups: list[_Group]) -> None:
+        self.path, self.metadata, self.vocabulary = path, metadata, vocabulary
+        self.sessions: int = metadata["sessions"]
+        self.ranks: int = metadata["ranks"]
+        self.queries: int = metadata["queries"]
+        self.documents: int = metadata["documents"]
+        self._groups = groups
+        self._layout = _layout(path, metadata, groups)
+        self._consecutive = all(record.get("ranks") == CONSECUTIVE for record in metadata["files"])
+        self._codes: np.ndarray | None = None  # [sessions of the log] uint8; this view has those of self._code
+        self._code = 0
+        self._salt = 0
+        self._lineage: str | None = None
+        self._kept: _Kept | None = None
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], *, split: str | None = None, vocabulary: Any = None) -> ClickLog:
+        """Opens a click log after checking that its files are there and whole.
+
+        Args:
+          path: the folder.
+          split: the name of one of the splits that it was prepared with; None for all sessions.
+          vocabulary: the ClickLog or Collection that a model was trained on (or the identity of its
+            vocabulary): documents that it does not know are streamed as id 0.
+
+        Raises:
+          DataError: not a click log of this schema; a file is missing, truncated or damaged; columns or types
+            differ; no such split, or an empty one; or the log was prepared with other ids than `vocabulary`.
+        """
+        folder = Path(path)
+        metadata = read_metadata(folder, [LOG_FORMAT])
+        file = folder / METADATA_FILE
+        require(metadata, file, _FIELDS)
+        check_records(metadata["files"], file)
+        if not all(length.isdecimal() for length in metadata["lengths"]):
+            raise DataError(
+                f"expected lengths of lists, found {list(metadata['lengths'])}",
+                fix="Prepare the data again.",
+                file=file,
+                field="lengths",
+            )
+        groups: list[_Group] = []
+        row = 0
+        for record in metadata["files"]:
+            footer = open_parquet(folder, record)
+            file_row = 0
+            for index in range(footer.num_row_groups):
+                rows = footer.row_group(index).num_rows
+                groups.append(_Group(folder / record["name"], footer, index, file_row, row, rows))
+                file_row += rows
+                row += rows
+        if row != metadata["sessions"] or not row:
+            raise DataError(
+                f"expected {metadata['sessions']:,} sessions (at least one) in the files, found {row:,}",
+                fix="Prepare the data again.",
+                file=file,
+                field="sessions",
+            )
+        log = cls(folder, metadata, Vocabulary.open(folder, metadata), groups)
+        if vocabulary is not None:
+            log.documents = known_documents(log.vocabulary, vocabulary, file=folder)
+        return log if split is None else log._named(split)
+
+    def __len__(self) -> int:
+        return self.sessions
+
+    @property
+    def identity(self) -> dict[str, Any]:  # type: ignore[override]
+        """Which sessions these are, as a JSON value that a run can record.
+
+        `fingerprint` is that of the content of the whole log's files, as the metadata records it; `split` is None for
+        the whole log, else the name of the split, or the rule by which `split` drew the view. Logs and views with the
+        same identity have the same sessions.
+        """
+        return {"fingerprint": content_fingerprint(self.metadata), "split": self._lineage}
+
+    @property
+    def weighted(self) -> bool:
+        """Whether sessions have weights."""
+        return "weight" in self._layout.optional
+
+    def __repr__(self) -> str:
+        return f"ClickLog({str(self.path)!r}: {self.sessions:,} sessions, {self.documents:,} documents)"
+
+    def batches(self, batch_size: int, *, seed: int | None = None, shared: bool = False) -> Iterator[Sessions]:
+        """Streams every session of the view once, as numpy batches of a few fixed shapes.
+
+        Shapes are [batch_size, width]: lists are put together by length, widths being powers of two up to the
+        longest list. The last batch of a width is filled up with masked rows. Batches hold `document` and,
+        where the log has them, `features` (document features, then impression features), every context
+        column ([B, K], the session's value at each document), clicks, query, weight and labels (NaN: not
+        judged). Arrays may be read-only; batches of whole lists share one mask, and one position where ranks are
+        1, 2, ... everywhere. Two threads read ahead, a pool of sessions at most.
+
+        Args:
+          batch_size: rows per batch.
+          seed: None streams in stored order (per width); a number shuffles: row groups are drawn in random
+            order and pools of about 125,000 sessions permuted. The same seed gives the same order.
+          shared: where `features` are those of documents alone, give them as `Shared`, the whole table with ids.
+
+        Raises:
+          DataError: a file is damaged or a value out of range; names the file and row.
+        """
+        rng = None if seed is None else np.random.default_rng(seed)
+        whole = functools.cache(_whole)
+        for width, rows in rebatch(self._pools(rng), batch_size, rng=rng):
+            batch = self._batch(rows, width, whole, shared)
+            yield batch if len(batch) == batch_size else batch.pad(rows=batch_size)
+
+    def extent(self, batch_size: int) -> tuple[float, int]:
+        """Weight of all sessions, and in how many batches they come; reads the lengths of the lists, and weights."""
+        names = ["documents", *(["weight"] if self.weighted else [])]
+        widths = used_widths(np.array([int(n) for n in self.metadata["lengths"]]))
+        total, sessions = 0.0, np.zeros(len(widths), np.int64)
+        for rows in self.columns(names):
+            lengths = np.diff(rows["documents"].offsets.to_numpy())
+            sessions += np.bincount(np.searchsorted(widths, lengths), minlength=len(widths))
+            total += float(rows["weight"].to_numpy().sum(dtype=np.float64)) if self.weighted else len(rows)
+        return total, int((-(-sessions // batch_size)).sum())
+
+    def keeping(self, size: int) -> ClickLog:
+        """The same view, whose passes leave decoded row groups in memory for the next one, `size` bytes at most."""
+        view = copy.copy(self)
+        view._kept = _Kept(size)
+        return view
+
+    def split(
+        self,
+        fractions: Mapping[str, float],
+        *,
+        by: Literal["session", "query", "time"] = "session",
+        seed: int = 0,
+    ) -> dict[str, ClickLog]:
+        """Disjoint views that together hold every session of this one; nothing is written.
+
+        Args:
+          fractions: name -> share, adding up to 1.
+          by: "session" assigns each list on its own, "query" all lists of a query together, both by a hash;
+            "time" gives the earliest sessions to the first name.
+          seed: decides on the assignment by hash.
+
+        Raises:
+          ConfigError: unusable fractions or an unknown `by`.
+          DataError: by time, and the log has no time column.
+        """
+        check_fractions(fractions)
+        inside = self._inside()
+        salt = self._salt
+        if by == "session":
+            chosen = assign_split(inside, fractions, seed, salt=salt)
+        elif by == "query":
+            chosen = assign_split(self._read("query"), fractions, seed, salt=salt)
+        elif by == "time":
+            chosen = assign_by_time(self._read("time"), fractions)
+        else:
+            raise ConfigError(f"expected by='session', 'query' or 'time', found {by!r}")
+        codes = np.full(self.metadata["sessions"], OUTSIDE, np.uint8)
+        codes[inside] = chosen
+        counts = np.bincount(chosen, minlength=len(fractions))
+        drawn = json.dumps({name: float(share) for name, share in fractions.items()})
+        rule = f"by {by} {drawn}" + ("" if by == "time" else f" seed {seed}")
+        return {
+            name: self._view(codes, code, int(counts[code]), f"{salt}/{by}/{seed}/{name}", f"{rule}: {name}")
+            for code, name in enumerate(fractions)
+        }
+
+    def columns(self, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """The view's rows in stored order, one record batch per row group, checked like `batches`.
+
+        Args:
+          names: one or more columns of the session files. Document ids beyond `documents` become 0, as in
+            `batches`.
+
+        Raises:
+          DataError: no such column, a damaged file, or a value out of range.
+        """
+        for group in self._groups:
+            keep = self._keep(group)
+            if keep is not None and not keep.any():
+                continue
+            table = self._table(group, names)
+            self._block(group, table)
+            batch = table.combine_chunks().to_batches()[0]
+            if self.documents < self._layout.documents and "documents" in names:
+                batch = _without_unseen(batch, self.documents)
+            yield batch if keep is None else batch.filter(pa.array(keep))
+
+    def collection(self) -> Collection | None:
+        """The judged documents of this log's vocabulary, one list per query; None without grades.
+
+        Of a log that extends another vocabulary, those of the queries that the whole log shows.
+        """
+        own = None
+        if self.vocabulary.parent is not None and self.vocabulary.has_labels:
+            own = np.zeros(self.queries, bool)
+            for group in self._groups:
+                table = self._table(group, ["query"])
+                self._block(group, table)
+                own[table["query"].to_numpy()] = True
+        return Collection.from_vocabulary(self.vocabulary, own=own, known=self.documents)
+
+    def _named(self, split: str) -> ClickLog:
+        known = self.metadata["splits"]
+        if not known.get(split):
+            raise no_split(split, known, self.path, f"{self.sessions:,} sessions")
+        codes = np.full(self.sessions, OUTSIDE, np.uint8)
+        for group in self._groups:
+            column = self._table(group, ["split"])["split"]
+            codes[group.row : group.row + group.rows][column.to_numpy(zero_copy_only=False) == split] = 0
+        return self._view(codes, 0, int((codes == 0).sum()), f"{self._salt}/{split}", split)
+
+    def _view(self, codes: np.ndarray, code: int, sessions: int, salt: str, name: str) -> ClickLog:
+        view = copy.copy(self)
+        view.sessions = sessions
+        view._codes, view._code, view._salt = codes, code, zlib.crc32(salt.encode())
+        view._kept = None
+        view._lineage = name if self._lineage is None else f"{self._lineage} / {name}"
+        return view
+
+    def _inside(self) -> np.ndarray:
+        return np.arange(self.sessions) if self._codes is None else np.flatnonzero(self._codes == self._code)
+
+    def _keep(self, group: _Group) -> np.ndarray | None:
+        if self._codes is None:
+            return None
+        return self._codes[group.row : group.row + group.rows] == self._code
+
+    def _read(self, name: str) -> np.ndarray:
+        if name not in self._layout.types:
+            raise DataError(
+                f"expected a column '{name}', found {list(self._layout.types)}",
+                fix=f"Prepare the log with it (--{name} COLUMN), or split by session or query.",
+                file=self.path,
+                field=name,
+            )
+        parts = []
+        for batch in self.columns([name]):
+            parts.append(batch[name].to_numpy(zero_copy_only=False))
+        return np.concatenate(parts) if parts else np.zeros(0)
+
+    def _table(self, group: _Group, names: Sequence[str], *, threads: bool = True) -> pa.Table:
+        if not names or not set(names) <= set(self._layout.types):
+            raise DataError(
+                f"expected some of the columns {list(self._layout.types)}, found {list(names)}",
+                file=self.path,
+            )
+        return read_row_groups(group.file, [group.index], names, footer=group.footer, threads=threads)
+
+    def _block(self, group: _Group, table: pa.Table) -> Block:
+        numeric = {name: table[name] for name in table.column_names if name not in ("session", "split")}
+        block = unpack(numeric, file=group.file, start=group.file_row)
+        check(block, self._layout, file=group.file, start=group.file_row)
+        return block
+
+    def _pools(self, rng: np.random.Generator | None) -> Iterator[tuple[int, Rows]]:
+        """(width, rows) of whole pools: single row groups in stored order, or unions of several in random order."""
+        kept = [g.rows if (keep := self._keep(g)) is None else int(keep.sum()) for g in self._groups]
+        used = [g for g, n in zip(self._groups, kept, strict=True) if n]
+        pools = [[g] for g in used]
+        if rng is not None:
+            sizes = [n for n in kept if n]
+            values = self._layout.values_per_session(self.metadata["impressions"] / self.metadata["sessions"])
+            limit = min(POOL_SESSIONS, POOL_VALUES / values)
+            pools, held = [], limit
+            for i in rng.permutation(len(used)):
+                if held >= limit:
+                    pools.append([])
+                    held = 0
+                pools[-1].append(used[i])
+                held += sizes[i]
+        widths = used_widths(np.array([int(n) for n in self.metadata["lengths"]]))
+        # So that the next pool is in memory when one ends, or two row groups where they are used one by one.
+        loaded = ahead(
+            (functools.partial(self._load, group, widths) for pool in pools for group in pool),
+            depth=max([WORKERS, *map(len, pools)]),
+        )
+        for pool in pools:
+            found: dict[int, list[Rows]] = {}
+            for parts in itertools.islice(loaded, len(pool)):
+                for width, rows in parts:
+                    found.setdefault(width, []).append(rows)
+            for width in sorted(found):
+                yield width, join(found.pop(width))
+
+    def _load(self, group: _Group, widths: np.ndarray) -> list[tuple[int, Rows]]:
+        """The view's rows of one row group, by width."""
+        if self._kept is not None and (kept := self._kept.parts.get(group.row)) is not None:
+            return kept
+        names = self._layout.streamed(ranks=not self._consecutive)
+        block = self._block(group, self._table(group, names, threads=False))
+        keep = self._keep(group)
+        lengths = block.lengths
+        if lengths.max(initial=0) > widths[-1]:
+            raise DataError(
+                f"expected lists of at most {widths[-1]} documents, as the metadata says",
+                file=group.file,
+                row=group.file_row + int((lengths > widths[-1]).argmax()) + 1,
+                field="documents",
+            )
+        bucket = np.searchsorted(widths, np.arange(lengths.max(initial=0) + 1)).take(lengths)
+        out = []
+        for number, width in enumerate(widths.tolist()):
+            inside = bucket == number if keep is None else (bucket == number) & keep
+            rows = None if inside.all() else np.flatnonzero(inside)
+            if rows is None or len(rows):
+                out.append((width, block.padded(rows, width)))
+        if self._kept is not None:
+            self._kept.add(group.row, out)
+        return out
+
+    def _batch(
+        self, rows: Rows, width: int, whole: Callable[[int, int], tuple[np.ndarray, np.ndarray]], shared: bool
+    ) -> Sessions:
+        lengths = rows["length"]
+        mask, position = whole(len(lengths), width)
+        if (lengths != width).any():
+            mask = position < lengths[:, None]
+            position = np.where(mask, position, np.int32(0))
+        if (ranks := rows.get("ranks")) is not None:
+            position = np.maximum(ranks - 1, 0)
+        ids = rows["documents"]
+        known = ids if self.documents == self._layout.documents else np.where(ids > self.documents, 0, ids)
+        features: dict[str, Any] = {"document": known}
+        parts: list[Any] = []
+        if (table := self.vocabulary.features) is not None:
+            alone = shared and not self._layout.impression_features
+            parts.append(Shared(table, ids) if alone else table[ids])
+        if self._layout.impression_features:
+            names = self._layout.impression_features
+            parts.append(np.stack([rows[FEATURE + name] for name in names], -1))
+        if parts:
+            features["features"] = parts[0] if len(parts) == 1 else np.concatenate(parts, -1)
+        for name in self._layout.context:
+            value = rows[CONTEXT + name][:, None]
+            features[name] = np.where(mask, value, np.zeros_like(value))
+        grades = self.vocabulary.labels
+        return Sessions(
+            mask=mask,
+            position=position,
+            features=features,
+            clicks=rows["clicks"],
+            labels=None if grades is None else np.where(mask, grades[ids], np.float32(0)),
+            query=rows["query"],
+            weight=rows.get("weight"),
+        )
+
+
+def open_data(
+    path: str | os.PathLike[str], *, split: str | None = None, vocabulary: Any = None
+) -> ClickLog | Collection:
+    """Opens a folder as what its metadata.json says it is; arguments and errors as for the two `open`."""
+    kind = read_metadata(path, [LOG_FORMAT, COLLECTION_FORMAT])["format"]
+    return (ClickLog if kind == LOG_FORMAT else Collection).open(path, split=split, vocabulary=vocabulary)
+
+
+def _layout(path: Path, metadata: Mapping[str, Any], groups: Sequence[_Group]) -> Layout:
+    files = {group.file: group.footer.schema.to_arrow_schema() for group in groups}
+    first = next(iter(files.values()))
+    layout = Layout(
+        queries=metadata["queries"],
+        documents=metadata["documents"],
+        ranks=metadata["ranks"],
+        impression_features=tuple(metadata["impression_features"]),
+        context=metadata["context"],
+        optional=frozenset({"time", "split", "weight"} & set(first.names)),
+    )
+    layout.check_context(path / METADATA_FILE)
+    for file, schema in files.items():
+        check_columns(schema, layout.types, file)
+    return layout
+
+
+def _whole(rows: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Mask and position [rows, width] of lists that are shown whole; read-only, as batches share them."""
+    mask = np.ones((rows, width), bool)
+    position = np.tile(np.arange(width, dtype=np.int32), (rows, 1))
+    mask.flags.writeable = position.flags.writeable = False
+    return mask, position
+
+
+def _without_unseen(batch: pa.RecordBatch, documents: int) -> pa.RecordBatch:
+    column = batch["documents"]
+    ids = column.flatten().to_numpy()
+    ids = np.where(ids > documents, np.int32(0), ids)
+    offsets = column.offsets.to_numpy()
+    return batch.set_column(
+        batch.schema.get_field_index("documents"),
+        "documents",
+        pa.ListArray.from_arrays(pa.array(offsets - offsets[0], pa.int32()), pa.array(ids, pa.int32())),
+    )
+
+
+__all__ = ["ClickLog", "Collection", "LogWriter", "Vocabulary", "open_data"]

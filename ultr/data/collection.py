@@ -1,0 +1,423 @@
+"""`Collection`: queries with graded documents, in memory and on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from ultr.data.batching import Rows, rebatch, used_widths
+from ultr.data.columns import Block
+from ultr.data.splits import assign_split
+from ultr.data.storage import (
+    COLLECTION_FORMAT,
+    METADATA_FILE,
+    SCHEMA,
+    content_fingerprint,
+    no_split,
+    read_metadata,
+    require,
+    staged,
+    write_metadata,
+)
+from ultr.data.vocabulary import Vocabulary, known_documents, write_vocabulary
+from ultr.errors import ConfigError, DataError
+from ultr.sessions import Sessions, Stream
+
+_FIELDS: dict[str, type] = {"queries": int, "documents": int, "features": list, "vocabulary": dict, "splits": dict}
+
+
+class Collection(Stream):
+    """Q lists of graded documents, one per query, D documents in all.
+
+    Attributes:
+      offsets: [Q + 1] int64; list i is `[offsets[i]:offsets[i + 1]]` of the arrays per document.
+      query: [Q] int32 query ids.
+      document: [D] int32 document ids from 1, each standing for a (query, document) pair.
+      labels: [D] float32 grades.
+      features: [D, F] float32, or None.
+      documents: how many documents are known; batches give id 0 to those beyond.
+      metadata: metadata.json, or an empty dict for a collection made in memory.
+      weighted: that its rows have no weights.
+    """
+
+    weighted = False
+    documents: int
+
+    def __init__(
+        self,
+        *,
+        offsets: np.ndarray,
+        query: np.ndarray,
+        document: np.ndarray,
+        labels: np.ndarray,
+        features: np.ndarray | None = None,
+        vocabulary: Vocabulary,
+        documents: int | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.offsets, self.query, self.document, self.labels = offsets, query, document, labels
+        self.features, self.vocabulary = features, vocabulary
+        self.documents = vocabulary.documents if documents is None else documents
+        self.metadata: Mapping[str, Any] = metadata or {}
+        self._lineage: str | None = None  # how the part was picked
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], *, split: str | None = None, vocabulary: Any = None) -> Collection:
+        """Opens a collection on disk; everything but the names is read into memory.
+
+        Args:
+          path: the folder.
+          split: the name of one of the splits that its queries were prepared with; None for all queries.
+          vocabulary: what a model was trained on, as for `ClickLog.open`: batches give id 0 to documents
+            that it does not know.
+
+        Raises:
+          DataError: not a collection of this schema; a file is missing, truncated or damaged; a column is
+            missing or mistyped; a grade or feature is not finite; no such split, or an empty one; or other ids
+            than `vocabulary`.
+        """
+        folder = Path(path)
+        metadata = read_metadata(folder, [COLLECTION_FORMAT])
+        require(metadata, folder / METADATA_FILE, _FIELDS)
+        own = Vocabulary.open(folder, metadata)
+        known = own.documents if vocabulary is None else known_documents(own, vocabulary, file=folder)
+        found = cls.from_vocabulary(own, own=own.own_queries, known=known, metadata=metadata)
+        if found is None:
+            raise DataError("expected graded documents, found none", fix="Prepare it again.", file=folder)
+        if split is None:
+            return found
+        names = own.query_splits
+        there = set(metadata["splits"]) | set([] if names is None else names.drop_null().unique().to_pylist())
+        inside = np.zeros(own.queries, bool) if names is None else names.to_numpy() == split
+        picked = inside[found.query]
+        if split not in there or not picked.any():
+            raise no_split(split, there, folder, f"{len(found):,} graded lists")
+        part = found.select(picked)
+        part._lineage = split
+        return part
+
+    @classmethod
+    def from_vocabulary(
+        cls,
+        vocabulary: Vocabulary,
+        *,
+        own: np.ndarray | None = None,
+        known: int | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> Collection | None:
+        """The documents of a vocabulary that have a grade, by query; None where none has.
+
+        Args:
+          own: [Q] bool, the queries to take: the others are of what the vocabulary extends; None: all.
+          known, metadata: of the collection, `documents` and `metadata`.
+        """
+        grades = vocabulary.labels
+        if grades is None:
+            return None
+        ids = np.flatnonzero(~np.isnan(grades)).astype(np.int32)
+        if own is not None:
+            ids = ids[own[vocabulary.document_query[ids]]]
+        if not len(ids):
+            return None
+        owner = vocabulary.document_query[ids]
+        if (owner[1:] < owner[:-1]).any():
+            order = np.argsort(owner, kind="stable")
+            ids, owner = ids[order], owner[order]
+        query, starts = np.unique(owner, return_index=True)
+        whole = len(ids) == vocabulary.documents and ids[0] == 1 and (np.diff(ids) == 1).all()
+        table = vocabulary.features
+        return cls(
+            offsets=np.append(starts, len(ids)).astype(np.int64),
+            query=query,
+            document=ids,
+            labels=grades[ids],
+            features=None if table is None else table[1:] if whole else table[ids],
+            vocabulary=vocabulary,
+            documents=known,
+            metadata=metadata,
+        )
+
+    @classmethod
+    def from_arrays(
+        cls,
+        *,
+        query: Any,
+        label: Any,
+        features: Any = None,
+        document: Sequence[str] | None = None,
+        ids: Any = None,
+        feature_names: Sequence[str] | None = None,
+    ) -> Collection:
+        """A collection from arrays with one entry per graded document.
+
+        Args:
+          query: [D] query ids (integers from 0, kept) or names (strings, numbered as they come). The
+            documents of a query need not stand together; lists are ordered by query id.
+          label: [D] finite grades.
+          features: [D, F] finite numbers, or None.
+          document: [D] names; None names documents by their ids.
+          ids: [D] document ids, 1 to D in any order; None numbers the documents as they stand.
+          feature_names: F names; None names them "0", "1", ...
+
+        Raises:
+          DataError: arrays differ in length or hold something else; names the 1-based row and the field.
+        """
+        keys = np.asarray(query)
+        count = len(keys) if keys.ndim == 1 else -1
+        if count < 1:
+            raise DataError(f"expected [D] query ids or names, found shape {keys.shape}", field="query")
+        if keys.dtype.kind in "iu":
+            _reject((keys < 0) | (keys >= 2**31 - 1), "query", "query ids of 0 to 2147483646")
+            owner, names = keys.astype(np.int32), [str(i) for i in range(int(keys.max()) + 1)]
+        else:
+            coded = pa.array([str(x) for x in keys.tolist()]).dictionary_encode()
+            owner, names = coded.indices.to_numpy(), coded.dictionary.to_pylist()
+        grades = _column(label, "label", (count,))
+        _reject(~np.isfinite(grades), "label", "finite grades")
+        table = None
+        if features is not None:
+            table = _column(features, "features", (count, -1))
+            _reject(~np.isfinite(table).all(1), "features", "finite numbers")
+        numbers = np.arange(1, count + 1, dtype=np.int32)
+        if ids is not None:
+            given = np.asarray(ids)
+            if given.shape != (count,) or not np.array_equal(np.sort(given), numbers):
+                raise DataError(f"expected every id of 1 to {count} once", field="ids")
+            numbers = given.astype(np.int32)
+        if document is not None and len(document) != count:
+            raise DataError(f"expected {count} names, found {len(document)}", field="document")
+        titles = numbers.astype(str).tolist() if document is None else [str(x) for x in document]
+        width = 0 if table is None else table.shape[1]
+        titled = [str(i) for i in range(width)] if feature_names is None else list(feature_names)
+        if len(titled) != width:
+            raise DataError(f"expected {width} names, found {len(titled)}", field="feature_names")
+        back = np.argsort(numbers)
+        columns: dict[str, Any] = {
+            "query": pa.array(owner[back]),
+            "document": pa.array(titles, pa.string()).take(pa.array(back)),
+            "label": pa.array(grades[back]),
+        }
+        if table is not None:
+            columns["features"] = pa.FixedSizeListArray.from_arrays(pa.array(table[back].ravel()), width)
+        rows = pa.table({"query": pa.array(names, pa.string())})
+        made = cls.from_vocabulary(Vocabulary.from_tables(rows, pa.table(columns), features=titled))
+        assert made is not None  # every document has a grade
+        return made
+
+    def __len__(self) -> int:
+        return len(self.query)
+
+    def __repr__(self) -> str:
+        return f"Collection({len(self):,} queries, {len(self.document):,} documents)"
+
+    @property
+    def queries(self) -> int:
+        """How many query ids there are; a collection may hold lists for some of them only."""
+        return self.vocabulary.queries
+
+    @property
+    def identity(self) -> dict[str, Any]:  # type: ignore[override]
+        """Which lists these are, as a JSON value that a run can record.
+
+        `fingerprint` is that of the folder's content, or of the arrays where the collection was made in memory;
+        `split` is None for a whole collection, the name of a split that it was opened with, or says which lists were
+        selected. Collections with the same identity have the same lists.
+        """
+        if self.metadata:
+            return {"fingerprint": content_fingerprint(self.metadata), "split": self._lineage}
+        total = hashlib.sha256(self.vocabulary.fingerprint.encode())
+        for array in (self.offsets, self.query, self.document, self.labels, self.features):
+            if array is not None:
+                total.update(f"{array.dtype}{array.shape}".encode())
+                total.update(np.ascontiguousarray(array).data)
+        return {"fingerprint": total.hexdigest(), "split": self._lineage}
+
+    @property
+    def query_names(self) -> pa.Array:
+        """[Q] string, the names of the queries of the lists."""
+        return self.vocabulary.query_names.take(pa.array(self.query)).combine_chunks()
+
+    @property
+    def document_names(self) -> pa.Array:
+        """[D] string, the names of the documents."""
+        return self.vocabulary.document_names.take(pa.array(self.document - 1)).combine_chunks()
+
+    def select(self, queries: Any) -> Collection:
+        """The lists that a boolean mask [Q], an index array or a slice picks, in that order; ids stay."""
+        picked = np.arange(len(self))[queries]
+        lengths = np.diff(self.offsets)[picked]
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        rows = np.repeat(self.offsets[picked] - offsets[:-1], lengths) + np.arange(offsets[-1])
+        part = Collection(
+            offsets=offsets,
+            query=self.query[picked],
+            document=self.document[rows],
+            labels=self.labels[rows],
+            features=None if self.features is None else self.features[rows],
+            vocabulary=self.vocabulary,
+            documents=self.documents,
+            metadata=self.metadata,
+        )
+        part._lineage = self._lineage
+        if not np.array_equal(picked, np.arange(len(self))):
+            drawn = hashlib.sha256(np.ascontiguousarray(part.query, "<i4").data).hexdigest()
+            part._lineage = f"{len(part)} queries {drawn}"
+        return part
+
+    def split(self, fractions: Mapping[str, float], *, by: str = "query", seed: int = 0) -> dict[str, Collection]:
+        """Disjoint parts that together hold every list, by a seeded hash of the query id.
+
+        Raises:
+          ConfigError: the fractions are not positive or do not add up to 1, or `by` is not "query".
+        """
+        if by != "query":
+            raise ConfigError(f"a collection is split by='query', found {by!r}")
+        codes = assign_split(self.query, fractions, seed)
+        return {name: self.select(codes == i) for i, name in enumerate(fractions)}
+
+    def batches(self, batch_size: int, *, seed: int | None = None) -> Iterator[Sessions]:
+        """Streams every list once, with labels and without clicks, in batches of a few fixed shapes.
+
+        Shapes and filling up are those of `ClickLog.batches`; position is 0, 1, 2, ... in stored order. With
+        a seed all lists are permuted.
+        """
+        block = Block(self.offsets, {"row": np.arange(len(self.document))}, {"query": self.query})
+        widths = used_widths(block.lengths)
+        bucket = np.searchsorted(widths, block.lengths)
+        order = np.arange(len(self)) if seed is None else np.random.default_rng(seed).permutation(len(self))
+        # In chunks, so that lists of different widths alternate as the order has them.
+        step = max(batch_size * 4, 1024)
+        pools = (
+            (int(width), block.padded(part[bucket[part] == number], int(width)))
+            for start in range(0, len(order), step)
+            for part in [order[start : start + step]]
+            for number, width in enumerate(widths)
+        )
+        for width, rows in rebatch(pools, batch_size):
+            batch = self._batch(rows, width)
+            yield batch if len(batch) == batch_size else batch.pad(rows=batch_size)
+
+    def _batch(self, rows: Rows, width: int) -> Sessions:
+        mask = np.arange(width) < rows["length"][:, None]
+        at = rows["row"]
+        ids = self.document[at]
+        features = {"document": np.where(mask & (ids <= self.documents), ids, np.int32(0))}
+        if self.features is not None:
+            features["features"] = self.features[at]
+            features["features"][~mask] = 0
+        return Sessions(
+            mask=mask,
+            position=np.where(mask, np.arange(width, dtype=np.int32), np.int32(0)),
+            features=features,
+            labels=np.where(mask, self.labels[at], np.float32(0)),
+            query=rows["query"],
+        )
+
+    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+        """Writes the collection as a folder; a selection keeps the ids of what it was selected from.
+
+        Raises:
+          DataError: something stands at `path` that must not be replaced.
+        """
+        queries, documents = self.vocabulary.tables()
+        grades = np.full(len(documents), np.nan, np.float32)
+        grades[self.document - 1] = self.labels
+        column = documents.schema.get_field_index("label")
+        documents = documents.set_column(column, "label", pa.array(grades, mask=np.isnan(grades)))
+        write_collection(
+            path,
+            queries=queries,
+            documents=documents,
+            features=self.vocabulary.feature_names,
+            splits=self.vocabulary.query_splits,
+            split_names=list(self.metadata.get("splits", ())),
+            parent=self.vocabulary.parent,
+            report=self.metadata.get("report"),
+            overwrite=overwrite,
+        )
+
+
+def write_collection(
+    path: str | os.PathLike[str],
+    *,
+    queries: pa.Array | pa.ChunkedArray,
+    documents: pa.Table,
+    features: Sequence[str] = (),
+    splits: pa.Array | pa.ChunkedArray | None = None,
+    split_names: Sequence[str] = (),
+    own: np.ndarray | None = None,
+    parent: Any = None,
+    report: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Writes a collection folder, whole or not at all.
+
+    Args:
+      path: the folder to make.
+      queries: [Q] string names; row i is query id i.
+      documents: as for `LogWriter`, with a label column; rows without a grade only hold their id.
+      features: the F names of the document features.
+      splits: [Q] string, the split of each query (null: in none), or None.
+      split_names: splits that the metadata lists even where no graded list is in them.
+      own: [Q] bool, the queries of the data itself, whose lists the collection has; the grades of others, those of the
+        vocabulary that it extends, are only kept for what is prepared against it. None: all.
+      parent: the ClickLog, Collection or vocabulary identity whose ids this collection extends, or None.
+      report: a JSON value for the metadata.
+      overwrite: whether a click log or collection that stands at `path` may be replaced.
+
+    Raises:
+      DataError: something stands at `path`, no document has a grade, or a column or value is unusable.
+    """
+    with staged(path, overwrite=overwrite) as folder:
+        if "label" not in documents.column_names or documents["label"].null_count == len(documents):
+            raise DataError("expected graded documents, found none", file=path, field="label")
+        described = write_vocabulary(
+            folder, queries=queries, documents=documents, features=features, splits=splits, own=own, parent=parent
+        )
+        listed = documents.select(["query", "label"])
+        if own is not None:
+            listed = listed.filter(pa.array(own[listed["query"].to_numpy()]))
+        grades = listed["label"].drop_null().to_numpy()
+        if not len(grades):
+            raise DataError("expected graded documents of its own queries, found none", file=path, field="label")
+        counts = split_counts(listed, splits, split_names)
+        metadata = {"format": COLLECTION_FORMAT, "schema": SCHEMA} | described
+        metadata |= {
+            "labels": [float(grades.min()), float(grades.max())],
+            "splits": counts,
+            "report": dict(report or {}),
+        }
+        write_metadata(folder, metadata)
+
+
+def split_counts(
+    documents: pa.Table, splits: pa.Array | pa.ChunkedArray | None, names: Sequence[str] = ()
+) -> dict[str, int]:
+    """Name -> lists of each split, those of `names` first even where they have none; arguments as above."""
+    counts = dict.fromkeys(names, 0)
+    if splits is not None and "label" in documents.column_names:
+        graded = documents.filter(documents["label"].is_valid())["query"].unique()
+        for entry in splits.take(graded).drop_null().value_counts().to_pylist():
+            counts[entry["values"]] = entry["counts"]
+    return counts
+
+
+def _column(values: Any, field: str, shape: tuple[int, ...]) -> np.ndarray:
+    try:
+        array = np.asarray(values, np.float32)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"expected numbers, found {error}", field=field) from error
+    if array.ndim != len(shape) or array.shape[0] != shape[0]:
+        raise DataError(f"expected shape {shape}, found {array.shape}", field=field)
+    return array
+
+
+def _reject(bad: np.ndarray, field: str, expected: str) -> None:
+    if bad.any():
+        raise DataError(f"expected {expected}", row=int(bad.argmax()) + 1, field=field)

@@ -1,0 +1,318 @@
+"""`Counts`: clicks and impressions per cell, in memory and on disk, and the batches they stream as."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ultr.data.grouping import starts
+from ultr.data.storage import (
+    DOCUMENTS_FILE,
+    METADATA_FILE,
+    PARQUET_OPTIONS,
+    QUERIES_FILE,
+    SCHEMA,
+    check_columns,
+    check_records,
+    describe,
+    open_parquet,
+    prepared_format,
+    read_metadata,
+    read_row_groups,
+    require,
+    staged,
+    write_metadata,
+)
+from ultr.data.vocabulary import Vocabulary
+from ultr.errors import ConfigError, DataError
+from ultr.sessions import Sessions, Shared, Stream
+
+COUNTS_FORMAT = "ultr-counts"
+COUNTS_FILE = "counts.parquet"
+COUNTS_BY = ("rank", "last-click")
+
+_FIELDS: dict[str, type] = {
+    "by": str,
+    "sessions": int,
+    "weight": float,
+    "queries": int,
+    "documents": int,
+    "known": int,
+    "ranks": int,
+    "features": list,
+    "files": list,
+    "identity": dict,
+    "vocabulary": dict,
+}
+
+
+LARGEST_SHARE = 1 / 64  # of a batch that one document may weigh,
+USUAL = 4.0  # unless that is less than so many times the median of the documents
+
+
+class Counts(Stream):
+    """Clicks and impressions per cell: (document, rank), or (document, rank, last click).
+
+    Cells are sorted by document, rank and last click; those without impressions are left out.
+
+    Attributes:
+      by: "rank" or "last-click".
+      document: [C] int32 document id of each cell; 0 is a document that is not known, and so are those beyond
+        `documents`.
+      rank: [C] int32, 1-based.
+      last_click: [C] int32, the 1-based rank of the last click above the document in its list, 0 for none; None by
+        rank.
+      impressions, clicks: [C] int64; float64 sums of session weights where the log has weights.
+      sessions: how many sessions they were made from.
+      weight: the sum of the weights of those; their number without weights.
+      documents, ranks, vocabulary: as of the log.
+      identity: the log's identity, and `by`.
+      weighted: that the rows of its batches have weights.
+    """
+
+    shares = True
+    weighted = True
+    by: str
+    documents: int
+    ranks: int
+    identity: dict[str, Any]
+
+    def __init__(
+        self,
+        *,
+        by: str,
+        document: np.ndarray,
+        rank: np.ndarray,
+        last_click: np.ndarray | None,
+        impressions: np.ndarray,
+        clicks: np.ndarray,
+        sessions: int,
+        weight: float,
+        documents: int,
+        ranks: int,
+        vocabulary: Vocabulary,
+        identity: Mapping[str, Any],
+    ) -> None:
+        self.by, self.document, self.rank, self.last_click = by, document, rank, last_click
+        self.impressions, self.clicks = impressions, clicks
+        self.sessions, self.weight = sessions, weight
+        self.documents, self.ranks, self.vocabulary = documents, ranks, vocabulary
+        self.identity = dict(identity)
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Counts:
+        """Reads the counts that `collapse` or `save` wrote.
+
+        Raises:
+          DataError: not counts of this schema; a file is missing, truncated or damaged; a column is missing or
+            mistyped, or a value out of range.
+        """
+        folder = Path(path)
+        if (other := prepared_format(folder)) is not None:
+            raise DataError(
+                f"expected counts ({COUNTS_FORMAT}), found {other}",
+                fix="`ultr.data.collapsing` makes counts of a click log.",
+                file=folder,
+            )
+        metadata = read_metadata(folder, [COUNTS_FORMAT])
+        file = folder / METADATA_FILE
+        require(metadata, file, _FIELDS)
+        check_records(metadata["files"], file)
+        names = [record["name"] for record in metadata["files"]]
+        if metadata["by"] not in COUNTS_BY or names != [COUNTS_FILE]:
+            raise DataError(
+                f"expected counts by one of {COUNTS_BY} in {COUNTS_FILE}, found {metadata['by']!r} in {names}",
+                fix="Collapse the log again.",
+                file=file,
+            )
+        footer = open_parquet(folder, metadata["files"][0])
+        schema, file = footer.schema.to_arrow_schema(), folder / COUNTS_FILE
+        types = {"document": "int32", "rank": "int32"}
+        types |= {"last_click": "int32"} if metadata["by"] == "last-click" else {}
+        types |= dict.fromkeys(("impressions", "clicks"), "int64 or double")
+        check_columns(schema, types, file)
+        table = read_row_groups(file, range(footer.num_row_groups), list(types), footer=footer)
+        columns: dict[str, Any] = {"last_click": None} | {name: _plain(table[name], file, name) for name in types}
+        counts = cls(
+            **columns,
+            by=metadata["by"],
+            sessions=metadata["sessions"],
+            weight=metadata["weight"],
+            documents=metadata["known"],
+            ranks=metadata["ranks"],
+            vocabulary=Vocabulary.open(folder, metadata),
+            identity=metadata["identity"],
+        )
+        counts._check(file)
+        return counts
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes a folder that `open` reads, whole or not at all.
+
+        Raises:
+          DataError: something stands at `path`.
+        """
+        with staged(path) as folder:
+            self._write(folder)
+
+    def __len__(self) -> int:
+        return len(self.document)
+
+    @property
+    def rows_per_session(self) -> float:
+        """Impressions per session, by weight: what turns a mean over rows into one over sessions."""
+        return float(self.impressions.sum(dtype=np.float64)) / self.weight
+
+    def __repr__(self) -> str:
+        return f"Counts(by {self.by}: {len(self):,} cells, {self.sessions:,} sessions, {self.documents:,} documents)"
+
+    def extent(self, batch_size: int) -> tuple[float, int]:
+        """Weight of all rows, and in how many batches they come when shuffled."""
+        rows = int(np.diff(self._first, append=len(self._rows)) @ self._parts(batch_size))
+        return float(self.impressions.sum(dtype=np.float64)), -(-rows // batch_size)
+
+    def batches(self, batch_size: int, *, seed: int | None = None, shared: bool = False) -> Iterator[Sessions]:
+        """Rows of one document each, in host batches of `batch_size`, the last one padded with masked rows.
+
+        A cell gives up to two rows: one with a click, weighing its clicks, and one without, weighing its impressions
+        without a click. Fields: mask [B, 1], position (rank - 1), features `document` and, where the vocabulary has
+        them, `features` (document features), labels (grades; NaN: not judged) where the vocabulary has them, clicks,
+        last_click by last click, weight.
+
+        Args:
+          batch_size: rows per batch.
+          seed: None gives the order of the cells; a number shuffles the documents, of which each keeps its rows
+            together. A document that alone would weigh much of a batch comes several times, with equal parts of its
+            weight, so that no step follows a single document. The same seed gives the same order.
+          shared: give `features` as `Shared`, the whole table with ids.
+
+        Raises:
+          ConfigError: a batch size below 1.
+        """
+        if batch_size < 1:
+            raise ConfigError(f"expected a batch size of at least 1, found {batch_size}")
+        rows, parts = self._rows, np.ones(0)
+        if seed is not None:
+            first = self._first
+            sizes = np.diff(first, append=len(rows))
+            times = self._parts(batch_size)
+            order = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(first)), times))
+            sizes = sizes[order]
+            # Row i of the new order is as far from the start of its document as before.
+            shift = first[order] - (np.cumsum(sizes) - sizes)
+            rows = rows[np.repeat(shift, sizes) + np.arange(sizes.sum())]
+            parts = np.repeat(times[order], sizes)
+        for start in range(0, len(rows), batch_size):
+            part = slice(start, start + batch_size)
+            yield self._batch(rows[part], parts[part], shared).pad(rows=batch_size)
+
+    def _parts(self, batch_size: int) -> np.ndarray:
+        """Over how many batches each document is spread."""
+        rows, first = self._rows, self._first
+        cell = rows >> 1
+        weight = np.where(rows & 1, self.clicks[cell], self.impressions[cell] - self.clicks[cell])
+        each = np.add.reduceat(weight.astype(np.float64), first) if len(first) else np.zeros(0)
+        batch = each.sum() / max(len(rows) / batch_size, 1.0)
+        most = max(batch * LARGEST_SHARE, USUAL * np.median(each)) if len(each) else 1.0
+        return np.maximum(np.ceil(each / most), 1).astype(np.int64)
+
+    @cached_property
+    def _first(self) -> np.ndarray:
+        """Where in `_rows` those of each document begin."""
+        return starts(self.document[self._rows >> 1])
+
+    @cached_property
+    def _rows(self) -> np.ndarray:
+        """Twice the cell, plus one for a click, of each row."""
+        present = np.stack([self.impressions > self.clicks, self.clicks > 0], axis=1)
+        return np.flatnonzero(present.ravel())
+
+    def _batch(self, rows: np.ndarray, parts: np.ndarray, shared: bool) -> Sessions:
+        cell, clicked = rows >> 1, (rows & 1).astype(np.int8)
+        ids, clicks = self.document[cell], self.clicks[cell]
+        features: dict[str, Any] = {"document": np.where(ids > self.documents, np.int32(0), ids)[:, None]}
+        if (table := self.vocabulary.features) is not None:
+            features["features"] = Shared(table, ids[:, None]) if shared else table[ids][:, None]
+        grades = self.vocabulary.labels
+        weight = np.where(clicked, clicks, self.impressions[cell] - clicks)
+        weight = weight / parts if len(parts) else weight
+        return Sessions(
+            mask=np.ones((len(rows), 1), bool),
+            position=self.rank[cell][:, None] - np.int32(1),
+            features=features,
+            clicks=clicked[:, None],
+            labels=None if grades is None else grades[ids][:, None],
+            weight=weight.astype(np.float32),
+            last_click=None if self.last_click is None else self.last_click[cell][:, None],
+        )
+
+    def _columns(self) -> dict[str, np.ndarray]:
+        names = ("document", "rank", "last_click", "impressions", "clicks")
+        return {name: column for name in names if (column := getattr(self, name)) is not None}
+
+    def _write(self, folder: Path) -> None:
+        options = PARQUET_OPTIONS | {"use_dictionary": ["rank", "last_click", "impressions", "clicks"]}
+        columns = self._columns()
+        options["use_dictionary"] = [name for name in options["use_dictionary"] if name in columns]
+        pq.write_table(pa.table(columns), folder / COUNTS_FILE, row_group_size=1 << 20, **options)
+        rows = {QUERIES_FILE: self.vocabulary.queries, DOCUMENTS_FILE: self.vocabulary.documents}
+        for name in rows:
+            shutil.copyfile(self.vocabulary.path / name, folder / name)
+        write_metadata(
+            folder,
+            {
+                "format": COUNTS_FORMAT,
+                "schema": SCHEMA,
+                "by": self.by,
+                "sessions": self.sessions,
+                "weight": self.weight,
+                "queries": self.vocabulary.queries,
+                "documents": self.vocabulary.documents,
+                "known": self.documents,
+                "ranks": self.ranks,
+                "features": list(self.vocabulary.feature_names),
+                "files": [describe(folder / COUNTS_FILE, len(self))],
+                "identity": self.identity,
+                "vocabulary": {
+                    "fingerprint": self.vocabulary.fingerprint,
+                    "parent": self.vocabulary.parent,
+                    "files": [describe(folder / name, n) for name, n in rows.items()],
+                },
+            },
+        )
+
+    def _check(self, file: Path) -> None:
+        def reject(bad: np.ndarray, field: str, expected: str) -> None:
+            if bad.any():
+                row = int(bad.argmax())
+                found = self._columns()[field][row]
+                raise DataError(f"expected {expected}, found {found}", file=file, row=row + 1, field=field)
+
+        known = self.vocabulary.documents
+        reject((self.document < 0) | (self.document > known), "document", f"document ids of 0 to {known}")
+        reject((self.rank < 1) | (self.rank > self.ranks), "rank", f"ranks of 1 to {self.ranks}")
+        reject(~(np.isfinite(self.impressions) & (self.impressions > 0)), "impressions", "a finite number above 0")
+        reject(~((self.clicks >= 0) & (self.clicks <= self.impressions)), "clicks", "from 0 to the impressions")
+        keys = [self.document, self.rank]
+        if self.last_click is not None:
+            above = (self.last_click >= 0) & (self.last_click < self.rank)
+            reject(~above, "last_click", "0 or a rank above the document")
+            keys.append(self.last_click)
+        later = np.zeros(max(len(self) - 1, 0), bool)
+        for key in reversed(keys):
+            later = (key[1:] > key[:-1]) | ((key[1:] == key[:-1]) & later)
+        reject(np.append(False, ~later), "document", "cells sorted by document, rank and last click, each once")
+
+
+def _plain(column: pa.ChunkedArray, file: Path, name: str) -> np.ndarray:
+    if column.null_count:
+        raise DataError("expected a value in every row, found null", file=file, field=name)
+    return column.to_numpy()

@@ -1,0 +1,215 @@
+"""Dense ids for queries and for (query, document) pairs, and the tables of names behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ibis
+import ibis.expr.types as ir
+import numpy as np
+import pyarrow as pa
+
+from ultr.data.vocabulary import Vocabulary
+from ultr.errors import DataError
+from ultr.ingest.engine import Engine
+from ultr.ingest.readers.qrels import Grades
+
+
+@dataclass
+class DocumentFeatures:
+    """Features of documents, to be had once their ids are known.
+
+    Attributes:
+      names: F names.
+      fill: (slots, targets, out) writes the features of the row with slot slots[i] (ascending) to out[targets[i]].
+    """
+
+    names: list[str]
+    fill: Callable[[np.ndarray, np.ndarray, np.ndarray], None]
+
+
+@dataclass
+class Ids:
+    """Ids of what rows are about.
+
+    Attributes:
+      queries: staged table of query and query_id (from 0).
+      pairs: staged table of query, document, query_id, document_id (from 1), label where there are grades, slot
+        where rows have one; only the pairs that the rows hold.
+      report: what was done to grades, where there are any.
+    """
+
+    queries: ir.Table
+    pairs: ir.Table
+    parent: Vocabulary | None
+    report: dict[str, int]
+
+
+def assign(
+    engine: Engine,
+    rows: ir.Table,
+    *,
+    parent: Vocabulary | None = None,
+    grades: Grades | None = None,
+    final: bool = False,
+) -> Ids:
+    """Numbers the queries as they first appear, and the pairs query by query as they first appear.
+
+    What the parent knows keeps its ids; what it does not know comes after.
+
+    Args:
+      rows: at, query, document without nulls, and if there are any rank, label, slot.
+      final: whether the rows have each pair once, with the grade that it is to have: then there is nothing to report
+        about the grades.
+    """
+    known_queries, known_pairs = _known(engine, parent) if parent is not None else (None, None)
+    first = rows.group_by("query").agg(first=rows["at"].min())
+    if known_queries is not None:
+        first = first.anti_join(known_queries, "query")
+    number = ibis.row_number().over(order_by=[first["first"], first["query"]])
+    base = parent.queries if parent is not None else 0
+    queries = engine.stage("new_queries", first.select("query", query_id=(number + base).cast("int32")))
+    if known_queries is not None:
+        queries = queries.union(known_queries)
+
+    pairs = _seen(rows).join(queries, "query")
+    if known_pairs is not None:
+        pairs = pairs.left_join(known_pairs, ["query_id", "document"]).drop("query_id_right", "document_right")
+    else:
+        pairs = pairs.mutate(known=ibis.null("int32"))
+    report: dict[str, int] = {}
+    if grades is not None:
+        given = grades.table.select("query", "document", grade="label")
+        pairs = pairs.left_join(given, ["query", "document"]).drop("query_right", "document_right")
+        label = ibis.coalesce(pairs.grade, pairs.label) if "label" in pairs.columns else pairs.grade
+        pairs = pairs.mutate(label=label)
+        report |= grades.report
+    pairs = engine.stage("pairs_seen", pairs)
+    if grades is not None:
+        judged = int(engine.record(pairs.agg(n=pairs.grade.count()))["n"])
+        total = int(engine.record(grades.table.agg(n=grades.table.count()))["n"])
+        report |= {"pairs_graded": judged, "grades_of_pairs_not_in_the_data": total - judged}
+    if "label" in rows.columns and not final:
+        inline = engine.record(pairs.agg(differing=(pairs.low != pairs.high).sum(), negative=pairs.negative.sum()))
+        for name, count in (("negative_read_as_0", "negative"), ("pairs_with_differing_grades", "differing")):
+            report[name] = int(inline[count] or 0) + report.get(name, 0)
+
+    new = pairs.filter(pairs.known.isnull())
+    order = [new[n] for n in ("query_id", "first", "rank", "document") if n in new.columns]
+    number = ibis.row_number().over(order_by=order) + (1 + (parent.documents if parent is not None else 0))
+    columns = ["query", "document", "query_id", *(n for n in ("label", "slot") if n in pairs.columns)]
+    numbered = new.select(*columns, document_id=number.cast("int32"), new=ibis.literal(True))
+    if parent is not None:
+        old = pairs.filter(pairs.known.notnull())
+        numbered = numbered.union(old.select(*columns, document_id=old.known, new=ibis.literal(False)))
+    return Ids(queries, engine.stage("pairs", numbered), parent, report)
+
+
+def tables(
+    engine: Engine, ids: Ids, features: DocumentFeatures | None = None
+) -> tuple[pa.ChunkedArray, pa.Table, list[str], dict[str, int]]:
+    """The names of the queries, the documents table, the names of its features, and counts for the report."""
+    parent = ids.parent
+    new_queries = ids.queries if parent is None else ids.queries.filter(ids.queries.query_id >= parent.queries)
+    queries = _column(engine.table(new_queries.order_by("query_id")), "query")
+    fresh = ids.pairs.filter(ids.pairs.new).order_by("document_id")
+    labelled = "label" in fresh.columns
+    wanted = ["query_id", "document", *(["label"] if labelled else [])]
+    rows = engine.table(fresh.select(*wanted))
+    owner, names = [rows["query_id"]], [_column(rows, "document")]
+    before = 0
+    if parent is not None:
+        before = parent.documents
+        queries = pa.chunked_array([*parent.query_names.chunks, *queries.chunks], pa.string())
+        owner.insert(0, pa.chunked_array([pa.array(parent.document_query[1:])]))
+        names.insert(0, parent.document_names)
+    documents = pa.table({"query": _chunked(owner, pa.int32()), "document": _chunked(names, pa.string())})
+    label = np.full(len(documents), np.nan, np.float32)
+    if parent is not None and parent.labels is not None:
+        label[:before] = parent.labels[1:]
+    if labelled:
+        label[before:] = rows["label"].to_numpy()
+        old = ids.pairs.filter(~ids.pairs.new & ids.pairs.label.notnull())
+        judged = engine.table(old.select("document_id", "label"))
+        label[judged["document_id"].to_numpy() - 1] = judged["label"].to_numpy()
+    absent = np.isnan(label)
+    if not absent.all():
+        documents = documents.append_column("label", pa.array(label, mask=absent))
+    titles: list[str] = []
+    report: dict[str, int] = {}
+    if features is not None or (parent is not None and parent.feature_names):
+        column, titles, missing = _features(engine, ids, features, len(documents))
+        documents = documents.append_column("features", column)
+        report["documents_without_features"] = missing
+    return queries, documents, titles, report
+
+
+def _seen(rows: ir.Table) -> ir.Table:
+    """Each pair of the rows once, with where it first stands and the first grade that it got."""
+    values: dict[str, Any] = {"first": rows["at"].min()}
+    if "rank" in rows.columns:
+        values["rank"] = rows["rank"].min()
+    if "label" in rows.columns:
+        first = rows.label.argmin(rows["at"], where=rows.label.notnull())
+        positive = ibis.greatest(first, ibis.literal(0.0, "float32"))
+        grade = ibis.ifelse(rows.label.count() > 0, positive, ibis.null("float32")).cast("float32")
+        values |= {"label": grade, "low": rows.label.min(), "high": rows.label.max()}
+        values["negative"] = (rows.label < 0).sum()
+    if "slot" in rows.columns:
+        values["slot"] = rows.slot.min()
+    return rows.group_by(["query", "document"]).agg(**values)
+
+
+def _known(engine: Engine, parent: Vocabulary) -> tuple[ir.Table, ir.Table]:
+    names = parent.query_names
+    table = pa.table({"query": names, "query_id": pa.array(np.arange(len(names), dtype=np.int32))})
+    queries = engine.load("known_queries", table.to_batches(), table.schema)
+    owner = pa.array(parent.document_query[1:])
+    numbers = pa.array(np.arange(1, parent.documents + 1, dtype=np.int32))
+    table = pa.table({"query_id": owner, "document": parent.document_names, "known": numbers})
+    return queries, engine.load("known_pairs", table.to_batches(), table.schema)
+
+
+def _features(
+    engine: Engine, ids: Ids, features: DocumentFeatures | None, documents: int
+) -> tuple[pa.ChunkedArray, list[str], int]:
+    """[V] fixed-size lists of features, held in a file; their names; how many documents have none."""
+    parent = ids.parent
+    known = list(parent.feature_names) if parent is not None else []
+    names = features.names if features is not None else known
+    if known and names != known:
+        raise DataError(
+            f"expected the {len(known)} document features of the vocabulary, found {len(names)} others",
+            file=parent.path if parent is not None else None,
+            field="features",
+        )
+    scratch: Path = engine.scratch / "features.npy"
+    out = np.lib.format.open_memmap(scratch, "w+", np.float32, (documents, len(names)))
+    filled = 0
+    wanted = ids.pairs
+    if parent is not None and (table := parent.features) is not None:
+        out[: parent.documents] = table[1:]
+        filled = parent.documents
+        wanted = wanted.filter(wanted.new)
+    if features is not None:
+        places = engine.table(wanted.order_by("slot").select("slot", "document_id"))
+        filled += len(places)
+        features.fill(places["slot"].to_numpy(), places["document_id"].to_numpy() - 1, out)
+    width = len(names)
+    step = max((1 << 28) // max(width, 1), 1)  # a chunk of values stays below the 2^31 of an Arrow array
+    chunks = [
+        pa.FixedSizeListArray.from_arrays(pa.array(out[i : i + step].reshape(-1)), width)
+        for i in range(0, documents, step)
+    ]
+    return pa.chunked_array(chunks, pa.list_(pa.float32(), width)), names, documents - filled
+
+
+def _column(table: pa.Table, name: str) -> pa.ChunkedArray:
+    return table[name].cast(pa.string())
+
+
+def _chunked(parts: list[pa.ChunkedArray], kind: pa.DataType) -> pa.ChunkedArray:
+    return pa.chunked_array([chunk for part in parts for chunk in part.chunks], kind)

@@ -1,0 +1,1 @@
+"""Readers of raw click logs and graded lists, one module per format."""

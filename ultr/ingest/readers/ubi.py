@@ -1,0 +1,272 @@
+"""User Behavior Insights (UBI 1.3): impressions and clicks that stand apart, as one long table."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import ibis
+import ibis.expr.types as ir
+
+from ultr.errors import DataError
+from ultr.ingest.engine import Engine, EngineError
+from ultr.ingest.readers.formats import Request, Rows, long, missing, number_of
+from ultr.ingest.sources import FILE_BITS, Raw, csv_error, is_parquet, line_blocks, open_bytes, open_table, table_line
+
+# Our names -> where the value stands in an event.
+FIELDS = {
+    "session": "query_id",
+    "action": "action_name",
+    "document": "event_attributes.object.object_id",
+    "rank": "event_attributes.position.ordinal",
+    "time": "timestamp",
+    "query": "user_query",
+}
+HITS = "query_response_hit_ids"
+CLICKS = ("click", "click_through")
+SHOWN = ("impression", "view")  # `view` counts where a log has no impressions
+JSON_SUFFIXES = (".json", ".ndjson", ".jsonl")
+
+
+def read_ubi(engine: Engine, files: list[Path], request: Request) -> Rows:
+    """UBI events, and if they are there ubi_queries files, as JSON, NDJSON, CSV or Parquet.
+
+    Files with an action_name are events. One list is one query_id: its `impression` events (where the log has none,
+    its `view` events; where a query has neither, the query_response_hit_ids of the queries file) with their
+    position.ordinal as rank. A `click` or `click_through` with the same query_id and object_id clicks a document.
+    The query is the user_query of the queries file or of the event; a list without one stands for itself.
+    CSV and Parquet hold nested fields as columns with dotted names, as structs, or as JSON text.
+    """
+    paths = FIELDS | dict(request.columns)
+    extra = request.extra()
+    events: list[ir.Table] = []
+    queries: list[ir.Table] = []
+    for number, path in enumerate(files):
+        raw = _open(engine, path, number, [*paths.values(), *extra.values(), HITS])
+        if _holds(engine, raw, paths["action"]):
+            events.append(_event_columns(raw, paths, extra))
+        elif _holds(engine, raw, paths["session"]) and (raw.columns.keys() & {paths["query"], HITS}):
+            queries.append(_query_columns(raw, paths))
+        else:
+            found = engine.json_fields(path) if _is_json(path) else list(raw.columns)
+            raise missing(path, "action", paths["action"], found)
+    if not events:
+        raise DataError(
+            "expected a file of UBI events, found only queries",
+            fix="Give the ubi_events file too.",
+            file=files[0],
+        )
+    try:
+        event = engine.stage("events", ibis.union(*events) if len(events) > 1 else events[0])
+        asked = engine.stage("queries_file", _one_per_query(queries)) if queries else None
+    except EngineError as error:
+        raise explain(files, error) from error
+    return _rows(engine, files, event, asked, list(extra))
+
+
+def _rows(engine: Engine, files: list[Path], event: ir.Table, asked: ir.Table | None, extra: list[str]) -> Rows:
+    kinds = engine.table(event.group_by("action").agg(times=event.count())).to_pylist()
+    times = {entry["action"]: entry["times"] for entry in kinds}
+    shown_as = SHOWN[0] if times.get(SHOWN[0]) else SHOWN[1]
+    keyed = event.filter(event.session.notnull() & event.document.notnull())
+    shown = keyed.filter(keyed.action == shown_as)
+    if asked is not None:
+        shown = _with_queries(shown, asked, extra)
+    shown = engine.stage("shown", shown.mutate(query=ibis.coalesce(shown["query"], shown["session"])))
+    clicks = keyed.filter(keyed.action.isin(CLICKS))
+    hit = clicks.group_by(["session", "document"]).agg(times=clicks.count())
+    places = shown.group_by(["session", "document"]).agg(first=shown["at"].min())
+    hit = hit.join(places, ["session", "document"])
+    hit = engine.stage("hits", hit.select("times", at="first", list="session", object="document"))
+    same = [shown["at"] == hit["at"], shown.session == hit["list"], shown.document == hit["object"]]
+    table = shown.left_join(hit, same)
+    table = table.mutate(click=table.times.notnull().cast("int8"))
+    table = table.drop("at_right", "list", "object", "times", "action")
+    timeless = number_of(engine, shown.time.isnull().sum())
+    if timeless:
+        table = table.drop("time")
+    counts = {
+        "clicked": number_of(engine, clicks.count()),
+        "hits": number_of(engine, hit.times.sum()),
+        "slots": number_of(engine, hit.count()),
+    }
+    of_interest = event.filter(event.action.isin([shown_as, *CLICKS]))
+    dropped = {
+        "events_without_keys": number_of(engine, (of_interest.session.isnull() | of_interest.document.isnull()).sum()),
+        "other_events": sum(n for action, n in times.items() if action not in (shown_as, *CLICKS)),
+        "clicks_on_documents_not_shown": counts["clicked"] - counts["hits"],
+    }
+    nameless = shown.filter(shown["query"] == shown.session)
+    if asked is not None:
+        dropped["empty_lists"] = number_of(engine, asked.anti_join(shown, "session").count())
+    return Rows(
+        parts=[table],
+        files=files,
+        read=sum(times.values()),
+        dropped=dropped,
+        repaired={
+            "repeated_clicks": counts["hits"] - counts["slots"],
+            "lists_without_query_text": number_of(engine, nameless.session.nunique()),
+            "rows_without_timestamp": timeless,
+        },
+        text=True,
+        line=table_line_or_record,
+        explain=lambda error: explain(files, error),
+    )
+
+
+def _with_queries(shown: ir.Table, asked: ir.Table, extra: list[str]) -> ir.Table:
+    """Query texts, and the lists of queries that have hits but no impressions."""
+    named = shown.left_join(asked.select("session", asked_query="query"), "session").drop("session_right")
+    named = named.mutate(query=ibis.coalesce(named["asked_query"], named["query"])).drop("asked_query")
+    silent = asked.filter(asked.hits.length() > 0).anti_join(shown, "session")
+    listed = long(silent.select("at", "session", "query", "time", document="hits"), "document")
+    listed = listed.mutate(action=ibis.literal(SHOWN[0]), rank=listed["rank"].cast("string"))
+    listed = listed.mutate(**{name: ibis.null("string") for name in extra})
+    return named.union(listed.select(named.columns))
+
+
+def _event_columns(raw: Raw, paths: Mapping[str, str], extra: Mapping[str, str]) -> ir.Table:
+    columns: dict[str, Any] = {}
+    for ours, path in (dict(paths) | dict(extra)).items():
+        found = _resolve(raw, path)
+        if found is None and ours not in ("query", "time"):
+            raise missing(raw.path, ours, path, list(raw.columns))
+        columns[ours] = ibis.null("string") if found is None else found.cast("string").nullif("")
+    return raw.table.select(at=raw.at, **columns)
+
+
+def _query_columns(raw: Raw, paths: Mapping[str, str]) -> ir.Table:
+    columns: dict[str, Any] = {}
+    for ours in ("session", "query", "time"):
+        found = _resolve(raw, paths[ours])
+        columns[ours] = ibis.null("string") if found is None else found.cast("string").nullif("")
+    hits = _resolve(raw, HITS)
+    if hits is None:
+        hits = ibis.null("array<string>")
+    elif hits.type().is_string():  # JSON text
+        hits = hits.try_cast("json").try_cast("array<string>")
+    columns["hits"] = hits.cast("array<string>")
+    return raw.table.select(at=raw.at, **columns)
+
+
+def _one_per_query(parts: list[ir.Table]) -> ir.Table:
+    table = ibis.union(*parts) if len(parts) > 1 else parts[0]
+    table = table.filter(table.session.notnull())
+    names = ("query", "time", "hits")
+    first = {name: table[name].argmin(table["at"], where=table[name].notnull()) for name in names}
+    return table.group_by("session").agg(at=table["at"].min(), **first)
+
+
+def _open(engine: Engine, path: Path, number: int, paths: Iterable[str]) -> Raw:
+    if not _is_json(path):
+        return open_table(engine, path, number)
+    try:
+        wrapped = engine.record(engine.read_json(path, {"_source": "JSON"}).limit(1))
+        prefix = "_source." if wrapped.get("_source") is not None else ""
+        table = engine.read_json(path, _types([prefix + p for p in paths]))
+    except EngineError as error:
+        raise explain([path], error) from error
+    table = table.mutate(at=ibis.row_number() + ((number << FILE_BITS) + 1))
+    inner = table["_source"] if prefix else None
+    names = [n for n in table.columns if n != "at"] if inner is None else list(inner.type().names)  # type: ignore[attr-defined]
+    return Raw(path, table, {n: table[n] if inner is None else inner[n] for n in names}, table["at"])  # type: ignore[index]
+
+
+def _is_json(path: Path) -> bool:
+    return not is_parquet(path) and bool(set(path.suffixes) & set(JSON_SUFFIXES))
+
+
+def _types(paths: Iterable[str]) -> dict[str, str]:
+    """DuckDB types of the top-level fields that hold the dotted paths."""
+    tree: dict[str, Any] = {}
+    for path in paths:
+        node = tree
+        *above, leaf = path.split(".")
+        for name in above:
+            node = node.setdefault(name, {})
+        node.setdefault(leaf, {})
+
+    def kind(name: str, node: Mapping[str, Any]) -> str:
+        if not node:
+            return "VARCHAR[]" if name == HITS else "VARCHAR"
+        inside = ", ".join(f'"{n}" {kind(n, child)}' for n, child in node.items())
+        return f"STRUCT({inside})"
+
+    return {name: kind(name, node) for name, node in tree.items()}
+
+
+def _resolve(raw: Raw, path: str) -> Any:
+    """The value at a dotted path: a column of that name, a field of a struct, or of JSON text; None if not there."""
+    if path in raw.columns:
+        return raw.columns[path]
+    head, *rest = path.split(".")
+    value: Any = raw.columns.get(head)
+    if value is None or not rest:
+        return None
+    if value.type().is_string():
+        value = value.try_cast("json")
+    for name in rest:
+        if value.type().is_struct() and name not in value.type().names:
+            return None
+        if not (value.type().is_struct() or value.type().is_json()):
+            return None
+        value = value[name]
+    if value.type().is_json():
+        value = ibis.coalesce(value.str, value.cast("string")).nullif("null")
+    return value
+
+
+def _holds(engine: Engine, raw: Raw, path: str) -> bool:
+    value = _resolve(raw, path)
+    if value is None:
+        return False
+    some = raw.table.select(value=value).limit(1000)
+    try:
+        return number_of(engine, some.value.count()) > 0
+    except EngineError as error:
+        raise explain([raw.path], error) from error
+
+
+def table_line_or_record(path: Path, row: int) -> int:
+    """The line of a CSV file, the row or record of others."""
+    return row if _is_json(path) else table_line(path, row)
+
+
+def explain(files: list[Path], error: EngineError) -> DataError:
+    """What the engine says about a damaged JSON or CSV file, with the file's name and line."""
+    found = re.search(r'JSON.* in file "(?P<file>[^"]+)",? (?P<rest>.*)', error.text)
+    if not found:
+        return csv_error([path for path in files if not _is_json(path)], error)
+    path, said = Path(found["file"]), found["rest"].strip(" .")
+    row = _bad_json(path)
+    if row is None and (counted := re.search(r"(?:line|record/value) (\d+)", said)):
+        row = int(counted[1])
+    return DataError(
+        f"expected JSON with one object per event, found: {said}",
+        fix="Give one object per line, or one array of objects.",
+        file=path,
+        row=row,
+    )
+
+
+def _bad_json(path: Path) -> int | None:
+    """The line at which a file stops being JSON; the engine's own count is at times one off."""
+    with open_bytes(path) as stream:
+        array = stream.read(1 << 16).lstrip().startswith(b"[")
+    if array:
+        with open_bytes(path) as stream:
+            return _json_error(stream.read())
+    numbered = (pair for start, lines in line_blocks(path) for pair in enumerate(lines.to_pylist(), start))
+    return next((row for row, line in numbered if line and _json_error(line)), None)
+
+
+def _json_error(text: str | bytes) -> int | None:
+    try:
+        json.loads(text)
+    except json.JSONDecodeError as error:
+        return error.lineno
+    return None

@@ -1,0 +1,1 @@
+"""Figures of propensities, calibration and comparisons, drawn with matplotlib where that is installed."""

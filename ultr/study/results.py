@@ -1,0 +1,276 @@
+"""The table of a study: every number with its interval, every difference with its tests."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ultr.errors import UltrError
+from ultr.evaluation import Estimate
+from ultr.evaluation.significance import compare, holm
+from ultr.study import cells
+from ultr.study.cells import Cell
+from ultr.study.spec import Log, Study
+
+REPLICATES = 2000
+AVERAGED = ("seconds", "all_seconds", "best", "epochs")
+
+BySeed = Mapping[int, Mapping[str, np.ndarray]]  # seed -> metric -> [Q] values
+
+
+def collect(study: Study, folder: str | Path, *, settings: bool = True) -> dict[str, Any]:
+    """The results of the cells that are there and of the study's settings, as JSON values.
+
+    Per log and method: each metric's mean over queries, after averaging a query over the seeds, with standard error
+    and 95 % interval over queries, and the standard deviation of the seeds' means; `difference` from the chosen
+    baseline on the same queries and the `seeds` that both have, with a paired t test and a randomisation test, both
+    adjusted by Holm over the log's methods; `gap_closed`, the share of the way from the logger to the reference, with a
+    paired bootstrap interval over queries; what it learnt of examination, likelihoods, weights, seconds, of which a
+    mean is None where a seed's value is not finite (`notes` say so); and what failed.
+
+    Args:
+      folder: of `run`.
+      settings: whether cells of other settings are left out.
+    """
+    folder = Path(folder)
+    kept: dict[str, dict[str, Any]] = {}
+    for cell in cells.cells(study):
+        found = cells.read(folder, cell)
+        if found is not None and (not settings or found.get("fingerprint") == cells.fingerprint(study, cell)):
+            kept[cell.title] = found
+    logs = []
+    for log in study.logs:
+        logs.append(_log(study, folder, log, kept))
+    return {
+        "metrics": list(study.metrics),
+        "baseline": study.baseline,
+        "reference": study.reference,
+        "seeds": list(study.seeds),
+        "logs": logs,
+        "failed": [{"cell": name, "error": f["error"]} for name, f in kept.items() if f.get("error")],
+        "missing": [c.title for c in cells.cells(study) if c.title not in kept],
+    }
+
+
+def _log(study: Study, folder: Path, log: Log, kept: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    rows, values = [], dict[str, BySeed]()
+    for method in study.methods:
+        by_seed = {}
+        for seed in study.seeds:
+            cell = Cell(None if method.kind.learns == "labels" else log, method, seed)
+            if cell.title in kept:
+                by_seed[seed] = (cell, kept[cell.title])
+        row, whole = _method(study, folder, method.name, by_seed)
+        rows.append(row)
+        if whole:
+            values[method.name] = whole
+    _tests(study, rows, values)
+    _gaps(study, rows, values)
+    return {"name": log.name, "about": _about(study, folder, log), "methods": rows}
+
+
+def _method(
+    study: Study, folder: Path, name: str, by_seed: Mapping[int, tuple[Cell, dict[str, Any]]]
+) -> tuple[dict[str, Any], BySeed]:
+    """A row of the table, and the values per query of its seeds."""
+    good = {seed: (cell, facts) for seed, (cell, facts) in by_seed.items() if not facts.get("error")}
+    row: dict[str, Any] = {"name": name, "seeds": sorted(good)}
+    errors = list(dict.fromkeys(facts["error"] for _, facts in by_seed.values() if facts.get("error")))
+    if errors:
+        row["errors"] = errors
+    notes = list(dict.fromkeys(note for _, facts in good.values() for note in facts.get("notes", ())))
+    notes += _absent(study, good, by_seed)
+    if notes:
+        row["notes"] = notes
+    facts = [f for _, f in good.values()]
+    for key in AVERAGED:
+        numbers = [f[key] for f in facts if f.get(key) is not None]
+        if numbers:
+            row[key] = float(np.mean(numbers))
+    for key in ("clicks", "propensity_error", "weighting"):
+        found = {seed: f.get(key) or {} for seed, (_, f) in good.items()}
+        if names := next((list(f) for f in found.values() if f), None):
+            row[key] = {n: _mean([f.get(n) for f in found.values()]) for n in names}
+            for n in row[key]:
+                if odd := [seed for seed, f in found.items() if not _is_finite(f.get(n))]:
+                    text = f"{key}, {n}: infinite or not known with {_seeds(odd)}, so that it has no mean"
+                    row.setdefault("notes", []).append(text.replace("_", " "))
+    if curves := [f["propensity"] for f in facts if f.get("propensity")]:
+        row["propensity"] = _over_seeds(_padded(curves)).tolist()
+    chosen = [{"seed": seed, **f["chosen"]} for seed, (_, f) in good.items() if f.get("chosen")]
+    if chosen:
+        row["chosen"] = chosen
+    tables = {seed: cells.values(folder, cell) for seed, (cell, f) in good.items() if f.get("queries")}
+    whole = {seed: t for seed, t in tables.items() if t is not None}
+    if not whole:
+        return row, {}
+    row["metrics"] = {}
+    for metric in study.metrics:
+        each = np.stack([t[metric] for t in whole.values()])
+        seed_means = np.nanmean(each, axis=1)
+        estimate = Estimate.mean(_over_seeds(each)).to_json()
+        spread = float(seed_means.std(ddof=1)) if len(seed_means) > 1 else None
+        row["metrics"][metric] = estimate | {
+            "seed_deviation": spread,
+            "by_seed": dict(zip(map(str, whole), seed_means.tolist(), strict=True)),
+        }
+    return row, whole
+
+
+def _absent(study: Study, good: Mapping[int, Any], by_seed: Mapping[int, Any]) -> list[str]:
+    """Says which seeds a row goes without."""
+    if not good or len(good) == len(study.seeds):
+        return []
+    failed = [seed for seed in by_seed if seed not in good]
+    missing = [seed for seed in study.seeds if seed not in by_seed]
+    said = [f"{_seeds(which)} {how}" for which, how in ((failed, "failed"), (missing, "not made yet")) if which]
+    return [f"{', '.join(said)}: its numbers are of {_seeds(sorted(good))} alone"]
+
+
+def _seeds(seeds: Sequence[int]) -> str:
+    return f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
+
+
+def _padded(curves: Sequence[Sequence[Any]]) -> np.ndarray:
+    """[S, R] of curves that may differ in length; NaN where one has no value."""
+    out = np.full((len(curves), max(map(len, curves))), np.nan)
+    for row, curve in zip(out, curves, strict=True):
+        row[: len(curve)] = np.array(curve, np.float64)
+    return out
+
+
+def _over_seeds(each: np.ndarray) -> np.ndarray:
+    """[Q] means over seeds of values [S, Q]; NaN where no seed has a value."""
+    there = ~np.isnan(each)
+    count = there.sum(0)
+    return np.where(count > 0, np.where(there, each, 0.0).sum(0) / np.maximum(count, 1), np.nan)
+
+
+def _mean(numbers: Sequence[Any]) -> float | None:
+    """None where a number is not finite: a mean of the others would look like one of all."""
+    return float(np.mean(numbers)) if numbers and all(map(_is_finite, numbers)) else None
+
+
+def _is_finite(x: Any) -> bool:
+    return x is not None and math.isfinite(x)
+
+
+def _shared(metric: str, *methods: BySeed) -> tuple[list[int], list[np.ndarray]]:
+    """The seeds that all of the methods have, and the [Q] means of each over them."""
+    seeds = sorted(set.intersection(*(set(m) for m in methods)))
+    return seeds, [_over_seeds(np.stack([m[seed][metric] for seed in seeds])) for m in methods] if seeds else []
+
+
+def _tests(study: Study, rows: list[dict[str, Any]], values: Mapping[str, BySeed]) -> None:
+    """Adds `difference` to the rows: metric -> difference from the baseline and what the tests say."""
+    baseline = str(study.baseline)
+    if study.baseline not in values or len(values) < 2:
+        return
+    for metric in study.metrics:
+        found = dict[str, dict[str, Any]]()
+        for row in rows:
+            name = row["name"]
+            if name not in values or name == baseline:
+                continue
+            seeds, means = _shared(metric, values[name], values[baseline])
+            if not seeds:
+                row.setdefault("notes", []).append(f"no tests of {metric}: no seed in common with {baseline}")
+                continue
+            try:
+                (test,) = compare({name: means[0], baseline: means[1]}, baseline=baseline)
+            except UltrError as error:
+                row.setdefault("notes", []).append(f"no tests of {metric}: {error}")
+                continue
+            found[name] = {k: v for k, v in test.to_json().items() if k != "name"} | {"seeds": seeds}
+            row.setdefault("difference", {})[metric] = found[name]
+        for which in ("t", "randomisation"):  # adjusted over all of them
+            p = [math.nan if f[f"p_{which}"] is None else f[f"p_{which}"] for f in found.values()]
+            for f, adjusted in zip(found.values(), holm(p).tolist(), strict=True):
+                f[f"holm_{which}"] = None if math.isnan(adjusted) else adjusted
+
+
+def _gaps(study: Study, rows: list[dict[str, Any]], values: Mapping[str, BySeed]) -> None:
+    """Adds `gap_closed` to the rows, of the first metric."""
+    logger = next((m.name for m in study.methods if m.model == "logger"), None)
+    if logger not in values or study.reference not in values:
+        return
+    metric = study.metrics[0]
+    low, high = values[str(logger)], values[str(study.reference)]
+    for row in rows:
+        if row["name"] in values and row["name"] not in (logger, study.reference):
+            seeds, means = _shared(metric, values[row["name"]], low, high)
+            nothing = {"value": None, "interval": [None, None], "reason": "no seed in common with logger and reference"}
+            row["gap_closed"] = gap_closed(*means) if seeds else nothing
+
+
+def gap_closed(method: np.ndarray, logger: np.ndarray, reference: np.ndarray, *, seed: int = 0) -> dict[str, Any]:
+    """Share of the way from the logger to the reference, (method - logger) / (reference - logger).
+
+    Args:
+      method, logger, reference: [Q] values of one metric on the same queries; NaN: no value.
+      seed: decides the resampling.
+
+    Returns:
+      `value` and `interval`, 95 % by the percentiles of a paired bootstrap over queries. Where the reference is not
+      better than the logger, or in 1 % or more of the resamples, there is no interval (and no value in the first case):
+      a share of nothing means nothing; `reason` says so.
+    """
+    there = ~(np.isnan(method) | np.isnan(logger) | np.isnan(reference))
+    gain, gap = (method - logger)[there], (reference - logger)[there]
+    n = len(gain)
+    if n == 0 or not gap.mean() > 0:
+        return {"value": None, "interval": [None, None], "reason": "the reference is not better than the logger"}
+    value = float(gain.mean() / gap.mean())
+    if n < 2:
+        return {"value": value, "interval": [None, None], "reason": "one query"}
+    times = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), REPLICATES).astype(np.float64)
+    gains, gaps = times @ gain, times @ gap
+    if (gaps <= 0).mean() >= 0.01:
+        reason = "the reference is better than the logger on too few queries for an interval"
+        return {"value": value, "interval": [None, None], "reason": reason}
+    shares = (gains / np.where(gaps > 0, gaps, np.nan))[gaps > 0]
+    return {"value": value, "interval": np.percentile(shares, [2.5, 97.5]).tolist(), "reason": None}
+
+
+def _about(study: Study, folder: Path, log: Log) -> dict[str, Any]:
+    """What is known of a log, over its seeds."""
+    import json
+
+    found = []
+    for seed in study.seeds:
+        try:
+            found.append(json.loads((folder / "about" / cells.slug(log.name) / f"seed-{seed}.json").read_text()))
+        except (OSError, ValueError):
+            continue
+    if not found:
+        return {}
+    out: dict[str, Any] = {}
+    for name in ("sessions", "clicks", "queries", "ranks"):
+        out[name] = _mean([f[name] for f in found if name in f])
+    truths = [f.get("truth") or {} for f in found]
+    lowest = [t["lowest"] for t in truths if t.get("lowest")]
+    if lowest:
+        names = [n for n in ("perplexity", "conditional_perplexity") if n in lowest[0]]
+        out["lowest"] = {n: _mean([_plain(x.get(n)) for x in lowest]) for n in names}
+    if truths and truths[0].get("examination"):
+        out["examination"] = truths[0]["examination"]
+    said = [f["diagnosis"] for f in found if f.get("diagnosis")]
+    if said:
+        known = [d for d in said if "error" not in d]
+        worst = [d["worst"]["standard_error"] for d in known]
+        out["diagnosis"] = {
+            "identified": [bool(d["identified"]) for d in known],
+            "worst_standard_error": None if not worst or None in worst else float(np.mean(worst)),
+            "components": known[0]["components"] if known else None,
+            "errors": [d["error"] for d in said if "error" in d],
+        }
+    return out
+
+
+def _plain(value: Any) -> float | None:
+    value = value.get("value") if isinstance(value, Mapping) else value
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
