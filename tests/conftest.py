@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
+
+from ultr import cli
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_num_cpu_devices", 2)
@@ -27,6 +31,33 @@ def data_dir() -> Callable[[str], Path]:
         return base / name
 
     return find
+
+
+class CommandResult(NamedTuple):
+    """What a command ended with: its exit code, and what it wrote to standard output and standard error."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        """The result that the command printed as JSON."""
+        return json.loads(self.out)
+
+
+@pytest.fixture
+def ultr(capsys: pytest.CaptureFixture[str]) -> Callable[..., CommandResult]:
+    """`ultr("train", log, "--out", out)` runs the command line in this process."""
+
+    def call(*arguments: object) -> CommandResult:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            cli.main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return CommandResult(int(stop.value.code or 0), captured.out, captured.err)
+
+    return call
 
 
 @pytest.fixture(scope="session")

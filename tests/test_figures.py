@@ -60,7 +60,8 @@ def bars(axes: Any) -> np.ndarray:
 def test_no_module_imports_matplotlib_before_it_draws() -> None:
     names = "propensity, evaluate, compare"
     plots = "style, propensities, calibration, comparison"
-    code = f"import sys; from ultr.cli import {names}; from ultr.plots import {plots}; assert 'matplotlib' not in sys.modules"
+    imports = f"from ultr.cli import {names}; from ultr.plots import {plots}"
+    code = f"import sys; {imports}; assert 'matplotlib' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(ultr.__file__).parent.parent)
 
 

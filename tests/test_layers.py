@@ -14,7 +14,7 @@ import ultr
 
 PACKAGE = Path(ultr.__file__).parent
 LAYERS = [
-    ["errors", "files", "logspace", "compilation_cache", "sessions"],
+    ["errors", "files", "text", "background", "logspace", "compilation_cache", "sessions"],
     ["clicks", "towers", "data"],
     ["models", "ingest"],
     ["baselines", "simulate", "propensity"],

@@ -1,14 +1,23 @@
-"""Files and folders that stand complete or not at all: written aside, then renamed."""
+"""Files and folders that stand complete or not at all: written aside, then renamed; JSON values and checksums."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
+import hashlib
+import json
+import math
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ultr.errors import ConfigError
 
 
 @contextlib.contextmanager
@@ -77,3 +86,65 @@ def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
         os.replace(aside, target)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Writes `json_values` of a value as an indented JSON file, whole or not at all."""
+    write_text(path, json.dumps(json_values(value), indent=1, allow_nan=False) + "\n")
+
+
+def json_values(value: Any) -> Any:
+    """Converts dataclasses, mappings, sequences, paths and numpy values to what JSON holds.
+
+    Numbers that are not finite become None, since JSON has none of them.
+    """
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {str(name): json_values(item) for name, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [json_values(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+def json_digest(value: Any) -> str:
+    """Computes the hex SHA-256 of a JSON value, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def file_digest(path: str | os.PathLike[str]) -> str:
+    """Computes the hex SHA-256 of a file's content."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def array_digest(*arrays: np.ndarray | None) -> str:
+    """Computes the hex SHA-256 of the types, shapes and values of arrays; those that are None are left out."""
+    total = hashlib.sha256()
+    for array in arrays:
+        if array is not None:
+            total.update(f"{array.dtype}{array.shape}".encode())
+            total.update(np.ascontiguousarray(array).data)
+    return total.hexdigest()
+
+
+def check_output_folder(out: Path, *, may_hold: Callable[[Path], bool] | Iterable[str] = ()) -> None:
+    """Refuses an output folder that is a file, or that holds what the command did not write itself.
+
+    Args:
+      out: the folder that a command is asked to write to; it need not exist.
+      may_hold: which entries may stand in it: their names, or a test of an entry.
+
+    Raises:
+      ConfigError: names the folder and says what to choose instead.
+    """
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"{out} is a file: give --out a folder")
+    names = may_hold if callable(may_hold) else set(may_hold)
+    allowed = names if callable(names) else lambda entry: entry.name in names
+    if out.is_dir() and not all(allowed(entry) for entry in out.iterdir()):
+        raise ConfigError(f"{out} holds other files: choose a new or empty folder for --out")
