@@ -38,7 +38,7 @@ def by_score(sessions: Sessions) -> jax.Array:
 
 
 def scored(sessions: Sessions, scores: Any = SCORES) -> Sessions:
-    return sessions.replace(features={**sessions.features, "score": np.asarray(scores)})  # type: ignore[attr-defined]
+    return sessions.replace(features={**sessions.features, "score": np.asarray(scores)})
 
 
 @cache
@@ -53,7 +53,7 @@ def compiled(name: str) -> Any:
         return loss.sum(), loss
 
     def scored_as(sessions: Sessions, score: Any) -> Sessions:
-        return sessions.replace(features={**sessions.features, "score": score})  # type: ignore[attr-defined]
+        return sessions.replace(features={**sessions.features, "score": score})
 
     @jax.jit
     def run(sessions: Sessions) -> Any:
@@ -88,7 +88,7 @@ def test_padding_changes_nothing(name: str) -> None:
     assert not np.asarray(more[B:]).any()
     assert not np.asarray(steeper)[~padded.mask].any()
     # What stands under the padding is not read.
-    hidden = padded.replace(  # type: ignore[attr-defined]
+    hidden = padded.replace(
         clicks=np.where(padded.mask, padded.clicks, 1),
         features={"document": np.where(padded.mask, padded.features["document"], 3), "score": padded.features["score"]},
     )
@@ -104,14 +104,14 @@ def test_a_list_has_the_same_loss_alone(name: str) -> None:
         assert np.isfinite(slope).all()
         if not BASELINES[name].together:
             np.testing.assert_allclose(loss[:1], whole[row : row + 1], rtol=2e-6, atol=1e-6)
-    short = scored(batch())[4].unbiased().replace(  # type: ignore[attr-defined]
+    short = scored(batch())[4].unbiased().replace(
         clicks=batch().clicks[4:5, :1], mask=batch().mask[4:5, :1], position=np.zeros((1, 1), np.int32),
         labels=batch().labels[4:5, :1], features={"document": np.array([[6]]), "score": SCORES[4:5, :1]},
     )  # fmt: skip
     loss, slope = compiled(name)(short)
     assert loss.shape == slope.shape[:1] == (1,)
     np.testing.assert_allclose(loss, whole[4:], rtol=2e-6, atol=1e-6)
-    loss, slope = compiled(name)(short.replace(mask=np.zeros((1, 1), bool)))  # type: ignore[attr-defined]
+    loss, slope = compiled(name)(short.replace(mask=np.zeros((1, 1), bool)))
     assert not np.asarray(loss).any()
     assert not np.asarray(slope).any()
 
@@ -119,7 +119,7 @@ def test_a_list_has_the_same_loss_alone(name: str) -> None:
 @every
 def test_lists_without_clicks(name: str) -> None:
     sessions = scored(batch())
-    loss, slope = compiled(name)(sessions.replace(clicks=np.zeros_like(sessions.clicks)))  # type: ignore[attr-defined]
+    loss, slope = compiled(name)(sessions.replace(clicks=np.zeros_like(sessions.clicks)))
     assert np.isfinite(loss).all()
     assert np.isfinite(slope).all()
     if (constant := BASELINES[name].clickless) is not None:
@@ -135,21 +135,23 @@ def test_scores_see_neither_clicks_nor_positions(name: str) -> None:
     missing = {"clicks": "needs clicks|learns from clicks|clicks", "labels": "learns from labels"}
     if reads := BASELINES[name].reads:
         with pytest.raises(ConfigError, match=missing[reads]):
-            model.loss(sessions.replace(**{reads: None}))  # type: ignore[attr-defined]
+            model.loss(sessions.replace(**{reads: None}))
 
 
 @every
 def test_a_rank_beyond_the_table_is_an_error(name: str) -> None:
     row, model, sessions = BASELINES[name], BASELINES[name].build(towers.DocumentTable(V)), batch()
-    assert model.statistics == row.statistics
+    assert model.sufficient_statistics == row.statistics
     if not row.ranks:
         return
-    deep = sessions.replace(position=np.where(sessions.mask, sessions.position + 1, 0))  # type: ignore[attr-defined]
+    deep = sessions.replace(position=np.where(sessions.mask, sessions.position + 1, 0))
     with pytest.raises(DataError, match=f"ranks up to {K} in {type(model).__name__}, found {K + 1}"):
-        model.loss(deep)
+        towers.check_bounds(model, deep)
+    model.eval()
+    assert np.isnan(model.loss(scored(deep.replace(clicks=np.ones_like(deep.clicks))))[0])
     with pytest.raises(DataError, match=rf"training data, row \d, field .rank.: expected ranks up to {K}"):
         ultr.fit(model, deep, seed=0, epochs=1)
-    loss, _ = compiled(name)(scored(deep.replace(clicks=np.ones_like(deep.clicks))))  # type: ignore[attr-defined]
+    loss, _ = compiled(name)(scored(deep.replace(clicks=np.ones_like(deep.clicks))))
     assert np.isnan(loss[0])
     assert np.isfinite(loss[4])
 
@@ -180,7 +182,7 @@ def test_training_moves_the_scores(name: str) -> None:
     before, after = np.asarray(model.score(batch())), np.asarray(fitted.model.score(batch()))
     assert np.isfinite(after).all()
     assert (after != before).any()
-    assert ("effective_sample_size" in fitted.history[0]) == hasattr(model, "weighting")
+    assert ("effective_sample_size" in fitted.history[0]) == model.weighs_impressions
 
 
 @pytest.fixture(scope="module")

@@ -73,7 +73,7 @@ def test_each_tower_of_dla_has_the_gradient_of_its_own_loss() -> None:
     place = lists.features["document"][0] - 1
     table = np.zeros(Q * K)
     table[place] = s
-    grads = gradients(baselines.DLA(relevance=documents(table), examination=ranks(b)), lists.replace(weight=None))  # type: ignore[attr-defined]
+    grads = gradients(baselines.DLA(relevance=documents(table), examination=ranks(b)), lists.replace(weight=None))
 
     def own(logits: np.ndarray, other: np.ndarray) -> np.ndarray:
         target = lists.clicks[0] * np.exp(other[0] - other)
@@ -86,7 +86,7 @@ def test_each_tower_of_dla_has_the_gradient_of_its_own_loss() -> None:
 def test_dla_tells_its_weights_and_clips_them() -> None:
     lists = Sessions.from_lists(features={"document": [[1, 2, 3], [1, 2]]}, clicks=[[1, 0, 1], [0, 1]])
     model = baselines.DLA(relevance=documents(), examination=ranks(np.log([0.8, 0.4, 0.1])), clip=4.0)
-    found = model.weighting(lists)
+    found = model.impression_weights(lists)
     np.testing.assert_allclose(found.weight, [[1, 2, 4], [1, 2, 0]], rtol=1e-6)
     np.testing.assert_array_equal(found.clipped, [[False, False, True], [False] * 3])
     np.testing.assert_array_equal(found.counted, lists.clicks == 1)
@@ -221,7 +221,7 @@ def test_pair_debias_takes_the_ratio_of_the_sums_of_its_pair_losses() -> None:
     model.eval()
     compiled_loss(model, lists)
     model.train()
-    compiled_loss(model, lists.replace(clicks=np.zeros((3, 3), np.int8)))  # type: ignore[attr-defined]
+    compiled_loss(model, lists.replace(clicks=np.zeros((3, 3), np.int8)))
     np.testing.assert_array_equal(model.ratios(), before)
     with pytest.raises(ConfigError, match="momentum"):
         baselines.PairDebias(relevance=documents(), ranks=3, momentum=0.0)
@@ -240,7 +240,7 @@ def test_prs_compares_relevant_with_irrelevant_documents() -> None:
     click = EXAMINATION * relevant
     chance = np.where(VECTORS == 1, click, 1 - click).prod(1)
     model = baselines.PRS(relevance=documents(), propensity=5 * EXAMINATION, metric="rank")  # the unit cancels
-    ratio, chosen = model._weights(lists)
+    ratio, chosen = model.pair_weights(lists)
     weight = np.einsum("b,bij->ij", chance, np.where(chosen, ratio, 0.0))
     o, r = EXAMINATION, relevant
     expected = r[:, None] * o[None, :] * (1 - o * r)[None, :] * (1 - np.eye(3))
@@ -253,7 +253,7 @@ def test_prs_prefers_what_was_shown_lower_where_irrelevant_documents_are_clicked
     lists = Sessions.from_lists(features={"document": [[1, 2, 3]] * 8}, clicks=VECTORS.tolist())
     click = EXAMINATION * 0.1
     chance = np.where(VECTORS == 1, click, 1 - click).prod(1)
-    ratio, chosen = baselines.PRS(relevance=documents(), propensity=EXAMINATION)._weights(lists)
+    ratio, chosen = baselines.PRS(relevance=documents(), propensity=EXAMINATION).pair_weights(lists)
     weight = np.einsum("b,bij->ij", chance, np.where(chosen, ratio, 0.0))
     o = EXAMINATION
     np.testing.assert_allclose(weight, 0.1 * o * (1 - 0.1 * o) * (1 - np.eye(3)), atol=1e-6)
@@ -270,7 +270,7 @@ def test_prs_is_lambdarank_on_pairs_with_clipped_ratios() -> None:
     each = [min(0.8 / 0.2, 3.0) * (discount[0] - discount[2]) * np.log1p(np.exp(s[0] - s[2])),
             0.4 / 0.2 * (discount[2] - discount[1]) * np.log1p(np.exp(s[1] - s[2]))]  # fmt: skip
     np.testing.assert_allclose(compiled_loss(model, lists), [sum(each), 0.0], rtol=1e-5)
-    found = model.weighting(lists)
+    found = model.impression_weights(lists)
     np.testing.assert_allclose(found.weight, [[0, 0, 2.5], [0, 0, 0]], rtol=1e-6)
     np.testing.assert_array_equal(found.clipped, [[False, False, True], [False] * 3])
     np.testing.assert_array_equal(found.counted, [[False, False, True], [False] * 3])
@@ -343,7 +343,7 @@ def test_padding_and_the_smallest_batches_are_no_special_cases(name: str) -> Non
     one = Sessions.from_lists(features={"document": [[2]]}, clicks=[[1]], query=[0])
     assert run(params, one)[0].shape == (1,)
     assert finite(run(params, one))
-    nothing = ONE.replace(mask=np.zeros_like(ONE.mask))  # type: ignore[attr-defined]
+    nothing = ONE.replace(mask=np.zeros_like(ONE.mask))
     gone = run(params, nothing)
     assert finite(gone)
     assert not np.any(gone[0])
@@ -353,7 +353,7 @@ def test_padding_and_the_smallest_batches_are_no_special_cases(name: str) -> Non
 @each
 def test_gradients_are_finite_without_clicks_and_at_extreme_logits(name: str) -> None:
     params, run = compiled(name)
-    none = run(params, ONE.replace(clicks=np.zeros_like(ONE.clicks)))  # type: ignore[attr-defined]
+    none = run(params, ONE.replace(clicks=np.zeros_like(ONE.clicks)))
     assert finite(none)
     if STATISTICS.get(name, "list") == "list" and name != "policy":
         np.testing.assert_allclose(none[0], 0.0, atol=1e-7)
@@ -366,7 +366,7 @@ def test_a_model_is_saved_and_loaded_and_says_what_it_needs(name: str, tmp_path:
     model = MODELS[name]()
     params, _ = compiled(name)
     nnx.update(model, params)
-    assert getattr(model, "statistics", "list") == STATISTICS.get(name, "list")
+    assert model.sufficient_statistics == STATISTICS.get(name, "list")
     save(model, tmp_path / "model")
     loaded = load(tmp_path / "model")
     np.testing.assert_array_equal(loaded.score(ONE), model.score(ONE))
@@ -375,7 +375,7 @@ def test_a_model_is_saved_and_loaded_and_says_what_it_needs(name: str, tmp_path:
     np.testing.assert_allclose(compiled_loss(loaded, ONE), compiled_loss(model, ONE), rtol=1e-6)
     if name != "policy":
         with pytest.raises(ConfigError, match="clicks"):
-            loaded.loss(ONE.replace(clicks=None))  # type: ignore[attr-defined]
+            loaded.loss(ONE.replace(clicks=None))
 
 
 # --- How epochs are judged -----------------------------------------------------------------------------------------

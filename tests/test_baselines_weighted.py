@@ -17,9 +17,9 @@ from worlds import compiled_loss
 import ultr
 from ultr import baselines, towers
 from ultr.baselines import Displays
-from ultr.data import ClickLog, collapse
+from ultr.data import ClickLog, InMemory, collapse
 from ultr.errors import ConfigError, DataError
-from ultr.sessions import InMemory, Sessions
+from ultr.sessions import Sessions
 from ultr.training import adam
 from ultr.training.steps import Trainer
 
@@ -94,17 +94,12 @@ DOCUMENTS = (1, 2, 3)
 @pytest.mark.parametrize("policy", [ONE, SHUFFLED])
 def test_the_expected_ips_loss_is_that_of_full_information(policy: Any) -> None:
     sessions = user(policy, *PBM)
-    kinds = {
-        baselines.IPSPointwise: cross_entropy,
-        baselines.IPSListwise: softmax_loss,
-        baselines.IPSPairwise: dcg_loss,
-    }
-    for kind, truth in kinds.items():
-        model = kind(relevance=RANKER, propensity=THETA)  # type: ignore[operator]
-        assert expected(model, sessions) == pytest.approx(truth(DOCUMENTS), rel=1e-5), kind
+    for form, truth in {"pointwise": cross_entropy, "listwise": softmax_loss, "pairwise": dcg_loss}.items():
+        model = baselines.IPS(relevance=RANKER, propensity=THETA, form=form)
+        assert expected(model, sessions) == pytest.approx(truth(DOCUMENTS), rel=1e-5), form
         # The naive loss, which is what equal propensities give, is biased.
-        naive = kind(relevance=RANKER, propensity=np.ones(3))  # type: ignore[operator]
-        assert abs(expected(naive, sessions) - truth(DOCUMENTS)) > 0.05, kind
+        naive = baselines.IPS(relevance=RANKER, propensity=np.ones(3), form=form)
+        assert abs(expected(naive, sessions) - truth(DOCUMENTS)) > 0.05, form
     # The same full-information loss as of the class that reads grades, whose gain is 2^y - 1.
     graded = Sessions.from_lists(features={"document": [[1, 2, 3]]}, labels=[np.log2(1 + RELEVANCE[1:4]).tolist()])
     full = float(baselines.FullInformation(relevance=RANKER).loss(graded)[0])
@@ -126,11 +121,13 @@ def test_perfect_affine_correction_is_unbiased_under_trust_bias_and_ips_is_not()
 
 def test_affine_without_trust_bias_is_ips() -> None:
     sessions = user(SHUFFLED, *PBM)
-    for form, kind in (("listwise", baselines.IPSListwise), ("pointwise", baselines.IPSPointwise)):
+    for form in ("listwise", "pointwise"):
         affine = baselines.AffineIPS(relevance=RANKER, alpha=THETA, beta=np.zeros(3), form=form, clip=2.5)
-        ips = kind(relevance=RANKER, propensity=THETA, clip=2.5)  # type: ignore[operator]
+        ips = baselines.IPS(relevance=RANKER, propensity=THETA, form=form, clip=2.5)
         np.testing.assert_allclose(compiled_loss(affine, sessions), compiled_loss(ips, sessions), rtol=1e-6)
-        np.testing.assert_array_equal(affine.weighting(sessions).clipped, ips.weighting(sessions).clipped)
+        np.testing.assert_array_equal(
+            affine.impression_weights(sessions).clipped, ips.impression_weights(sessions).clipped
+        )
 
 
 def test_policy_aware_is_unbiased_under_a_cut_and_ips_is_not() -> None:
@@ -141,7 +138,7 @@ def test_policy_aware_is_unbiased_under_a_cut_and_ips_is_not() -> None:
     aware = baselines.PolicyAware(relevance=RANKER, displays=displays, propensity=THETA, form="pointwise")
     truth = cross_entropy((1, 2, 3, 4))
     assert expected(aware, sessions) == pytest.approx(truth, rel=1e-5)
-    ips = baselines.IPSPointwise(relevance=RANKER, propensity=THETA)  # as if what is not shown did not exist
+    ips = baselines.IPS(form="pointwise", relevance=RANKER, propensity=THETA)  # as if what is not shown did not exist
     assert abs(expected(ips, sessions) - truth) > 0.1
     # The targets of a document are its relevance on average, whatever form they enter.
     np.testing.assert_allclose(_mean_targets(aware, sessions), RELEVANCE[1:5], rtol=1e-5)
@@ -185,7 +182,7 @@ def test_the_direct_method_is_full_information_on_its_estimates() -> None:
         assert expected(right, sessions) == pytest.approx(truth(DOCUMENTS), rel=1e-5)
         wrong = baselines.DirectMethod(relevance=RANKER, regression=WRONG, form=form)
         assert expected(wrong, sessions) == pytest.approx(truth(DOCUMENTS, GUESS), rel=1e-5)
-    np.testing.assert_array_equal(compiled_loss(right, sessions), compiled_loss(right, sessions.replace(clicks=None)))  # type: ignore[attr-defined]
+    np.testing.assert_array_equal(compiled_loss(right, sessions), compiled_loss(right, sessions.replace(clicks=None)))
 
 
 @pytest.mark.parametrize(("policy", "documents"), [(SHUFFLED, (1, 2, 3)), (CUT, (1, 2, 3, 4))])
@@ -246,7 +243,7 @@ def slopes(model: Any, sessions: Sessions) -> np.ndarray:
     """[B, K] derivatives of the losses by the scores, which stand in the feature `score`."""
 
     def total(score: Any) -> jax.Array:
-        return model.loss(sessions.replace(features={**sessions.features, "score": score})).sum()  # type: ignore[attr-defined]
+        return model.loss(sessions.replace(features={**sessions.features, "score": score})).sum()
 
     return np.asarray(jax.jit(jax.grad(total))(jnp.asarray(sessions.features["score"], jnp.float32)))
 
@@ -258,17 +255,17 @@ def by_score(sessions: Sessions) -> jax.Array:
 def test_listwise_ips_changes_the_slope_of_a_list_with_one_click() -> None:
     sessions = Sessions.from_lists(features={"score": [[0.1, 0.7, -0.4]]}, clicks=[[0, 0, 1]])
     naive = slopes(baselines.NaiveListwise(relevance=by_score), sessions)
-    weighted = slopes(baselines.IPSListwise(relevance=by_score, propensity=THETA), sessions)
+    weighted = slopes(baselines.IPS(relevance=by_score, propensity=THETA), sessions)
     np.testing.assert_allclose(weighted, naive / THETA[2], rtol=1e-5)
 
 
 def test_clipping_and_what_is_counted() -> None:
     sessions = Sessions.from_lists(features={"score": [[0.0] * 3, [0.0] * 2]}, clicks=[[1, 1, 1], [0, 1]])
-    found = baselines.IPSListwise(relevance=by_score, propensity=THETA, clip=3.0).weighting(sessions)
+    found = baselines.IPS(relevance=by_score, propensity=THETA, clip=3.0).impression_weights(sessions)
     np.testing.assert_allclose(found.weight, [[1 / 0.9, 2, 3], [1 / 0.9, 2, 0]], rtol=1e-6)
     np.testing.assert_array_equal(found.clipped, [[False, False, True], [False, False, False]])
     np.testing.assert_array_equal(found.counted, [[True, True, True], [False, True, False]])
-    affine = baselines.AffineIPS(relevance=by_score, alpha=ALPHA, beta=BETA).weighting(sessions)
+    affine = baselines.AffineIPS(relevance=by_score, alpha=ALPHA, beta=BETA).impression_weights(sessions)
     np.testing.assert_array_equal(affine.counted, sessions.mask)  # a skip says something too
 
 
@@ -277,19 +274,21 @@ def test_self_normalised_weights_have_mean_one_over_the_clicks_of_the_batch() ->
     sessions = Sessions.from_lists(
         features={"score": [[0.2, 0.1, 0.5]] * 3}, clicks=clicks.tolist(), weight=[2.0, 1.0, 5.0]
     )
-    model = baselines.IPSListwise(relevance=by_score, propensity=THETA, self_normalised=True)
+    model = baselines.IPS(relevance=by_score, propensity=THETA, self_normalised=True)
     mean = (2 / THETA[0] + 2 / THETA[2] + 1 / THETA[1]) / 5
     for batch in (sessions, sessions.pad(rows=6, width=5)):
-        np.testing.assert_allclose(model.weighting(batch).weight[:3, :3], np.tile(1 / THETA / mean, (3, 1)), rtol=1e-6)
-    nothing = sessions.replace(clicks=np.zeros((3, 3), np.int8))  # type: ignore[attr-defined]
+        np.testing.assert_allclose(
+            model.impression_weights(batch).weight[:3, :3], np.tile(1 / THETA / mean, (3, 1)), rtol=1e-6
+        )
+    nothing = sessions.replace(clicks=np.zeros((3, 3), np.int8))
     np.testing.assert_array_equal(compiled_loss(model, nothing), np.zeros(3))
     # One counted click: it weighs 1, as documented.
-    np.testing.assert_allclose(model.weighting(sessions[1]).weight[0, 1], 1.0, rtol=1e-6)
+    np.testing.assert_allclose(model.impression_weights(sessions[1]).weight[0, 1], 1.0, rtol=1e-6)
 
 
 def test_tables_that_mean_nothing_are_refused() -> None:
-    kind = baselines.IPSListwise
-    for bad, where in (([1.0, 0.0, 0.5], "found 0 at rank 2"), ([1.0, np.nan, -1.0], "found nan at ranks 2, 3"),
+    kind = baselines.IPS
+    for bad, where in (([1.0, 0.0, 0.5], "found 0 at rank 2"), ([1.0, np.nan, -1.0], "found nan at ranks 2-3"),
                        ([], "found none"), ([np.inf], "found inf at rank 1")):  # fmt: skip
         with pytest.raises(ConfigError, match=where):
             kind(relevance=by_score, propensity=bad)
@@ -314,16 +313,16 @@ def test_tables_that_mean_nothing_are_refused() -> None:
     with pytest.raises(ConfigError, match="unknown form of the loss 'pairwise'"):
         baselines.AffineIPS(relevance=by_score, alpha=[0.5], beta=[0.1], form="pairwise")
     with pytest.raises(ConfigError, match="unknown metric 'ndcg'"):
-        baselines.IPSPairwise(relevance=by_score, propensity=[1.0], metric="ndcg")
+        baselines.IPS(form="pairwise", relevance=by_score, propensity=[1.0], metric="ndcg")
 
 
 def test_the_pairwise_bound_is_above_the_rank() -> None:
     scores = np.random.default_rng(3).normal(scale=2, size=(50, 6)).astype(np.float32)
     sessions = Sessions.from_lists(features={"score": scores.tolist()}, clicks=np.eye(6, dtype=int)[[2] * 50].tolist())
     rank = 1 + (scores > scores[:, 2:3]).sum(1)
-    by_rank = baselines.IPSPairwise(relevance=by_score, propensity=np.ones(6), metric="rank")
+    by_rank = baselines.IPS(form="pairwise", relevance=by_score, propensity=np.ones(6), metric="rank")
     by_rank = compiled_loss(by_rank, sessions)
-    lost = compiled_loss(baselines.IPSPairwise(relevance=by_score, propensity=np.ones(6)), sessions)
+    lost = compiled_loss(baselines.IPS(form="pairwise", relevance=by_score, propensity=np.ones(6)), sessions)
     assert (np.asarray(by_rank) >= rank).all()
     assert (np.asarray(lost) >= 1 - 1 / np.log2(1 + rank)).all()
     assert np.corrcoef(by_rank, rank)[0, 1] > 0.8
@@ -358,7 +357,7 @@ def test_lambdarank_ranks_equal_scores_by_chance() -> None:
     @jax.jit
     def run(sessions: Sessions, score: Any) -> Any:
         def total(score: Any) -> Any:
-            scored = sessions.replace(features={"score": score})  # type: ignore[attr-defined]
+            scored = sessions.replace(features={"score": score})
             loss = baselines.NaiveLambdaRank(relevance=by_score).loss(scored)
             return loss.sum(), loss
 
@@ -375,7 +374,7 @@ def test_lambdarank_ranks_equal_scores_by_chance() -> None:
         np.testing.assert_allclose(steep, steep.mean(), rtol=0.05)
     again, _ = run(sessions, zeros)
     np.testing.assert_array_equal(again, loss)
-    other, _ = run(sessions.replace(clicks=clicks[:, ::-1]), zeros)  # type: ignore[attr-defined]
+    other, _ = run(sessions.replace(clicks=clicks[:, ::-1]), zeros)
     assert (np.asarray(other) != np.asarray(loss)).mean() > 0.5
     wide, _ = run(sessions.pad(rows=lists + 3, width=width + 2), np.pad(zeros, ((0, 3), (0, 2))))
     np.testing.assert_allclose(wide[:lists], loss, rtol=1e-5)
@@ -443,11 +442,11 @@ def test_displays_of_counts_are_those_of_the_log_where_every_list_has_a_first_ra
 def test_displays_that_cannot_be_counted() -> None:
     sessions = user(ONE, *PBM)
     with pytest.raises(ConfigError, match="need query and 'document'"):
-        Displays.of(sessions.replace(query=None))  # type: ignore[attr-defined]
+        Displays.of(sessions.replace(query=None))
     with pytest.raises(DataError, match="expected a log that shows documents, found none"):
-        Displays.of(sessions.replace(mask=np.zeros_like(sessions.mask)))  # type: ignore[attr-defined]
+        Displays.of(sessions.replace(mask=np.zeros_like(sessions.mask)))
     with pytest.raises(DataError, match="each document id under one query, found 1 under several"):
-        Displays.of(sessions.replace(query=np.arange(len(sessions))))  # type: ignore[attr-defined]
+        Displays.of(sessions.replace(query=np.arange(len(sessions))))
     with pytest.raises(ConfigError, match="the 3 ranks that the log shows, found 2"):
         baselines.PolicyAware(relevance=RANKER, displays=Displays.of(sessions), propensity=THETA[:2])
     with pytest.raises(ConfigError, match=r"expected Displays.of\(log\), found ndarray"):
@@ -457,14 +456,13 @@ def test_displays_that_cannot_be_counted() -> None:
 @pytest.mark.parametrize("form", ["listwise", "pointwise"])
 def test_a_document_that_was_never_shown_has_no_weight(form: str) -> None:
     displays = Displays.of(user(CUT | {(5, 1): 0.0}, *PBM))  # a weight of 0 is as good as never
-    displays.limits = ()
     sessions = Sessions.from_lists(
         features={"document": [[1, 5, 2], [5, 0]], "score": [[0.3, 0.1, -0.2], [0.5, 0.2]]},
         clicks=[[1, 1, 0], [1, 1]],
     )
     assert displays.documents == 5
     model = baselines.PolicyAware(relevance=by_score, displays=displays, propensity=THETA, form=form)
-    found = model.weighting(sessions)
+    found = model.impression_weights(sessions)
     np.testing.assert_array_equal(found.unsupported, [[False, True, False], [True, True, False]])
     np.testing.assert_array_equal(found.counted, [[True, False, False], [False, False, False]])
     loss, steep = np.asarray(compiled_loss(model, sessions)), slopes(model, sessions)
@@ -492,7 +490,7 @@ def _logged() -> Sessions:
 
 
 def test_the_history_says_what_the_weights_do() -> None:
-    model = baselines.IPSListwise(relevance=towers.DocumentTable(3), propensity=RELATIVE, clip=3.0)
+    model = baselines.IPS(relevance=towers.DocumentTable(3), propensity=RELATIVE, clip=3.0)
     history = ultr.fit(model, _logged(), _logged(), seed=0, epochs=2, batch_size=2).history
     rows, clicks = np.array(WEIGHT)[:, None], np.array(CLICKS)
     weight = np.minimum(1 / RELATIVE, 3.0)
@@ -504,12 +502,12 @@ def test_the_history_says_what_the_weights_do() -> None:
         # The list without a click is not affected, nor that with a click at rank 1 only.
         assert row["affected"] == pytest.approx((1 + 2 + 4) / np.sum(WEIGHT), rel=1e-6)
         assert row["unsupported"] == 0.0
-    flat = baselines.IPSListwise(relevance=towers.DocumentTable(3), propensity=np.ones(3))
+    flat = baselines.IPS(relevance=towers.DocumentTable(3), propensity=np.ones(3))
     (row,) = ultr.fit(flat, _logged(), seed=0, epochs=1, batch_size=2).history
     assert row["affected"] == 0.0
     assert row["clipped"] == 0.0
     assert row["effective_sample_size"] == pytest.approx((rows * clicks).sum())
-    silent = _logged().replace(clicks=np.zeros((5, 3), np.int8))  # type: ignore[attr-defined]
+    silent = _logged().replace(clicks=np.zeros((5, 3), np.int8))
     (row,) = ultr.fit(flat, silent, seed=0, epochs=1, batch_size=5).history
     assert (row["effective_sample_size"], row["clipped"], row["affected"]) == (0.0, None, 0.0)
 
@@ -518,7 +516,9 @@ def test_the_history_on_counts_is_that_of_the_log_but_for_sessions(log: ClickLog
     propensity = 1 / np.arange(1, log.ranks + 1)
 
     def history(source: Any) -> dict[str, Any]:
-        model = baselines.IPSPointwise(relevance=towers.DocumentTable(log.documents), propensity=propensity, clip=5.0)
+        model = baselines.IPS(
+            form="pointwise", relevance=towers.DocumentTable(log.documents), propensity=propensity, clip=5.0
+        )
         return ultr.fit(model, source, seed=0, epochs=1).history[0]
 
     whole, counts = history(log), history(collapse(log, "rank"))

@@ -197,7 +197,7 @@ def test_without_options_training_is_what_fit_does_without_them(ultr: Any, log: 
     assert trained["config"]["optimizer"] == "adam"
 
 
-@pytest.mark.parametrize("documents", [loop.LARGE_ROWS - 1, loop.LARGE_ROWS])
+@pytest.mark.parametrize("documents", [loop.LARGE_TABLE - 1, loop.LARGE_TABLE])
 def test_the_automatic_optimizer_is_that_of_fit(documents: int, monkeypatch: pytest.MonkeyPatch) -> None:
     class Seen(Exception):
         pass
@@ -211,7 +211,7 @@ def test_the_automatic_optimizer_is_that_of_fit(documents: int, monkeypatch: pyt
     with pytest.raises(Seen) as seen:
         fit(model, lists, seed=0)
     kind = registry.optimizer_kind("auto", model)
-    assert kind == ("lazy-adam" if documents == loop.LARGE_ROWS else "adam")
+    assert kind == ("lazy-adam" if documents == loop.LARGE_TABLE else "adam")
     assert isinstance(seen.value.args[0], RowSparse) == (kind == "lazy-adam")
 
 

@@ -406,7 +406,7 @@ def test_lists_that_differ_anywhere_stay_apart(tmp_path: Path, monkeypatch: pyte
     log = write_log(tmp_path / "log", [row | variant for variant in variants] * 2)
     assert collapse(log, "list", directory=tmp_path / "lists").sessions == len(variants)
     # Also where half of the hash is of no use.
-    hashed = MODULE._hashed  # type: ignore[attr-defined]
+    hashed = MODULE._hashed
     for name, half in {"first": lambda x: np.zeros_like(x), "few": lambda x: x % np.uint64(4)}.items():
         monkeypatch.setattr(MODULE, "_hashed", lambda *args, half=half: (half(hashed(*args)[0]), hashed(*args)[1]))
         for memory in (LARGE, TINY):

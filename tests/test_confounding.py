@@ -14,9 +14,10 @@ import pytest
 from flax import nnx
 
 from ultr import baselines, fit, models, towers
+from ultr.data import InMemory
 from ultr.errors import ConfigError
 from ultr.propensity import Propensities
-from ultr.sessions import InMemory, Sessions, Shared
+from ultr.sessions import Sessions, SharedFeature
 from ultr.training import lazy_adam, load, save
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
@@ -115,7 +116,7 @@ FREEZABLE: dict[str, Callable[[], Any]] = {
 
 @pytest.mark.parametrize("name", FREEZABLE)
 def test_a_frozen_tower_stays_as_it_was(name: str) -> None:
-    lists = batch().replace(features={"document": batch().features["document"], "x": np.ones((6, K), np.float32)})  # type: ignore[attr-defined]
+    lists = batch().replace(features={"document": batch().features["document"], "x": np.ones((6, K), np.float32)})
     given = FREEZABLE[name]()
     before = len(jax.tree.leaves(nnx.state(given, nnx.Param))) if isinstance(given, nnx.Module) else 0
     frozen = towers.Frozen(given)
@@ -177,10 +178,10 @@ def test_a_wrapper_is_saved_and_says_of_its_tower_what_that_says(name: str, tmp_
     loaded.eval()
     np.testing.assert_array_equal(loaded.loss(lists), model.loss(lists))
     assert wrap(ranks()).pointwise
-    assert not wrap(towers.LastClickTable(K)).pointwise  # by `given` only, which a wrapper has not
-    assert towers.takes_shared(wrap(ranks()))
-    assert not towers.takes_shared(wrap(lambda sessions: jnp.zeros(sessions.shape)))
-    assert towers.takes_shared(model)
+    assert not wrap(towers.LastClickTable(K)).pointwise  # by `logits_after` only, which a wrapper lacks
+    assert wrap(ranks()).takes_shared_features
+    assert not wrap(lambda sessions: jnp.zeros(sessions.shape)).tower.takes_shared_features
+    assert model.takes_shared_features
 
 
 # --- The losses ----------------------------------------------------------------------------------------------------
@@ -207,7 +208,7 @@ POINTWISE: dict[str, Callable[[], Any]] = {
     "additive": lambda: models.AdditivePBM(relevance=documents(), examination=ranks()),
     "pbm": lambda: models.PBM(relevance=documents(), examination=ranks()),
     "naive": lambda: baselines.NaivePointwise(relevance=documents()),
-    "ips": lambda: baselines.IPSPointwise(relevance=documents(), propensity=PROPENSITY),
+    "ips": lambda: baselines.IPS(form="pointwise", relevance=documents(), propensity=PROPENSITY),
     "em": lambda: baselines.RegressionEM(relevance=documents(), examination=ranks()),
 }
 
@@ -216,7 +217,7 @@ POINTWISE: dict[str, Callable[[], Any]] = {
 def test_weights_by_position_change_nothing_where_the_policy_is_deterministic(name: str) -> None:
     fixed = batch([LISTS[0]] * 3 + [LISTS[3]] * 3, [[1, 0, 0], [0, 1, 1], [0, 0, 0]] * 2)
     model = baselines.PositionWeighted(POINTWISE[name](), displays=baselines.Displays.of(fixed))
-    np.testing.assert_allclose(model.weighting(fixed).weight, 1.0, rtol=1e-6)
+    np.testing.assert_allclose(model.impression_weights(fixed).weight, 1.0, rtol=1e-6)
     np.testing.assert_allclose(model.loss(fixed), POINTWISE[name]().loss(fixed), rtol=1e-5)
     np.testing.assert_array_equal(model.score(fixed), POINTWISE[name]().score(fixed))
 
@@ -224,7 +225,7 @@ def test_weights_by_position_change_nothing_where_the_policy_is_deterministic(na
 def test_weights_by_position_make_up_for_how_often_a_rank_was_shown() -> None:
     lists = batch()
     model = baselines.PositionWeighted(POINTWISE["naive"](), displays=baselines.Displays.of(lists))
-    found = model.weighting(lists)
+    found = model.impression_weights(lists)
     document = lists.features["document"]
     for d, k in {(int(d), int(k)) for d, k in zip(document[lists.mask], lists.position[lists.mask], strict=True)}:
         cell = lists.mask & (document == d) & (lists.position == k)
@@ -235,10 +236,10 @@ def test_weights_by_position_make_up_for_how_often_a_rank_was_shown() -> None:
     expected = np.where(lists.mask, found.weight * each, 0).sum(1)
     np.testing.assert_allclose(model.loss(lists), expected, rtol=1e-5)
     clipped = baselines.PositionWeighted(POINTWISE["naive"](), displays=baselines.Displays.of(lists), clip=2.0)
-    np.testing.assert_allclose(clipped.weighting(lists).weight, np.minimum(found.weight, 2.0), rtol=1e-6)
-    np.testing.assert_array_equal(clipped.weighting(lists).clipped, np.asarray(found.weight) > 2.0)
+    np.testing.assert_allclose(clipped.impression_weights(lists).weight, np.minimum(found.weight, 2.0), rtol=1e-6)
+    np.testing.assert_array_equal(clipped.impression_weights(lists).clipped, np.asarray(found.weight) > 2.0)
     other = batch([[3, 2, 1]], [[1, 0, 0]], [0])  # document 1 was never shown at rank 3
-    unseen = model.weighting(other)
+    unseen = model.impression_weights(other)
     np.testing.assert_array_equal(unseen.counted, [[True, True, False]])
     np.testing.assert_array_equal(unseen.unsupported, [[False, False, True]])
     expected = 3 * np.log1p(np.exp(-s[2, 0])) + 3 * np.log1p(np.exp(s[0, 1]))
@@ -249,19 +250,19 @@ def test_weights_by_position_are_the_same_for_shared_features_and_in_the_history
     lists = batch()
     table = np.random.default_rng(0).normal(size=(V + 1, 2)).astype(np.float32)
     document = lists.features["document"]
-    shared = lists.replace(features={"document": document, "features": Shared(table, document)})  # type: ignore[attr-defined]
-    whole = lists.replace(features={"document": document, "features": table[document]})  # type: ignore[attr-defined]
+    shared = lists.replace(features={"document": document, "features": SharedFeature(table, document)})
+    whole = lists.replace(features={"document": document, "features": table[document]})
     model = baselines.PositionWeighted(
         models.AdditivePBM(relevance=towers.Linear(2, rngs=nnx.Rngs(0)), examination=ranks()),
         displays=baselines.Displays.of(lists),
     )
     np.testing.assert_allclose(model.loss(shared), model.loss(whole), rtol=1e-5)
-    assert towers.takes_shared(model)
+    assert model.takes_shared_features
     own = baselines.PositionWeighted(
         baselines.NaivePointwise(relevance=lambda s: jnp.zeros(s.shape)), displays=baselines.Displays.of(lists)
     )
-    assert not towers.takes_shared(own)
-    weight = np.asarray(model.weighting(whole).weight)
+    assert not own.model.relevance.takes_shared_features
+    weight = np.asarray(model.impression_weights(whole).weight)
     found = fit(model, InMemory(whole), optimizer=optax.sgd(0.1), epochs=1, batch_size=6, seed=0).history[0]
     np.testing.assert_allclose(found["effective_sample_size"], weight.sum() ** 2 / (weight**2).sum(), rtol=1e-5)
     assert found["affected"] == 1.0

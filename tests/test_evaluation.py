@@ -16,9 +16,10 @@ import scipy.stats
 from flax import nnx
 
 from ultr import models, towers
+from ultr.data import InMemory
 from ultr.errors import ConfigError, DataError
 from ultr.evaluation import Estimate, evaluate, paired_difference, per_query
-from ultr.sessions import InMemory, Sessions
+from ultr.sessions import Sessions
 
 KEY = jax.random.key(7)
 AT_3 = ["dcg@3", "ndcg@3", "mrr@3", "map@3", "err@3"]

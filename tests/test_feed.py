@@ -15,18 +15,18 @@ from flax import nnx
 from stored import make_rows, write_log
 
 from ultr import models, towers
+from ultr.data import InMemory, as_dataset
 from ultr.errors import DataError
-from ultr.sessions import InMemory, Sessions
-from ultr.training import feed as module
+from ultr.sessions import Sessions
 from ultr.training import fit
-from ultr.training.feed import Batches, Block, blocks
+from ultr.training.feed import BatchBlock, StackedBatches, one_pass
 
-at = jax.jit(Batches.at)
+at = jax.jit(StackedBatches.at)
 
 
-def feed(source: Any, batch_size: int, **options: Any) -> Iterator[Block]:
-    given: dict[str, Any] = {"seed": None, "length": 1000, "rank_first": False, "look": lambda _: None}
-    return blocks(source, batch_size, put=lambda x: x, **(given | options))
+def feed(source: Any, batch_size: int, **options: Any) -> Iterator[BatchBlock]:
+    given: dict[str, Any] = {"seed": None, "length": 1000, "rank_first": False, "check": lambda _: None}
+    return one_pass(as_dataset(source), batch_size, put=lambda x: x, **(given | options))
 
 
 def numbered(count: int, *, longest: int = 4, seed: int = 0) -> Sessions:
@@ -45,7 +45,7 @@ def numbered(count: int, *, longest: int = 4, seed: int = 0) -> Sessions:
 class Failing(InMemory):
     """Breaks off after two batches."""
 
-    def batches(self, batch_size: int, *, seed: int | None = None) -> Iterator[Sessions]:
+    def batches(self, batch_size: int, *, seed: int | None = None, **options: Any) -> Iterator[Sessions]:
         for i, batch in enumerate(super().batches(batch_size, seed=seed)):
             if i == 2:
                 raise DataError("the disk is gone")
@@ -74,9 +74,8 @@ class Mixed:
     [(16, None, False, 3), (16, 4, True, 3), (7, 1, True, 1), (200, None, True, 5)],
 )
 def test_every_session_of_a_log_comes_once_and_whole(
-    batch_size: int, seed: int | None, rank_first: bool, held: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    batch_size: int, seed: int | None, rank_first: bool, held: int, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(module, "BLOCK_SESSIONS", held * batch_size)
     rows = make_rows(100)  # of 1 to 11 documents, at ranks with gaps; the weight is the number of the row
     log = write_log(tmp_path / "log", rows)
     expected = {}
@@ -85,7 +84,7 @@ def test_every_session_of_a_log_comes_once_and_whole(
             expected[int(batch.weight[i])] = jax.tree.map(lambda x, i=i: x[i], batch)
     seen: list[int] = []
     widths = set()
-    for block in feed(log, batch_size, seed=seed, rank_first=rank_first):
+    for block in feed(log, batch_size, seed=seed, rank_first=rank_first, block_sessions=held * batch_size):
         widths.add(block.batches.width)
         size = len(seen)
         for i in range(block.count):
@@ -114,10 +113,10 @@ def test_every_session_of_a_log_comes_once_and_whole(
     assert widths == {1, 2, 4, 8, 11}
 
 
-def test_blocks_are_filled_up_with_empty_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "BLOCK_SESSIONS", 25)  # three batches of 8
-    source = InMemory(numbered(50).replace(weight=np.ones(50, np.float32)))  # type: ignore[attr-defined]
-    found = list(feed(source, 8))
+def test_blocks_are_filled_up_with_empty_batches() -> None:
+    three: dict[str, Any] = {"block_sessions": 25}  # three batches of 8
+    source = InMemory(numbered(50).replace(weight=np.ones(50, np.float32)))
+    found = list(feed(source, 8, **three))
     assert [b.count for b in found] == [3, 3, 1]
     assert [b.batches.lengths.shape for b in found] == [(3, 8)] * 3
     # A fifth of the lists shows nothing: those are not counted.
@@ -128,10 +127,9 @@ def test_blocks_are_filled_up_with_empty_batches(monkeypatch: pytest.MonkeyPatch
     assert all(not np.asarray(x)[1:].any() for x in jax.tree.leaves(tail.sessions))
     assert not np.asarray(tail.sessions.weight)[0, 2:].any()
     # A block is not longer than the source, and never shorter than a batch.
-    assert [b.count for b in feed(source, 8, length=9)] == [2, 2, 2, 1]
-    assert [(b.count, b.batches.lengths.shape) for b in feed(source, 64)] == [(1, (1, 64))]
-    monkeypatch.setattr(module, "BLOCK_VALUES", 1)
-    assert [b.count for b in feed(source, 8)] == [1] * 7
+    assert [b.count for b in feed(source, 8, length=9, **three)] == [2, 2, 2, 1]
+    assert [(b.count, b.batches.lengths.shape) for b in feed(source, 64, **three)] == [(1, (1, 64))]
+    assert [b.count for b in feed(source, 8, block_values=1, **three)] == [1] * 7
 
 
 def test_positions_travel_only_where_they_are_not_the_index() -> None:
@@ -141,7 +139,7 @@ def test_positions_travel_only_where_they_are_not_the_index() -> None:
     hidden = lists.position.copy()
     hidden[0] = 7  # list 0 shows none
     for position, travels in ((lists.position, False), (gap, True), (hidden, False)):
-        source = InMemory(lists.replace(position=position))  # type: ignore[attr-defined]
+        source = InMemory(lists.replace(position=position))
         for rank_first in (False, True):
             (block,) = feed(source, 5, length=9, rank_first=rank_first)  # the gap is in the first of two batches
             assert (block.batches.sessions.position is not None) is travels
@@ -155,12 +153,12 @@ def test_positions_travel_only_where_they_are_not_the_index() -> None:
 
 def test_batches_of_another_kind_get_a_block_of_their_own() -> None:
     one, wide = numbered(20), numbered(20, longest=6)
-    labelled = one.replace(labels=np.ones((20, 4), np.float32))  # type: ignore[attr-defined]
-    source = Mixed(*(InMemory(s.replace(features={})) for s in (one, wide, labelled)))  # type: ignore[attr-defined]
+    labelled = one.replace(labels=np.ones((20, 4), np.float32))
+    source = Mixed(*(InMemory(s.replace(features={})) for s in (one, wide, labelled)))
     found = list(feed(source, 8))
     assert [(b.count, b.batches.width, b.batches.sessions.labels is None) for b in found] == [
         (3, 4, True), (3, 6, True), (3, 4, False)]  # fmt: skip
-    floats = Mixed(InMemory(one), InMemory(one.replace(features={"document": np.full((20, 4), 0.5, np.float32)})))  # type: ignore[attr-defined]
+    floats = Mixed(InMemory(one), InMemory(one.replace(features={"document": np.full((20, 4), 0.5, np.float32)})))
     dtypes = [b.batches.sessions.features["document"].dtype for b in feed(floats, 8)]
     assert dtypes == [np.int32, np.float32]
 
@@ -188,7 +186,7 @@ def test_errors_reach_the_caller_and_no_thread_stays(tmp_path: Path) -> None:
     assert found == [1, 1]
     for source in (InMemory(numbered(30)), log):
         with pytest.raises(ValueError, match="look at that"):
-            list(feed(source, 8, look=look))
+            list(feed(source, 8, check=look))
     with pytest.raises(ZeroDivisionError):
         _ = [block.count / 0 for block in feed(log, 8, length=8)]
     assert set(threading.enumerate()) == before
@@ -207,7 +205,7 @@ def test_who_stops_early_leaves_no_thread(tmp_path: Path) -> None:
         stream = feed(source, 8, length=8)
         next(stream)
         assert set(threading.enumerate()) != before
-        stream.close()  # type: ignore[attr-defined]
+        stream.close()
         assert set(threading.enumerate()) == before
         feed(source, 8)  # never asked for anything
     assert set(threading.enumerate()) == before
@@ -220,7 +218,7 @@ class Recorded(InMemory):
         super().__init__(sessions)
         self.epochs: list[list[Sessions]] = []
 
-    def batches(self, batch_size: int, *, seed: int | None = None) -> Iterator[Sessions]:
+    def batches(self, batch_size: int, *, seed: int | None = None, **options: Any) -> Iterator[Sessions]:
         if seed is not None:
             self.epochs.append([])
         for batch in super().batches(batch_size, seed=seed):
@@ -230,8 +228,7 @@ class Recorded(InMemory):
 
 
 @pytest.mark.parametrize("weighted", [False, True])
-def test_training_in_blocks_is_a_plain_loop_over_the_batches(weighted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "BLOCK_SESSIONS", 24)
+def test_training_in_blocks_is_a_plain_loop_over_the_batches(weighted: bool) -> None:
     traces = 0
 
     class Counted(models.PBM):
@@ -243,10 +240,10 @@ def test_training_in_blocks_is_a_plain_loop_over_the_batches(weighted: bool, mon
     model = Counted(relevance=towers.DocumentTable(9), examination=towers.RankTable(4, initial=1.0))
     lists = numbered(50)
     if weighted:
-        lists = lists.replace(weight=(np.arange(50) % 3 + 1).astype(np.float32))  # type: ignore[attr-defined]
+        lists = lists.replace(weight=(np.arange(50) % 3 + 1).astype(np.float32))
     train = Recorded(lists)
     optimizer = optax.adam(0.05)
-    fitted = fit(model, train, optimizer=optimizer, epochs=3, batch_size=8, seed=0)
+    fitted = fit(model, train, optimizer=optimizer, epochs=3, batch_size=8, seed=0, block_sessions=24)
     epochs = train.epochs[-3:]  # before them, weights are summed up
     assert [len(e) for e in epochs] == [7, 7, 7]  # blocks of 3, 3 and 1
     assert traces == 1  # nothing was compiled twice

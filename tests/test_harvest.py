@@ -13,7 +13,7 @@ from stored import write_log
 from ultr import cli
 from ultr.data import ClickLog, collapse
 from ultr.errors import ConfigError, DataError
-from ultr.models import ClickModel, CoinModel
+from ultr.models import ClickModel, LatentVariableModel
 from ultr.simulate import user
 from ultr.simulate.truth import truth_of
 from ultr.study.nuisance import Harvest, fit_trust, read_propensities, true_alpha, true_examination
@@ -212,7 +212,7 @@ def test_recipes_name_what_they_make(tmp_path: Path) -> None:
     assert {name: type(model) for name, model in built.items()} == {n: MODELS[n].makes for n in built}
     for name, model in built.items():
         assert MODELS[name].mixes == isinstance(model, ClickModel)
-        assert bool(MODELS[name].solvers) == isinstance(model, CoinModel)
+        assert bool(MODELS[name].solvers) == isinstance(model, LatentVariableModel)
     assert [name for name in MODELS if "counting" in MODELS[name].solvers] == [
         "gctr", "rctr", "dctr", "rdctr", "cascade", "dcm", "sdbn",
     ]  # fmt: skip

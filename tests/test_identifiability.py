@@ -51,7 +51,7 @@ def make_counts(
     document, rank = np.nonzero(impressions)
     total = float(impressions[:, 0].sum()) if sessions is None else sessions
     return Counts(
-        by="rank",
+        sufficient_statistics="rank",
         document=(document + 1).astype(np.int32),
         rank=(rank + 1).astype(np.int32),
         last_click=None,

@@ -332,7 +332,7 @@ def gradient(contract: Contract, sessions: Sessions, tower: Callable[[str], Any]
     """The loss and its derivative by every logit: sessions share none, so one sum gives all of them."""
 
     def total(features: Mapping[str, Any]) -> tuple[Any, Any]:
-        loss = model_of(contract, tower).loss(sessions.replace(features=features))  # type: ignore[attr-defined]
+        loss = model_of(contract, tower).loss(sessions.replace(features=features))
         return jnp.where(jnp.isinf(loss), 0.0, loss).sum(), loss
 
     slopes, loss = jax.grad(total, has_aux=True)(sessions.features)
@@ -509,7 +509,7 @@ def test_samples_follow_the_table(index: int) -> None:
     sessions = batch(logits, "float32")[np.zeros(draws + 2, int)]
     mask = np.ones((draws + 2, 3), bool)
     mask[-2:] = [[True, False, False], [False, False, False]]
-    clicks = run(sample, index, sessions.replace(mask=mask), jax.random.key(7))  # type: ignore[attr-defined]
+    clicks = run(sample, index, sessions.replace(mask=mask), jax.random.key(7))
     assert set(np.unique(clicks)) == {0, 1}
     assert not clicks[~mask].any()
 
@@ -533,7 +533,7 @@ def test_smallest_batches(index: int) -> None:
         found = run(everything, index, one)
         assert_agrees(found, {name: x[row : row + 1] for name, x in wanted.items()}, 1e-5)
         assert_sane_gradient(index, one, found["gradient"])
-        hidden = one.replace(mask=np.zeros((1, 1), bool))  # type: ignore[attr-defined]
+        hidden = one.replace(mask=np.zeros((1, 1), bool))
         found = run(everything, index, hidden)
         assert_agrees(found, {"loss": np.zeros(1), "log_prob": np.zeros(1)}, 1e-6)
         assert np.isneginf(found["conditional"]).all()
@@ -561,7 +561,7 @@ def test_score_sees_neither_positions_nor_clicks(index: int) -> None:
     model = contract.build(**{name: tower(name) for name in contract.towers})
     sessions = batch(random_logits(contract, 3), "float64")
     moved = sessions.replace(position=sessions.position[:, ::-1] + 3, clicks=1 - sessions.clicks)  # type: ignore
-    unclicked = sessions.replace(clicks=None)  # type: ignore[attr-defined]
+    unclicked = sessions.replace(clicks=None)
     with jax.enable_x64(True):
         assert not np.allclose(model(sessions).marginal(), model(moved).marginal())
         np.testing.assert_array_equal(model.score(sessions), model.score(moved))

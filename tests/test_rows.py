@@ -16,10 +16,11 @@ from flax import nnx
 from jax.sharding import AxisType
 
 from ultr import models, towers
+from ultr.data import InMemory
 from ultr.errors import ConfigError, UltrError
-from ultr.sessions import InMemory, Sessions
+from ultr.sessions import Sessions
 from ultr.training import RowAdagrad, RowAdam, RowSparse, adam, fit, lazy_adagrad, lazy_adam, load
-from ultr.training.feed import blocks
+from ultr.training.feed import one_pass
 from ultr.training.steps import Trainer
 
 K, RANKS, V, F, B = 4, 6, 12, 2, 8
@@ -202,7 +203,7 @@ def test_rows_move_as_the_dense_gradient_says_and_only_where_they_are_read(name:
     state = trainer.init()
     scratch = trainer.scratch(state)
     facts = {"weight": jnp.float32(0), "prior": jnp.float32(case.prior)}
-    feed = blocks(source, B, seed=None, length=B, rank_first=trainer.rank_first, look=lambda _: None,
+    feed = one_pass(source, B, seed=None, length=B, rank_first=trainer.rank_first, check=lambda _: None,
                   put=jax.device_put)  # fmt: skip
     ever = {n: np.zeros(len(x), bool) for n, x in packed.items()}
     for step, (block, batch) in enumerate(zip(feed, source.batches(B), strict=True), 1):
@@ -272,7 +273,7 @@ def test_lazy_adagrad_rates() -> None:
     # The first step from an accumulator of .1: rate * g / sqrt(.1 + g^2); Adam's first step is its rate.
     model = models.PBM(relevance=document(), examination=towers.Sum([towers.RankTable(K), towers.Linear(
         F, rngs=nnx.Rngs(0))]))  # fmt: skip
-    sessions = lists(B).replace(position=np.tile(np.arange(K, dtype=np.int32), (B, 1)))  # type: ignore[attr-defined]
+    sessions = lists(B).replace(position=np.tile(np.arange(K, dtype=np.int32), (B, 1)))
     _, slope = dense(model)(named(nnx.state(model)), sessions)
     fitted = fit(model, sessions, epochs=1, batch_size=B, seed=0, optimizer=lazy_adagrad(0.4, networks=0.002))
     before, after = named(nnx.state(model)), named(nnx.state(fitted.model))
@@ -326,7 +327,7 @@ def test_weighted_lists_count_like_repeated_ones() -> None:
     once = lists()
     weight = np.arange(len(once)) % 4
     repeated = once[np.repeat(np.arange(len(once)), weight)]
-    weighted = once.replace(weight=weight.astype(np.float32))  # type: ignore[attr-defined]
+    weighted = once.replace(weight=weight.astype(np.float32))
     tower = document()
     tower.table[...] = jnp.linspace(-1, 1, V + 1)
     model = models.DCTR(tower)
@@ -364,7 +365,7 @@ def test_a_loss_that_is_not_a_number_is_an_error() -> None:
 def test_a_table_that_is_read_without_lookup_is_refused() -> None:
     class Shrunk(models.DCTR):
         def loss(self, sessions: Sessions) -> jax.Array:
-            return super().loss(sessions) + 0.01 * jnp.sum(self.tower.table[...] ** 2)  # type: ignore[attr-defined]
+            return super().loss(sessions) + 0.01 * jnp.sum(self.tower.table[...] ** 2)
 
     with pytest.raises(ConfigError, match=r"read without `towers\.lookup`"):
         fit(Shrunk(document()), lists(), optimizer=lazy_adam(), epochs=1, batch_size=B, seed=0)

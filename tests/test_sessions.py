@@ -3,8 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from ultr.data import InMemory
 from ultr.errors import DataError
-from ultr.sessions import InMemory, Sessions, concatenate
+from ultr.sessions import Sessions, concatenate
 
 
 def lists() -> Sessions:
@@ -47,7 +48,7 @@ def test_concatenation_pads_to_the_widest() -> None:
     assert both.shape == (6, 5)
     np.testing.assert_array_equal(both.query, [7, 8, 9, 7, 8, 9])
     with pytest.raises(DataError, match="same fields"):
-        concatenate([lists(), lists().replace(clicks=None)])  # type: ignore[attr-defined]
+        concatenate([lists(), lists().replace(clicks=None)])
     with pytest.raises(DataError, match="at least one batch"):
         concatenate([])
 
@@ -83,9 +84,9 @@ def test_bad_shapes_are_named() -> None:
         Sessions.from_lists()
     s = lists()
     with pytest.raises(DataError, match="padding after"):
-        s.replace(mask=np.array([[1, 0, 1], [1, 0, 0], [1, 1, 0]], bool)).validate()  # type: ignore[attr-defined]
+        s.replace(mask=np.array([[1, 0, 1], [1, 0, 0], [1, 1, 0]], bool)).validate()
     with pytest.raises(DataError, match=r"field 'query': expected \[B\]"):
-        s.replace(query=np.zeros(2, np.int32)).validate()  # type: ignore[attr-defined]
+        s.replace(query=np.zeros(2, np.int32)).validate()
 
 
 @pytest.mark.parametrize(

@@ -13,12 +13,10 @@ from flax import nnx
 from stored import PER_QUERY, documents_table, make_rows, plain, write_log
 
 from ultr import models, towers
-from ultr.data import ClickLog, Counts, collapse
+from ultr.data import ClickLog, Counts, InMemory, collapse
 from ultr.errors import ConfigError
-from ultr.sessions import InMemory, Sessions, Shared
-from ultr.towers import takes_shared
-from ultr.training import feed, fit
-from ultr.training import loop as training_loop
+from ultr.sessions import Sessions, SharedFeature
+from ultr.training import fit
 
 F = 2
 
@@ -38,9 +36,9 @@ def pbm(scaler: towers.Scaler | None = None) -> models.PBM:
 
 
 def test_shared_features_are_the_plain_ones(log: ClickLog) -> None:
-    for plainly, shared in zip(log.batches(32), log.batches(32, shared=True), strict=True):
+    for plainly, shared in zip(log.batches(32), log.batches(32, share_features=True), strict=True):
         given = shared.features["features"]
-        assert isinstance(given, Shared)
+        assert isinstance(given, SharedFeature)
         shown = plainly.mask
         for one in (given, given.distinct(), given.distinct(500)):
             np.testing.assert_array_equal(one.whole()[shown], plainly.features["features"][shown])
@@ -56,9 +54,9 @@ def test_shared_features_are_the_plain_ones(log: ClickLog) -> None:
 @pytest.mark.parametrize("scaled", [False, True])
 def test_a_network_gives_the_same_logits_and_gradients(log: ClickLog, kind: Any, scaled: bool) -> None:
     tower = kind(F, scaler=towers.Scaler(F).fit(log) if scaled else None, rngs=nnx.Rngs(1))
-    plainly, shared = next(log.batches(64)), next(log.batches(64, shared=True))
+    plainly, shared = next(log.batches(64)), next(log.batches(64, share_features=True))
     once = shared.features["features"].distinct(200)
-    shared = shared.replace(features={**shared.features, "features": once})  # type: ignore[attr-defined]
+    shared = shared.replace(features={**shared.features, "features": once})
     graph, params, rest = nnx.split(tower, nnx.Param, ...)  # type: ignore[misc]
 
     def total(params: Any, batch: Sessions) -> Any:
@@ -72,44 +70,45 @@ def test_a_network_gives_the_same_logits_and_gradients(log: ClickLog, kind: Any,
 
 
 @pytest.mark.parametrize("counted", [False, True])
-def test_training_is_the_same(log: ClickLog, counted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_is_the_same(log: ClickLog, counted: bool) -> None:
+    class Whole(models.PBM):
+        """Takes features as plain arrays alone."""
+
+        takes_shared_features = False
+
     source: Any = collapse(log, "rank") if counted else log
     model = pbm(towers.Scaler(F).fit(log))
-    options: dict[str, Any] = {"epochs": 2, "batch_size": 50, "seed": 0}
-    monkeypatch.setattr(feed, "BLOCK_SESSIONS", 50)  # blocks of one batch come in the order of the batches
+    # Blocks of one batch come in the order of the batches.
+    options: dict[str, Any] = {"epochs": 2, "batch_size": 50, "seed": 0, "block_sessions": 50}
     once = fit(model, source, log, **options)
-    monkeypatch.setattr(training_loop, "takes_shared", lambda model: False)
-    each = fit(model, source, log, **options)
+    each = fit(Whole(relevance=model.relevance, examination=model.examination), source, log, **options)
     for a, b in zip(once.history, each.history, strict=True):
         for name in ("loss", "valid_loss", "sessions"):
             np.testing.assert_allclose(a[name], b[name], rtol=1e-4)
 
 
 @pytest.mark.parametrize("counted", [False, True])
-def test_a_tower_that_holds_the_features_learns_the_same(
-    log: ClickLog, counted: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_tower_that_holds_the_features_learns_the_same(log: ClickLog, counted: bool) -> None:
     source: Any = collapse(log, "rank") if counted else log
     plainly = pbm(towers.Scaler(F).fit(log))
     held = nnx.clone(plainly)
     held.relevance = towers.Stored(held.relevance, values=log.vocabulary.features)
-    assert towers.only_stored(held)
-    assert not towers.only_stored(plainly)
-    assert not towers.only_stored(
+    assert towers.needs_no_features(held)
+    assert not towers.needs_no_features(plainly)
+    assert not towers.needs_no_features(
         models.PBM(relevance=towers.Sum([held.relevance, network()]), examination=held.examination)
     )
-    options: dict[str, Any] = {"epochs": 2, "batch_size": 50, "seed": 0}
-    monkeypatch.setattr(feed, "BLOCK_SESSIONS", 50)
+    options: dict[str, Any] = {"epochs": 2, "batch_size": 50, "seed": 0, "block_sessions": 50}
     seen: list[set[str]] = []
-    stack = feed._stack
 
-    def look(batches: list[Sessions], *rest: Any) -> Any:
-        seen.append(set(batches[0].features))
-        return stack(batches, *rest)
+    class Recording(models.PBM):
+        def loss(self, sessions: Sessions) -> Any:
+            seen.append(set(sessions.features))
+            return super().loss(sessions)
 
     want = fit(plainly, source, log, **options).history
-    monkeypatch.setattr(feed, "_stack", look)
-    found = fit(held, source, log, **options).history
+    recording = Recording(relevance=held.relevance, examination=held.examination)
+    found = fit(recording, source, log, **options).history
     assert "document" in set.union(*seen)
     assert "features" not in set.union(*seen)
     for a, b in zip(found, want, strict=True):
@@ -134,26 +133,41 @@ def test_lists_with_ids_of_their_own_keep_their_features(log: ClickLog, tmp_path
 def test_a_table_beside_a_network_may_share(log: ClickLog) -> None:
     both = towers.Sum([network(), towers.DocumentTable(log.documents)])
     model = models.UBM(relevance=both, examination=towers.LastClickTable(15))
-    assert takes_shared(model)
+    assert model.takes_shared_features
     assert np.isfinite(fit(model, log, epochs=1, batch_size=64, seed=0).history[0]["loss"])
 
 
-def test_only_the_toolkits_own_towers_take_shared_features() -> None:
+def test_towers_get_shared_features_where_they_declare_it(log: ClickLog) -> None:
+    class Inherits(towers.MLP):
+        """Computes logits as its base class does."""
+
     class Own(towers.MLP):
-        """A user's subclass may read the features itself."""
+        """Computes its logits itself, and so gets plain arrays unless it declares otherwise."""
 
-    class OwnModel(models.PBM):
-        """A user's model too."""
+        def logits(self, sessions: Sessions) -> Any:
+            seen.append(type(sessions.features["features"]))
+            return sessions.features["features"].sum(-1)
 
+    class Plain(models.PBM):
+        """A user's model that reads the features itself."""
+
+        takes_shared_features = False
+
+    seen: list[type] = []
     table, rank = towers.DocumentTable(4), towers.RankTable(3)
     own = Own(F, rngs=nnx.Rngs(0))
-    assert takes_shared(models.PBM(relevance=network(), examination=rank))
-    assert takes_shared(models.Mixture(components=[models.PBM(relevance=table, examination=rank)]))
-    assert not takes_shared(models.PBM(relevance=lambda s: s.features["features"][..., 0], examination=rank))
-    assert not takes_shared(models.PBM(relevance=own, examination=rank))
-    assert not takes_shared(models.PBM(relevance=towers.Sum([table, own]), examination=rank))
-    assert not takes_shared(models.Mixture(components=[models.PBM(relevance=own, examination=rank)]))
-    assert not takes_shared(OwnModel(relevance=network(), examination=rank))
+    assert network().takes_shared_features
+    assert Inherits(F, rngs=nnx.Rngs(0)).takes_shared_features
+    assert not own.takes_shared_features
+    assert not towers.as_tower(lambda s: s.features["features"][..., 0]).takes_shared_features
+    assert models.PBM(relevance=network(), examination=rank).takes_shared_features
+    assert models.Mixture(components=[models.PBM(relevance=table, examination=rank)]).takes_shared_features
+    assert not Plain(relevance=network(), examination=rank).takes_shared_features
+    shared, plainly = (next(log.batches(20, share_features=share)) for share in (True, False))
+    for tower in (own, towers.Sum([table, own]), towers.GradientReversal(own)):
+        np.testing.assert_allclose(tower(shared)[shared.mask], tower(plainly)[plainly.mask], rtol=1e-6)
+    assert seen
+    assert not any(issubclass(kind, SharedFeature) for kind in seen)
 
 
 def test_a_users_own_tower_gets_plain_arrays(log: ClickLog) -> None:
@@ -187,7 +201,8 @@ def test_a_heavy_document_is_spread_over_batches(log: ClickLog) -> None:
     impressions = np.where(few.document == heavy, few.impressions * 1000, few.impressions)
     clicks = np.where(few.document == heavy, few.clicks * 1000, few.clicks)
     counts = Counts(
-        by="rank", document=few.document, rank=few.rank, last_click=None, impressions=impressions, clicks=clicks,
+        sufficient_statistics="rank", document=few.document, rank=few.rank, last_click=None,
+        impressions=impressions, clicks=clicks,
         sessions=few.sessions, weight=few.weight, documents=few.documents, ranks=few.ranks,
         vocabulary=few.vocabulary, identity=few.identity,
     )  # fmt: skip

@@ -229,9 +229,9 @@ def test_the_logger_ranks_other_lists(lists: Collection) -> None:
         assert (found == pytest.approx(1)) == (ranker == "oracle")
     assert (simulate.Policy("random").fitted(lists, seed=0).score(batch) == 0).all()
     with pytest.raises(ConfigError, match="ranks by document features"):
-        simulate.Policy("linear").fitted(lists, seed=0).score(batch.replace(features={}))  # type: ignore[attr-defined]
+        simulate.Policy("linear").fitted(lists, seed=0).score(batch.replace(features={}))
     with pytest.raises(ConfigError, match="ranks by grades"):
-        simulate.Policy("oracle").fitted(lists, seed=0).score(batch.replace(labels=None))  # type: ignore[attr-defined]
+        simulate.Policy("oracle").fitted(lists, seed=0).score(batch.replace(labels=None))
 
 
 # Every user, with and without noise, against the enumeration of all click vectors
@@ -427,7 +427,7 @@ def test_contexts_and_drift_give_every_user_its_exponent(name: str) -> None:
         "device": np.full(batch.shape, 2, np.int32),
         "time": np.full(batch.shape, 0.25, np.float32),
     }
-    seen = batch.replace(features=features)  # type: ignore[attr-defined]
+    seen = batch.replace(features=features)
     rates = jax.jit(lambda first, second: (moving(first).marginal(), still(second).marginal()))(seen, batch)
     np.testing.assert_allclose(*rates, rtol=2e-5, atol=1e-6)
 

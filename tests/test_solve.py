@@ -20,31 +20,23 @@ import scipy.optimize
 import scipy.stats
 from flax import nnx
 from stored import PER_QUERY, QUERIES, make_rows, plain, write_log
-from test_models import compiler_options
 
 from ultr import models, towers
-from ultr.data import ClickLog, collapse
+from ultr.data import ClickLog, InMemory, as_dataset, collapse
 from ultr.errors import ConfigError, DataError, UltrError
-from ultr.models import Coin
-from ultr.sessions import InMemory, Sessions, concatenate, stream
+from ultr.models import LatentVariable
+from ultr.sessions import Sessions, concatenate
 from ultr.towers.lookup import lookup_small
-from ultr.training import feed, kept, load, objective, outcomes, save, solve, steps
-from ultr.training.sources import count_rows, weigh
+from ultr.training import SolverMemory, load, save, solve
+from ultr.training.inputs import batch_weight, count_rows
+from ultr.training.objective import FITTED_ENTRIES, fit_beta
 
 SOLVE = sys.modules[solve.__module__]
 V, RANKS, WIDTH = 6, 6, 4  # documents (7 and 8 are never shown), ranks of the tables, longest list
 NOISE = 1e-6  # of an objective per session in float32
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick() -> Iterator[None]:
-    """Everything here is compiled anew and run for milliseconds."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jax, "jit", partial(jax.jit, compiler_options=compiler_options()))
-        patch.setattr(outcomes, "_pass", jax.jit(outcomes._block, static_argnums=(0, 1, 2), donate_argnums=4))
-        patch.setattr(SOLVE, "_judge", jax.jit(steps.judge, static_argnums=0, donate_argnums=2))
-        patch.setattr(kept, "ROWS", 256)
-        yield
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 
 # --- Models and data --------------------------------------------------------------------------------------
@@ -62,7 +54,7 @@ def coin() -> towers.Constant:
     return towers.Constant()
 
 
-MODELS: dict[str, Callable[[], models.CoinModel]] = {
+MODELS: dict[str, Callable[[], models.LatentVariableModel]] = {
     "GCTR": lambda: models.GCTR(coin()),
     "RCTR": lambda: models.RCTR(rank()),
     "DCTR": lambda: models.DCTR(table()),
@@ -215,12 +207,12 @@ def test_slopes_are_the_expected_outcomes(name: str) -> None:
     def slopes(sessions: Sessions) -> Any:
         lists = sessions.rank_first()
 
-        def total(given: list[Coin]) -> Any:
-            log_prob = type(model).from_coins(lists, *given).log_prob(lists.clicks)  # type: ignore[arg-type]
+        def total(given: list[LatentVariable]) -> Any:
+            log_prob = type(model).from_latents(lists, given).log_prob(lists.clicks)  # type: ignore[arg-type]
             return jnp.sum(jnp.where(log_prob > -jnp.inf, log_prob, 0.0)), log_prob
 
         features = (lists.features[c] for c in coins)
-        given = [Coin(jax.nn.log_sigmoid(x), jax.nn.log_sigmoid(-x)) for x in features]
+        given = [LatentVariable(jax.nn.log_sigmoid(x), jax.nn.log_sigmoid(-x)) for x in features]
         outcomes, log_prob = jax.grad(total, has_aux=True)(given)
         feature = {slot: partial(lambda s, c: s.features[c], c=c) for slot, c in zip(model.slots, coins, strict=True)}
         return jax.tree.map(jnp.transpose, outcomes), log_prob, type(model)(**feature).log_prob(sessions)
@@ -335,11 +327,11 @@ def test_lbfgs_keeps_the_highest_point() -> None:
 
 
 @pytest.mark.parametrize("method", ["em", "lbfgs"])
-def test_sizes_of_blocks_and_memory_change_nothing(method: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sizes_of_blocks_and_memory_change_nothing(method: Any) -> None:
     class Streamed(InMemory):
         passes = 0
 
-        def batches(self, batch_size: int, *, seed: int | None = None) -> Iterator[Sessions]:
+        def batches(self, batch_size: int, *, seed: int | None = None, **options: Any) -> Iterator[Sessions]:
             self.passes += 1
             return super().batches(batch_size, seed=seed)
 
@@ -347,12 +339,9 @@ def test_sizes_of_blocks_and_memory_change_nothing(method: Any, monkeypatch: pyt
     source = Streamed(data())
     whole = solve(MODELS["DBN"](), source, **options)
     assert source.passes == 1
-    monkeypatch.setattr(kept, "ROWS", 16)
-    monkeypatch.setattr(kept, "KEPT_BYTES", 4000)
-    monkeypatch.setattr(outcomes, "SMALL", 0)
-    monkeypatch.setattr(feed, "BLOCK_SESSIONS", 64)
     source = Streamed(data())
-    parts = solve(MODELS["DBN"](), source, **options)
+    memory = SolverMemory(batch_rows=16, block_sessions=64, device_bytes=4000, float64_entries=0)
+    parts = solve(MODELS["DBN"](), source, memory=memory, **options)
     assert source.passes == len(parts.history) == 6
     for field in ("loss", "objective", "sessions"):
         np.testing.assert_allclose(column(parts.history, field), column(whole.history, field), atol=2e-6)
@@ -448,7 +437,7 @@ def test_models_that_cannot_be_counted(name: str) -> None:
 # --- Logs, counts, distinct lists -------------------------------------------------------------------------
 
 DOCUMENTS, LOG_RANKS = len(QUERIES) * PER_QUERY, 15
-STORED: dict[str, Callable[[], models.CoinModel]] = {
+STORED: dict[str, Callable[[], models.LatentVariableModel]] = {
     "PBM": lambda: models.PBM(relevance=towers.DocumentTable(DOCUMENTS), examination=towers.RankTable(LOG_RANKS)),
     "UBM": lambda: models.UBM(relevance=towers.DocumentTable(DOCUMENTS), examination=towers.LastClickTable(LOG_RANKS)),
     "DBN": lambda: models.DBN(
@@ -524,10 +513,12 @@ def test_logs_that_counts_cannot_stand_for(tmp_path: Path) -> None:
 
 
 def test_counts_that_say_too_little(sources: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=r"UBM needs more than counts by rank.*by='last-click'"):
+    with pytest.raises(ConfigError, match=r"UBM needs more than counts by rank.*sufficient_statistics='last-click'"):
         solve(STORED["UBM"](), sources["rank"])
     for by in ("rank", "last-click"):
-        with pytest.raises(ConfigError, match=f"validation data: DBN needs more than counts by {by}.*by='list'"):
+        with pytest.raises(
+            ConfigError, match=f"validation data: DBN needs more than counts by {by}.*sufficient_statistics='list'"
+        ):
             solve(STORED["DBN"](), sources["memory"], sources[by])
     rows = concatenate(list(sources["last-click"].batches(64)))
     with pytest.raises(ConfigError, match="DBN needs whole lists"):
@@ -554,13 +545,13 @@ def test_what_a_source_says_of_itself_is_what_a_pass_finds(
         source = write_log(tmp_path / "log", rows)
     else:
         source = sources[form]
-    total, batch = weigh(stream(Streamed(source)), batch_size, always=True)
-    assert (batch > 0) == (form != "plain")
-    count = count_rows(stream(Streamed(source)), "data")
+    streamed = as_dataset(Streamed(source))
+    total, batch = streamed.description.total_weight, batch_weight(streamed, batch_size)
+    assert streamed.description.weighted == (batch > 0) == (form != "plain")
+    count = count_rows(as_dataset(Streamed(source)), "data")
     monkeypatch.setattr(type(source), "batches", None)
-    assert weigh(source, batch_size, always=True) == pytest.approx((total, batch), rel=1e-6)
-    found = weigh(source, batch_size, always=False)
-    assert found == ((0.0, 0.0) if form == "plain" else pytest.approx((total, batch), rel=1e-6))
+    assert source.description.total_weight == pytest.approx(total, rel=1e-6)
+    assert batch_weight(source, batch_size) == pytest.approx(batch, rel=1e-6)
     if form not in ("memory", "rank", "last-click"):  # lists without documents are no sessions, cells have two rows
         assert count_rows(source, "data") == count
 
@@ -586,7 +577,7 @@ def distinct(sessions: Sessions) -> Sessions:
     """Each list with its clicks once, weighted."""
     keys = np.concatenate([sessions.features["document"], np.asarray(sessions.clicks)], axis=1)
     _, first, weight = np.unique(keys, axis=0, return_index=True, return_counts=True)
-    return sessions[first].replace(weight=weight.astype(np.float32))  # type: ignore[attr-defined]
+    return sessions[first].replace(weight=weight.astype(np.float32))
 
 
 def test_pbm_recovers_the_propensities() -> None:
@@ -628,7 +619,7 @@ def test_dbn_recovers_its_parameters() -> None:
     fitted = solve(model, sessions, method="lbfgs", prior=0.01, tolerance=0.0).model
     found = logits_of(fitted)
     found = np.concatenate([found["relevance"][1:], found["satisfaction"][1:], [found["continuation"]]])
-    truth = towers.logits(np.concatenate([attract, satisfy, [go_on]]))
+    truth = towers.logits_of(np.concatenate([attract, satisfy, [go_on]]))
 
     def loss(x: Any) -> Any:
         towers = {"relevance": x[:5], "satisfaction": x[5:10]}
@@ -827,21 +818,21 @@ def test_unusable_data(tmp_path: Path) -> None:
             solve(model(), train, valid)
     for change in ({"mask": np.zeros(sessions.shape, bool)}, {"weight": np.zeros(len(sessions), np.float32)}):
         with pytest.raises(DataError, match="training data: expected sessions with documents and a weight above 0"):
-            solve(model(), sessions.replace(**change))  # type: ignore[attr-defined]
+            solve(model(), sessions.replace(**change))
     log = write_log(tmp_path / "log", [row | {"split": "a"} for row in plain(make_rows(20))])
     with pytest.raises(DataError, match=r"at least one session|split"):
         solve(STORED["PBM"](), ClickLog.open(log.path, split="b"))
     with pytest.raises(ConfigError, match="training data: a click likelihood needs clicks"):
-        solve(model(), sessions.replace(clicks=None))  # type: ignore[attr-defined]
+        solve(model(), sessions.replace(clicks=None))
     with pytest.raises(ConfigError, match=r"'document'.*the sessions have: none"):
-        solve(model(), sessions.replace(features={}))  # type: ignore[attr-defined]
+        solve(model(), sessions.replace(features={}))
     position = np.asarray(sessions.position) + RANKS
     with pytest.raises(DataError, match=r"validation data, .*field 'rank'.*RankTable"):
-        solve(model(), sessions, sessions.replace(position=position))  # type: ignore[attr-defined]
+        solve(model(), sessions, sessions.replace(position=position))
     with pytest.raises(DataError, match=r"training data, .*field 'document'.*up to 3 in DocumentTable"):
         solve(models.DCTR(towers.DocumentTable(3)), sessions)
     broken = MODELS["PBM"]()
-    broken.examination.table[...] = jnp.full(RANKS, jnp.nan)  # type: ignore[attr-defined]
+    broken.examination.table[...] = jnp.full(RANKS, jnp.nan)
     with pytest.raises(UltrError, match=r"log-likelihood is nan. Start from a model with finite logits"):
         solve(broken, sessions)
 
@@ -912,7 +903,7 @@ def beta_data(count: int = 3000, *, a: float = 1.5, b: float = 4.0) -> tuple[np.
 
 def test_the_fitted_prior_is_the_most_likely_beta() -> None:
     yes, no = beta_data()
-    found = objective._beta(yes, no)
+    found = fit_beta(yes, no)
 
     def loss(log: np.ndarray) -> float:
         return -scipy.stats.betabinom.logpmf(yes, yes + no, *np.exp(log)).sum()
@@ -923,12 +914,12 @@ def test_the_fitted_prior_is_the_most_likely_beta() -> None:
 
 
 def test_few_or_equal_cells_leave_the_prior_finite() -> None:
-    yes, no = beta_data(objective.FITTED_CELLS - 1)
-    assert objective._beta(yes, no) is None
-    same = objective._beta(np.full(500, 3.0), np.full(500, 9.0))
+    yes, no = beta_data(FITTED_ENTRIES - 1)
+    assert fit_beta(yes, no) is None
+    same = fit_beta(np.full(500, 3.0), np.full(500, 9.0))
     assert np.isfinite(same).all()
     assert same[0] / sum(same) == pytest.approx(0.25, abs=0.02)
-    never = objective._beta(np.zeros(500), np.full(500, 9.0))
+    never = fit_beta(np.zeros(500), np.full(500, 9.0))
     assert np.isfinite(never).all()
     assert never[0] > 0
 
@@ -940,7 +931,7 @@ def test_a_fitted_prior_gives_posterior_means() -> None:
     sessions = Sessions.from_lists(features={"document": rows[:, None]}, clicks=clicked.astype(int)[:, None])
     model = models.DCTR(towers.DocumentTable(len(clicks) + 1))
     fitted = solve(model, sessions, method="counting").model
-    a, b = objective._beta(clicks, skips)
+    a, b = fit_beta(clicks, skips)
     table = np.asarray(fitted.tower.common[...] + fitted.tower.table[...])
     np.testing.assert_allclose(1 / (1 + np.exp(-table[1:-1])), (clicks + a) / (clicks + skips + a + b), rtol=1e-4)
     np.testing.assert_allclose(1 / (1 + np.exp(-table[-1])), a / (a + b), rtol=1e-4)  # nothing was seen of it

@@ -12,8 +12,9 @@ import pytest
 from flax import nnx
 
 from ultr import models, towers
+from ultr.data import InMemory
 from ultr.errors import ConfigError, DataError
-from ultr.sessions import InMemory, Sessions
+from ultr.sessions import Sessions
 
 B, K, V, F = 6, 4, 50, 3
 
@@ -100,7 +101,7 @@ def test_unseen_documents_keep_the_common_logit(kind: str) -> None:
     tower = towers.DocumentTable(V, kind=kind, rows=7, initial=-1.5, rngs=nnx.Rngs(0))
     tower.table[...] = jnp.ones_like(tower.table[...])
     batch = sessions()
-    unseen = batch.replace(features={"document": np.zeros((B, K), np.int32)})  # type: ignore[attr-defined]
+    unseen = batch.replace(features={"document": np.zeros((B, K), np.int32)})
     np.testing.assert_array_equal(tower(unseen), np.full((B, K), -1.5, np.float32))
     assert (np.asarray(tower(batch))[batch.mask] != -1.5).all()
 
@@ -184,14 +185,14 @@ def test_ids_and_ranks_beyond_a_table_are_rejected_on_the_host() -> None:
     model = models.PBM(relevance=towers.DocumentTable(9), examination=towers.RankTable(3))
     batch = Sessions.from_lists(features={"document": [[1, 2], [10, 3]]})
     with pytest.raises(DataError, match=r"log, row 2, field 'document': expected ids up to 9 .* found 10"):
-        towers.check(model, batch, source="log")
+        towers.check_bounds(model, batch, source="log")
     deep = Sessions.from_lists(features={"document": [[1, 2, 3, 4]]})
     with pytest.raises(DataError, match=r"row 1, field 'rank': expected ranks up to 3 .* found 4"):
-        towers.check(model, deep, source="log")
-    towers.check(model, Sessions.from_lists(features={"document": [[9, 2, 3]]}))
+        towers.check_bounds(model, deep, source="log")
+    towers.check_bounds(model, Sessions.from_lists(features={"document": [[9, 2, 3]]}))
     graded = models.DCTR(towers.GradeTable([0.0, 1.0]))
     with pytest.raises(DataError, match="field 'labels': expected grades up to 1"):
-        towers.check(graded, Sessions.from_lists(labels=[[0, 2]]))
+        towers.check_bounds(graded, Sessions.from_lists(labels=[[0, 2]]))
 
 
 def test_missing_and_misshapen_inputs_are_explained() -> None:
@@ -213,12 +214,12 @@ def test_missing_and_misshapen_inputs_are_explained() -> None:
     with pytest.raises(ConfigError, match="at least one tower"):
         towers.Sum([])
     with pytest.raises(ConfigError, match="from 0 to 1"):
-        towers.logits([0.5, 1.5])
+        towers.logits_of([0.5, 1.5])
     with pytest.raises(ConfigError, match="reads the labels"):
-        towers.GradeTable([0.0])(batch.replace(labels=None))  # type: ignore[attr-defined]
+        towers.GradeTable([0.0])(batch.replace(labels=None))
 
 
 def test_grades_read_their_probability() -> None:
-    tower = towers.GradeTable(towers.logits([0.1, 0.5, 1.0]).tolist())
+    tower = towers.GradeTable(towers.logits_of([0.1, 0.5, 1.0]).tolist())
     batch = Sessions.from_lists(labels=[[0, 1, 2, float("nan")]])
     np.testing.assert_allclose(jax.nn.sigmoid(tower(batch))[0], [0.1, 0.5, 1.0, 0.1], rtol=1e-6)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -18,8 +19,9 @@ from jax.sharding import AxisType
 
 import ultr
 from ultr import baselines, models, towers
+from ultr.data import InMemory
 from ultr.errors import CheckpointError, ConfigError, DataError, UltrError
-from ultr.sessions import InMemory, Sessions, concatenate
+from ultr.sessions import Sessions, concatenate
 from ultr.training import adam, fit, load, save
 from ultr.training.checkpoint import build, describe
 
@@ -103,7 +105,7 @@ def test_weights_count_like_repetitions() -> None:
     once = log(30)
     weight = np.arange(30) % 4
     repeated = once[np.repeat(np.arange(30), weight)]
-    weighted = once.replace(weight=weight.astype(np.float32))  # type: ignore[attr-defined]
+    weighted = once.replace(weight=weight.astype(np.float32))
     options: dict[str, Any] = {"epochs": 5, "batch_size": 64, "seed": 0, "l2": 5.0}
     a, b = (fit(pbm(), InMemory(s), **options) for s in (weighted, repeated))
     assert a.history[-1]["loss"] == pytest.approx(b.history[-1]["loss"], rel=1e-4)
@@ -167,7 +169,7 @@ def test_impossible_sessions_are_left_out_and_counted() -> None:
 
 def test_ragged_lists_and_several_widths_give_the_same_mean() -> None:
     wide = log(20)
-    ragged = wide.replace(mask=np.arange(K) < (np.arange(20) % K + 1)[:, None])  # type: ignore[attr-defined]
+    ragged = wide.replace(mask=np.arange(K) < (np.arange(20) % K + 1)[:, None])
 
     class Buckets:
         def __len__(self) -> int:
@@ -201,7 +203,7 @@ def test_bad_use_is_explained(tmp_path: Path) -> None:
         fit(pbm(), InMemory(log(5, clicks=False)), epochs=1, seed=0)
     mesh = jax.make_mesh((2,), ("rows",), axis_types=(AxisType.Auto,))
     with pytest.raises(DataError, match="a weight above 0"):
-        fit(pbm(), log(5).replace(weight=np.zeros(5, np.float32)), epochs=1, seed=0)  # type: ignore[attr-defined]
+        fit(pbm(), log(5).replace(weight=np.zeros(5, np.float32)), epochs=1, seed=0)
     for wrong in ({"seed": -1}, {"l2": -1.0}, {"l2": float("nan")}, {"patience": 0}):
         with pytest.raises(ConfigError, match="expected seed >= 0"):
             fit(pbm(), source, epochs=1, **({"seed": 0} | wrong))  # type: ignore[arg-type]
@@ -385,13 +387,13 @@ def test_dropout_and_batch_statistics_are_trained_saved_and_resumed(tmp_path: Pa
 def test_ctrl_c_waits_for_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import ultr.training.checkpoint as module
 
-    checksum = module._checksum
+    checksum = module.file_digest
 
     def interrupted(path: Path) -> str:
         os.kill(os.getpid(), signal.SIGINT)
         return checksum(path)
 
-    monkeypatch.setattr(module, "_checksum", interrupted)
+    monkeypatch.setattr(module, "file_digest", interrupted)
     with pytest.raises(KeyboardInterrupt):
         save(pbm(), tmp_path / "m")
     monkeypatch.undo()
@@ -403,7 +405,7 @@ def test_resuming_with_other_data_or_settings_is_refused(tmp_path: Path) -> None
     class Named(InMemory):
         def __init__(self, sessions: Sessions, name: str) -> None:
             super().__init__(sessions)
-            self.identity = {"fingerprint": name}
+            self.description = dataclasses.replace(self.description, identity={"fingerprint": name})
 
     options: dict[str, Any] = {"epochs": 1, "batch_size": 32, "seed": 0, "directory": tmp_path}
     fit(pbm(), Named(log(40), "a"), settings={"learning_rate": 0.1}, **options)
@@ -423,7 +425,7 @@ def test_a_failed_save_leaves_the_older_model(tmp_path: Path, monkeypatch: pytes
     def fails(*_: Any) -> str:
         raise OSError("disk full")
 
-    monkeypatch.setattr("ultr.training.checkpoint._checksum", fails)
+    monkeypatch.setattr("ultr.training.checkpoint.file_digest", fails)
     with pytest.raises(OSError, match="disk full"):
         save(changed, folder)
     monkeypatch.undo()
@@ -455,7 +457,7 @@ def test_naive_losses_are_those_of_their_formulas() -> None:
     full = -(2**2 - 1) * log_softmax[0] - (2**1 - 1) * log_softmax[2]
     np.testing.assert_allclose(baselines.FullInformation(relevance=tower).loss(s), [full, 0.0], rtol=1e-6)
     with pytest.raises(ConfigError, match="learns from labels"):
-        baselines.FullInformation(relevance=tower).loss(s.replace(labels=None))  # type: ignore[attr-defined]
+        baselines.FullInformation(relevance=tower).loss(s.replace(labels=None))
 
 
 def test_unjudged_documents_and_padding_do_not_move_full_information() -> None:

@@ -74,7 +74,7 @@ def test_the_adjusted_propensity_is_the_mean_over_documents_moved_among_the_rank
         first[:n] += weight * share[0]
     compiled_loss(model, lists)
     np.testing.assert_allclose(model.propensity(K), total / first, rtol=1e-4)
-    turned = lists.replace(features={"document": np.array([[1, 2, 3], [4, 5, 0]], np.int32)})  # type: ignore[attr-defined]
+    turned = lists.replace(features={"document": np.array([[1, 2, 3], [4, 5, 0]], np.int32)})
     compiled_loss(model, turned)  # which document was shown where does not matter
     np.testing.assert_allclose(model.propensity(K), total / first, rtol=1e-4)
 

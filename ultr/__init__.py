@@ -23,14 +23,13 @@ if TYPE_CHECKING:
         towers,
         training,
     )
-    from ultr.data import ClickLog, Collection, Counts, collapse, open_data
+    from ultr.data import ClickLog, Collection, Counts, Dataset, InMemory, as_dataset, collapse, open_data
     from ultr.errors import CheckpointError, ConfigError, DataError, UltrError
     from ultr.evaluation import Estimate, evaluate
     from ultr.ingest import prepare
     from ultr.models import ClickModel
-    from ultr.sessions import InMemory, Sessions
-    from ultr.training import Fitted, fit, load, save
-    from ultr.training.solve import solve
+    from ultr.sessions import Sessions
+    from ultr.training import Fitted, fit, load, save, solve
 
 __version__ = "0.1.0"
 
@@ -55,12 +54,14 @@ _NAMES = {
     "Collection": "ultr.data",
     "ConfigError": "ultr.errors",
     "Counts": "ultr.data",
+    "Dataset": "ultr.data",
     "DataError": "ultr.errors",
     "Estimate": "ultr.evaluation",
     "Fitted": "ultr.training",
-    "InMemory": "ultr.sessions",
+    "InMemory": "ultr.data",
     "Sessions": "ultr.sessions",
     "UltrError": "ultr.errors",
+    "as_dataset": "ultr.data",
     "collapse": "ultr.data",
     "evaluate": "ultr.evaluation",
     "fit": "ultr.training",
@@ -79,11 +80,13 @@ __all__ = [
     "ConfigError",
     "Counts",
     "DataError",
+    "Dataset",
     "Estimate",
     "Fitted",
     "InMemory",
     "Sessions",
     "UltrError",
+    "as_dataset",
     "baselines",
     "collapse",
     "data",

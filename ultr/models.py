@@ -1,14 +1,14 @@
 """The click models: towers wired to one of three distributions over click vectors.
 
-Every constructor takes towers by keyword; a tower is any callable `Sessions -> logits [B, K]`
-(an `nnx.Module` is trained, a plain function is not). What a tower's logit means is the name of its slot.
+Every constructor takes towers by keyword; a tower is a `towers.Tower` or any other callable from `Sessions` to logits
+[B, K] (an `nnx.Module` is trained, a plain function is not). What a tower's logit means is the name of its slot.
 """
 
 from __future__ import annotations
 
 import abc
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import flax.struct
 import jax
@@ -19,59 +19,59 @@ from flax import nnx
 from ultr.clicks import CascadeClicks, ClickDistribution, MixtureClicks, PositionClicks, last_click
 from ultr.errors import ConfigError
 from ultr.logspace import log_sigmoid, logaddexp, logit_and, logsumexp
+from ultr.rankers import Ranker
 from ultr.sessions import Array, Sessions
+from ultr.towers.base import LastClickTower, Tower, TowerLike, as_tower, tower_name
 
-Tower = Callable[[Sessions], Array]
 
-
-class Coin(NamedTuple):
-    """Log-probabilities of the two outcomes of something that the user does out of our sight."""
+class LatentVariable(NamedTuple):
+    """Log-probabilities [B, K] of the two outcomes of a binary latent variable, such as examined or not."""
 
     yes: jax.Array
     no: jax.Array
 
 
-def _coin(logits: jax.Array) -> Coin:
-    return Coin(log_sigmoid(logits), log_sigmoid(-logits))
+def _latent(logits: jax.Array) -> LatentVariable:
+    return LatentVariable(log_sigmoid(logits), log_sigmoid(-logits))
 
 
 def _logits(tower: Tower, sessions: Sessions, slot: str) -> jax.Array:
-    logits = jnp.asarray(tower(sessions))
+    logits = tower(sessions)
     if logits.shape != sessions.shape:
         raise ConfigError(
-            f"tower '{slot}' ({type(tower).__name__}): expected logits [B, K] = {sessions.shape}, "
+            f"tower '{slot}' ({tower_name(tower)}): expected logits [B, K] = {sessions.shape}, "
             f"found {logits.shape}. Check what the tower returns"
         )
     return logits
 
 
-class ClickModel(nnx.Module):
+class ClickModel(Ranker):
     """Towers plus a click distribution; abstract, its subclasses are final.
 
+    A subclass names its towers in `slots` and says in `sufficient_statistics` what its likelihood depends on.
+
     Attributes:
-      statistics: what the likelihood depends on, the `by` of `ultr.data.collapsing`: "rank" (counts per document and
-        rank), "last-click" (and last clicked rank), "list" (distinct lists with their clicks).
-      slots: names of its towers.
+      slots: names of the attributes that hold its towers.
     """
 
-    statistics = "list"
-    slots: tuple[str, ...] = ()
+    slots: ClassVar[tuple[str, ...]] = ()
 
     @abc.abstractmethod
     def __call__(self, sessions: Sessions) -> ClickDistribution:
-        """The distribution over the click vectors of the given lists."""
+        """Computes the distribution over the click vectors of the given lists."""
 
-    @abc.abstractmethod
-    def score(self, sessions: Sessions) -> jax.Array:
-        """[B, K] scores to rank by: higher is more relevant; sees neither positions nor clicks."""
+    def tower_in(self, slot: str) -> Tower:
+        """Returns the tower in a slot."""
+        found: Tower = vars(self)[slot]
+        return found
 
     @property
     def pointwise(self) -> bool:
-        """Whether every tower's logit depends on its own impression only (the towers say so by `pointwise`)."""
-        return all(getattr(tower, "pointwise", False) for tower in vars(self).values() if callable(tower))
+        """Whether every tower is pointwise; False where no slots are named."""
+        return bool(self.slots) and all(self.tower_in(slot).pointwise for slot in self.slots)
 
     def log_prob(self, sessions: Sessions) -> jax.Array:
-        """[B] log-likelihood of each list's clicks; -inf for clicks that the model cannot produce."""
+        """Computes the log-likelihood of each list's clicks, [B]; -inf for clicks that the model cannot produce."""
         if sessions.clicks is None:
             raise ConfigError("a click likelihood needs clicks: these sessions have none")
         # With the lists along the contiguous axis XLA vectorises on a CPU: three to four times as fast.
@@ -79,32 +79,35 @@ class ClickModel(nnx.Module):
         return self._log_prob(sessions, jnp.asarray(sessions.clicks))
 
     def _log_prob(self, sessions: Sessions, clicks: jax.Array) -> jax.Array:
-        if sessions.last_click is not None and self.statistics != "rank":
+        if sessions.last_click is not None and self.sufficient_statistics != "rank":
             raise ConfigError(
                 f"{type(self).__name__} needs whole lists; these rows are single documents. "
-                "Collapse the log with by='list', or use it as it is"
+                "Collapse the log with sufficient_statistics='list', or use it as it is"
             )
         return self(sessions).log_prob(clicks)
 
     def loss(self, sessions: Sessions) -> jax.Array:
-        """[B] negative log-likelihood; infinite for lists whose clicks the model cannot produce."""
+        """Computes the negative log-likelihood [B]; infinite for lists whose clicks the model cannot produce."""
         return -self.log_prob(sessions)
 
 
-class CoinModel(ClickModel):
-    """A click model whose user flips one coin per tower and impression: what EM can be run on; abstract."""
+class LatentVariableModel(ClickModel):
+    """A click model whose towers are the logits of independent binary latent variables; abstract.
+
+    Expectation-maximisation (`ultr.solve`) needs nothing else than `from_latents`.
+    """
 
     @staticmethod
     @abc.abstractmethod
-    def from_coins(sessions: Sessions, *coins: Coin) -> ClickDistribution | CoinClicks:
-        """The distribution over clicks that the coins of the slots make, in the order of `slots`.
+    def from_latents(sessions: Sessions, latents: Sequence[LatentVariable]) -> ClickDistribution | ClickOrSkip:
+        """Computes the distribution over clicks from the latent variables of the slots, in the order of `slots`.
 
-        The two log-probabilities of a coin need not belong together: the derivative of `log_prob` by that of one
-        outcome is the expected number of times, given the clicks, that the coin came up so (Fisher's identity).
+        The two log-probabilities of a latent variable need not belong together: the derivative of `log_prob` by that
+        of one outcome is the expected number of times, given the clicks, that it occurred (Fisher's identity).
         """
 
 
-class _OneRelevance(ClickModel):
+class _RelevanceScored(ClickModel):
     """The models that rank by their relevance tower."""
 
     relevance: Tower
@@ -113,9 +116,14 @@ class _OneRelevance(ClickModel):
         return _logits(self.relevance, sessions.unbiased(), "relevance")
 
 
-@flax.struct.dataclass
-class CoinClicks:
-    """Clicks that are independent given where the list and the clicks above them are: [B, K] log-probabilities."""
+class ClickOrSkip(flax.struct.PyTreeNode):
+    """Clicks that are independent given their rank and the last click above, by the log-probabilities of both outcomes.
+
+    Attributes:
+      click, skip: [B, K] log-probabilities of a click and of none; they need not add up to 1.
+      mask: [B, K] bool.
+      rank_axis: as in `Sessions`.
+    """
 
     click: jax.Array
     skip: jax.Array
@@ -123,29 +131,31 @@ class CoinClicks:
     rank_axis: int = flax.struct.field(pytree_node=False, default=1)
 
     def log_prob(self, clicks: Array) -> jax.Array:
-        """[B]."""
+        """Computes the sum of the log-probabilities of what happened at each rank, [B]."""
         each = jnp.where(clicks != 0, self.click, self.skip)
         return jnp.sum(jnp.where(self.mask, each, 0.0), axis=self.rank_axis)
 
 
-def _examined(sessions: Sessions, relevance: Coin, examination: Coin) -> CoinClicks:
+def _examined(sessions: Sessions, latents: Sequence[LatentVariable]) -> ClickOrSkip:
+    relevance, examination = latents
     click = examination.yes + relevance.yes
     skip = logaddexp(examination.no, examination.yes + relevance.no)
-    return CoinClicks(click, skip, sessions.mask, sessions.rank_axis)
+    return ClickOrSkip(click, skip, sessions.mask, sessions.rank_axis)
 
 
-class _CTR(CoinModel):
+class _CTR(LatentVariableModel):
     """Click-through rate: P(click) = sigmoid(tower). One class, four names for what the tower reads."""
 
-    statistics = "rank"
+    sufficient_statistics = "rank"
     slots = ("tower",)
 
     @staticmethod
-    def from_coins(sessions: Sessions, tower: Coin) -> CoinClicks:  # type: ignore[override]
-        return CoinClicks(tower.yes, tower.no, sessions.mask, sessions.rank_axis)
+    def from_latents(sessions: Sessions, latents: Sequence[LatentVariable]) -> ClickOrSkip:
+        (tower,) = latents
+        return ClickOrSkip(tower.yes, tower.no, sessions.mask, sessions.rank_axis)
 
-    def __init__(self, tower: Tower) -> None:
-        self.tower = tower
+    def __init__(self, tower: TowerLike) -> None:
+        self.tower = as_tower(tower)
 
     def __call__(self, sessions: Sessions) -> PositionClicks:
         return PositionClicks(_logits(self.tower, sessions, "tower"), sessions.mask, sessions.rank_axis)
@@ -170,19 +180,19 @@ class RDCTR(_CTR):
     """CTR by (rank, document); tower: `towers.RankDocumentTable`. Ranks by the click rate at rank 1."""
 
 
-class PBM(_OneRelevance, CoinModel):
+class PBM(_RelevanceScored, LatentVariableModel):
     """Position-based model: P(click) = examination_k relevance (Richardson 2007; Craswell 2008).
 
     Only the examination relative to rank 1 is identified.
     """
 
-    statistics = "rank"
+    sufficient_statistics = "rank"
     slots = ("relevance", "examination")
-    from_coins = staticmethod(_examined)  # type: ignore[assignment]
+    from_latents = staticmethod(_examined)
 
-    def __init__(self, *, relevance: Tower, examination: Tower) -> None:
-        self.relevance = relevance
-        self.examination = examination
+    def __init__(self, *, relevance: TowerLike, examination: TowerLike) -> None:
+        self.relevance = as_tower(relevance)
+        self.examination = as_tower(examination)
 
     def __call__(self, sessions: Sessions) -> PositionClicks:
         relevance = _logits(self.relevance, sessions, "relevance")
@@ -190,26 +200,32 @@ class PBM(_OneRelevance, CoinModel):
         return PositionClicks(logit_and(examination, relevance), sessions.mask, sessions.rank_axis)
 
     def propensity(self, ranks: int) -> np.ndarray:
-        """[ranks] examination relative to rank 1; for towers that read the position alone."""
+        """Computes examination relative to rank 1, [ranks]; for towers that read the position alone."""
         position = jnp.arange(ranks, dtype=jnp.int32)[None, :]
         lists = Sessions(mask=jnp.ones((1, ranks), bool), position=position)
         log_examination = log_sigmoid(_logits(self.examination, lists, "examination"))[0]
         return np.asarray(jnp.exp(log_examination - log_examination[0]))
 
+    def examination_curve(self, ranks: int) -> np.ndarray | None:
+        return self.propensity(ranks)
 
-class TrustPBM(_OneRelevance):
+
+class TrustPBM(_RelevanceScored):
     """PBM with trust bias: an examined document is clicked with probability e+_k if relevant, e-_k if not.
 
     Agarwal 2019. P(click) = alpha_k relevance + beta_k, and only alpha and beta are identified.
     """
 
-    statistics = "rank"
+    sufficient_statistics = "rank"
+    slots = ("relevance", "examination", "trust_relevant", "trust_irrelevant")
 
-    def __init__(self, *, relevance: Tower, examination: Tower, trust_relevant: Tower, trust_irrelevant: Tower) -> None:
-        self.relevance = relevance
-        self.examination = examination
-        self.trust_relevant = trust_relevant
-        self.trust_irrelevant = trust_irrelevant
+    def __init__(
+        self, *, relevance: TowerLike, examination: TowerLike, trust_relevant: TowerLike, trust_irrelevant: TowerLike
+    ) -> None:
+        self.relevance = as_tower(relevance)
+        self.examination = as_tower(examination)
+        self.trust_relevant = as_tower(trust_relevant)
+        self.trust_irrelevant = as_tower(trust_irrelevant)
 
     def __call__(self, sessions: Sessions) -> PositionClicks:
         relevance = _logits(self.relevance, sessions, "relevance")
@@ -224,18 +240,19 @@ class TrustPBM(_OneRelevance):
         return PositionClicks(click - skip, sessions.mask, sessions.rank_axis)
 
 
-class AdditivePBM(_OneRelevance):
+class AdditivePBM(_RelevanceScored):
     """The additive two-tower: P(click) = sigmoid(examination + relevance) (Guo 2019; Yan 2022).
 
     Not the PBM: an additive constant may move between the towers, so pin the examination of rank 1 to 0
     (`towers.RankTable(..., pin_first=True)`).
     """
 
-    statistics = "rank"
+    sufficient_statistics = "rank"
+    slots = ("relevance", "examination")
 
-    def __init__(self, *, relevance: Tower, examination: Tower) -> None:
-        self.relevance = relevance
-        self.examination = examination
+    def __init__(self, *, relevance: TowerLike, examination: TowerLike) -> None:
+        self.relevance = as_tower(relevance)
+        self.examination = as_tower(examination)
 
     def __call__(self, sessions: Sessions) -> PositionClicks:
         relevance = _logits(self.relevance, sessions, "relevance")
@@ -243,25 +260,25 @@ class AdditivePBM(_OneRelevance):
         return PositionClicks(relevance + examination, sessions.mask, sessions.rank_axis)
 
 
-class UBM(_OneRelevance, CoinModel):
+class UBM(_RelevanceScored, LatentVariableModel):
     """User browsing model: examination depends on the rank and the last clicked rank (Dupret 2008).
 
     The examination tower returns logits [B, K, K+1], last axis: no click above, then the last click
     at index 0..K-1 (`towers.LastClickTable`); logits [B, K] hold for every last click.
     """
 
-    statistics = "last-click"
+    sufficient_statistics = "last-click"
     slots = ("relevance", "examination")
-    from_coins = staticmethod(_examined)  # type: ignore[assignment]
+    from_latents = staticmethod(_examined)
 
-    def __init__(self, *, relevance: Tower, examination: Tower) -> None:
-        self.relevance = relevance
-        self.examination = examination
+    def __init__(self, *, relevance: TowerLike, examination: TowerLike) -> None:
+        self.relevance = as_tower(relevance)
+        self.examination = as_tower(examination)
 
     def __call__(self, sessions: Sessions) -> PositionClicks:
         b, k = sessions.shape
         relevance = _logits(self.relevance, sessions, "relevance")
-        examination = jnp.asarray(self.examination(sessions))
+        examination = self.examination(sessions)
         if examination.shape == (b, k):
             examination = jnp.broadcast_to(examination[:, :, None], (b, k, k + 1))
         if examination.shape != (b, k, k + 1):
@@ -272,42 +289,48 @@ class UBM(_OneRelevance, CoinModel):
         return PositionClicks(logit_and(examination, relevance[:, :, None]), sessions.mask)
 
     def _log_prob(self, sessions: Sessions, clicks: jax.Array) -> jax.Array:
-        given = getattr(self.examination, "given", None)
-        if given is not None:  # the logits of the one last click that happened, instead of all K + 1
+        if isinstance(self.examination, LastClickTower):  # logits of the last click that happened, not of all K + 1
             last = sessions.last_click
             if last is None:
                 clicked = (clicks != 0) & sessions.mask
                 last = last_click(clicked, jnp.asarray(sessions.position) + 1, sessions.rank_axis)
-            examination = jnp.asarray(given(sessions, jnp.asarray(last)))
+            examination = self.examination.logits_after(sessions, jnp.asarray(last))
         else:
-            examination = jnp.asarray(self.examination(sessions))
+            examination = self.examination(sessions)
             if examination.shape != sessions.shape:
                 return super()._log_prob(sessions, clicks)
         relevance = _logits(self.relevance, sessions, "relevance")
         return PositionClicks(logit_and(examination, relevance), sessions.mask, sessions.rank_axis).log_prob(clicks)
 
 
-class _Chain(CoinModel):
-    """The cascade family: the coins make the steps of one chain."""
+class _CascadeFamily(LatentVariableModel):
+    """The cascade family: the latent variables make the steps of one Markov chain down the list; abstract."""
 
     def __call__(self, sessions: Sessions) -> CascadeClicks:
-        return self.from_coins(sessions, *(_coin(_logits(getattr(self, slot), sessions, slot)) for slot in self.slots))
+        return self.from_latents(
+            sessions, [_latent(_logits(self.tower_in(slot), sessions, slot)) for slot in self.slots]
+        )
 
     @staticmethod
     @abc.abstractmethod
-    def from_coins(sessions: Sessions, *coins: Coin) -> CascadeClicks:
-        """As in `CoinModel`."""
+    def from_latents(sessions: Sessions, latents: Sequence[LatentVariable]) -> CascadeClicks:
+        """Computes the distribution over clicks from the latent variables of the slots."""
 
 
-def _cascade(sessions: Sessions, relevance: Coin, after_click: Coin | None, after_skip: Coin | None) -> CascadeClicks:
-    """after_click, after_skip: going on (yes) and stopping (no); None: a click always stops, a skip never."""
+def _cascade(
+    sessions: Sessions,
+    relevance: LatentVariable,
+    after_click: LatentVariable | None,
+    after_skip: LatentVariable | None,
+) -> CascadeClicks:
+    """Builds the chain; the user goes on (yes) or stops (no); None: a click always stops, a skip never."""
     zero, never = jnp.zeros_like(relevance.yes), jnp.full_like(relevance.yes, -jnp.inf)
-    after_click = after_click or Coin(never, zero)
-    after_skip = after_skip or Coin(zero, never)
+    after_click = after_click or LatentVariable(never, zero)
+    after_skip = after_skip or LatentVariable(zero, never)
     return CascadeClicks(*relevance, *after_click, *after_skip, sessions.mask, sessions.rank_axis)
 
 
-class CascadeModel(_OneRelevance, _Chain):
+class CascadeModel(_RelevanceScored, _CascadeFamily):
     """Cascade model: the first attractive document is clicked and ends the session (Craswell 2008).
 
     Sessions with two clicks are impossible.
@@ -315,29 +338,31 @@ class CascadeModel(_OneRelevance, _Chain):
 
     slots = ("relevance",)
 
-    def __init__(self, *, relevance: Tower) -> None:
-        self.relevance = relevance
+    def __init__(self, *, relevance: TowerLike) -> None:
+        self.relevance = as_tower(relevance)
 
     @staticmethod
-    def from_coins(sessions: Sessions, relevance: Coin) -> CascadeClicks:  # type: ignore[override]
+    def from_latents(sessions: Sessions, latents: Sequence[LatentVariable]) -> CascadeClicks:
+        (relevance,) = latents
         return _cascade(sessions, relevance, None, None)
 
 
-class DCM(_OneRelevance, _Chain):
+class DCM(_RelevanceScored, _CascadeFamily):
     """Dependent click model: after a click at rank k the user goes on with probability continuation_k (Guo 2009)."""
 
     slots = ("relevance", "continuation")
 
-    def __init__(self, *, relevance: Tower, continuation: Tower) -> None:
-        self.relevance = relevance
-        self.continuation = continuation
+    def __init__(self, *, relevance: TowerLike, continuation: TowerLike) -> None:
+        self.relevance = as_tower(relevance)
+        self.continuation = as_tower(continuation)
 
     @staticmethod
-    def from_coins(sessions: Sessions, relevance: Coin, continuation: Coin) -> CascadeClicks:  # type: ignore[override]
+    def from_latents(sessions: Sessions, latents: Sequence[LatentVariable]) -> CascadeClicks:
+        relevance, continuation = latents
         return _cascade(sessions, relevance, continuation, None)
 
 
-class _Satisfaction(_Chain):
+class _Satisfaction(_CascadeFamily):
     """The models that tell attraction from satisfaction and rank by their product (Chapelle and Zhang 2009)."""
 
     relevance: Tower
@@ -353,13 +378,14 @@ class SDBN(_Satisfaction):
 
     slots = ("relevance", "satisfaction")
 
-    def __init__(self, *, relevance: Tower, satisfaction: Tower) -> None:
-        self.relevance = relevance
-        self.satisfaction = satisfaction
+    def __init__(self, *, relevance: TowerLike, satisfaction: TowerLike) -> None:
+        self.relevance = as_tower(relevance)
+        self.satisfaction = as_tower(satisfaction)
 
     @staticmethod
-    def from_coins(sessions: Sessions, relevance: Coin, satisfaction: Coin) -> CascadeClicks:  # type: ignore[override]
-        return _cascade(sessions, relevance, Coin(satisfaction.no, satisfaction.yes), None)
+    def from_latents(sessions: Sessions, latents: Sequence[LatentVariable]) -> CascadeClicks:
+        relevance, satisfaction = latents
+        return _cascade(sessions, relevance, LatentVariable(satisfaction.no, satisfaction.yes), None)
 
 
 class DBN(_Satisfaction):
@@ -370,21 +396,20 @@ class DBN(_Satisfaction):
 
     slots = ("relevance", "satisfaction", "continuation")
 
-    def __init__(self, *, relevance: Tower, satisfaction: Tower, continuation: Tower) -> None:
-        self.relevance = relevance
-        self.satisfaction = satisfaction
-        self.continuation = continuation
+    def __init__(self, *, relevance: TowerLike, satisfaction: TowerLike, continuation: TowerLike) -> None:
+        self.relevance = as_tower(relevance)
+        self.satisfaction = as_tower(satisfaction)
+        self.continuation = as_tower(continuation)
 
     @staticmethod
-    def from_coins(  # type: ignore[override]
-        sessions: Sessions, relevance: Coin, satisfaction: Coin, continuation: Coin
-    ) -> CascadeClicks:
+    def from_latents(sessions: Sessions, latents: Sequence[LatentVariable]) -> CascadeClicks:
+        relevance, satisfaction, continuation = latents
         stop = logaddexp(satisfaction.yes, satisfaction.no + continuation.no)
-        after_click = Coin(satisfaction.no + continuation.yes, stop)
+        after_click = LatentVariable(satisfaction.no + continuation.yes, stop)
         return _cascade(sessions, relevance, after_click, continuation)
 
 
-class CCM(_OneRelevance, _Chain):
+class CCM(_RelevanceScored, _CascadeFamily):
     """Click chain model (Guo 2009): the user goes on with probability tau_1 after a skip, tau_2 after a click
 
     on a document that turns out irrelevant, tau_3 after a click on a relevant one.
@@ -393,21 +418,25 @@ class CCM(_OneRelevance, _Chain):
     slots = ("relevance", "after_skip", "after_irrelevant_click", "after_relevant_click")
 
     def __init__(
-        self, *, relevance: Tower, after_skip: Tower, after_irrelevant_click: Tower, after_relevant_click: Tower
+        self,
+        *,
+        relevance: TowerLike,
+        after_skip: TowerLike,
+        after_irrelevant_click: TowerLike,
+        after_relevant_click: TowerLike,
     ) -> None:
-        self.relevance = relevance
-        self.after_skip = after_skip
-        self.after_irrelevant_click = after_irrelevant_click
-        self.after_relevant_click = after_relevant_click
+        self.relevance = as_tower(relevance)
+        self.after_skip = as_tower(after_skip)
+        self.after_irrelevant_click = as_tower(after_irrelevant_click)
+        self.after_relevant_click = as_tower(after_relevant_click)
 
     @staticmethod
-    def from_coins(  # type: ignore[override]
-        sessions: Sessions, relevance: Coin, after_skip: Coin, after_irrelevant_click: Coin, after_relevant_click: Coin
-    ) -> CascadeClicks:
+    def from_latents(sessions: Sessions, latents: Sequence[LatentVariable]) -> CascadeClicks:
+        relevance, after_skip, after_irrelevant_click, after_relevant_click = latents
         bad, good = after_irrelevant_click, after_relevant_click
         go = logaddexp(relevance.no + bad.yes, relevance.yes + good.yes)
         stop = logaddexp(relevance.no + bad.no, relevance.yes + good.no)
-        return _cascade(sessions, relevance, Coin(go, stop), after_skip)
+        return _cascade(sessions, relevance, LatentVariable(go, stop), after_skip)
 
 
 class Mixture(ClickModel):
@@ -423,7 +452,7 @@ class Mixture(ClickModel):
         self,
         *,
         components: Sequence[ClickModel],
-        prior_logits: Array | nnx.Variable | Callable[[Sessions], Array] | None = None,
+        prior_logits: Array | nnx.Variable[jax.Array] | Callable[[Sessions], Array] | None = None,
     ) -> None:
         if not components:
             raise ConfigError("a mixture needs at least one component, found none")
@@ -442,7 +471,7 @@ class Mixture(ClickModel):
                 raise ConfigError(f"expected {shape[1]} prior logits, one per component, found {prior[...].shape}")
             logits = jnp.broadcast_to(prior[...][None, :], shape)
         else:
-            logits = jnp.asarray(prior(sessions))  # type: ignore[operator]
+            logits = jnp.asarray(prior(sessions))
         if logits.shape != shape:
             raise ConfigError(f"prior_logits: expected [B, M] = {shape}, found {logits.shape}")
         return jax.nn.log_softmax(logits, axis=1)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import abc
-from collections.abc import Iterator, Mapping, Sequence, Sized
-from typing import Any, Protocol, Self
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import flax.struct
 import jax
@@ -14,18 +13,17 @@ import numpy as np
 from ultr.errors import DataError
 
 Array = jax.Array | np.ndarray
-STREAMED = 1 << 13  # rows per batch, where a source is only asked for its size
 _PER_RANK = ("mask", "position", "clicks", "labels", "last_click")
+_PER_LIST = ("query", "weight")
 
 
-@flax.struct.dataclass
-class Shared:
+class SharedFeature(flax.struct.PyTreeNode):
     """A feature [B, K, ...] of which many impressions have the same values: those of their document.
 
-    A tower may compute once per row of `values`; `whole()` is the plain feature.
+    A tower may compute once per row of `values`; `whole` gives the plain feature.
 
     Attributes:
-      values: [U, ...].
+      values: [U, ...], one row per document.
       index: [B, K] int32, the row of each impression.
     """
 
@@ -33,23 +31,22 @@ class Shared:
     index: Array
 
     def whole(self) -> Array:
-        """[B, K, ...]."""
+        """Returns the feature of each impression, [B, K, ...]."""
         return self.values[self.index]
 
-    def swapaxes(self, first: int, second: int) -> Shared:
-        """With two axes of the index swapped."""
-        return Shared(self.values, self.index.swapaxes(first, second))
+    def with_index(self, change: Callable[[Array], Array]) -> SharedFeature:
+        """Applies a function to the index, such as one that picks or pads lists."""
+        return SharedFeature(self.values, change(self.index))
 
-    def distinct(self, rows: int = 0) -> Shared:
-        """The same on the host, with every row that an impression has once, and zeros up to `rows`."""
+    def distinct(self, rows: int = 0) -> SharedFeature:
+        """Drops, on the host, the rows that no impression has, and pads `values` with zeros up to `rows` rows."""
         used, index = np.unique(np.asarray(self.index), return_inverse=True)
         values = np.zeros((max(rows, len(used)), *self.values.shape[1:]), self.values.dtype)
         np.take(self.values, used, axis=0, out=values[: len(used)])
-        return Shared(values, index.reshape(self.index.shape).astype(np.int32))
+        return SharedFeature(values, index.reshape(self.index.shape).astype(np.int32))
 
 
-@flax.struct.dataclass
-class Sessions:
+class Sessions(flax.struct.PyTreeNode):
     """B ranked lists of at most K documents, in the order in which they were shown.
 
     Attributes:
@@ -57,14 +54,14 @@ class Sessions:
       position: [B, K] int32, 0-based displayed position (rank minus one).
       features: name -> [B, K, ...]; a tower says by name what it reads. Logs bring
         `document` (int32 id from 1; 0 is padding or a document unseen in training),
-        `features` (float32 [B, K, F]) where there are any, and one entry per context column. `fit` hands features
-        of documents to the toolkit's own towers as `Shared`.
+        `features` (float32 [B, K, F]) where there are any, and one entry per context column. Features of documents
+        may come as a `SharedFeature`.
       clicks: [B, K] int8 or bool, or None.
       labels: [B, K] float32 grades (NaN: not judged), or None.
       query: [B] int32 query id, or None.
       weight: [B] float32, how many identical lists this row stands for (None: 1).
       last_click: [B, K] int32, the 1-based rank of the last click above each document, 0 for none; None: as the
-        clicks of the row say. Given where a row is not a whole list (`ultr.data.collapsing`).
+        clicks of the row say. Given where a row is not a whole list (`ultr.collapse`).
       rank_axis: 1; or 0 where every [B, K, ...] array is held as [K, B, ...] (see `rank_first`).
     """
 
@@ -80,30 +77,46 @@ class Sessions:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(B, K); (K, B) where ranks come first."""
+        """The shape of the arrays over lists and ranks: (B, K), or (K, B) where ranks come first."""
         return self.mask.shape  # type: ignore[return-value]
 
     def __len__(self) -> int:
         return self.mask.shape[1 - self.rank_axis]
 
     def rank_first(self) -> Sessions:
-        """The same lists with ranks as the first axis: [K, B, ...].
+        """Holds every [B, K, ...] array as [K, B, ...], with ranks as the first axis.
 
-        The long axis of lists then lies contiguous, which is what a CPU computes fast on.
+        The long axis of lists then lies contiguous, which is what a CPU computes fast on. Every method works in both
+        layouts, along the lists and ranks that it speaks of.
         """
-        if self.rank_axis == 0:
-            return self
-        fields: dict[str, Any] = {"features": {n: x.swapaxes(0, 1) for n, x in self.features.items()}, "rank_axis": 0}
-        for name in _PER_RANK:
-            value = getattr(self, name)
-            fields[name] = None if value is None else value.swapaxes(0, 1)
-        return self.replace(**fields)  # type: ignore[attr-defined]
+        return self if self.rank_axis == 0 else self._swapped()
+
+    def list_first(self) -> Sessions:
+        """Holds every array as [B, K, ...], with lists as the first axis, as batches come."""
+        return self if self.rank_axis == 1 else self._swapped()
+
+    def _swapped(self) -> Sessions:
+        return self._map(lambda x: x.swapaxes(0, 1), lambda x: x).replace(rank_axis=1 - self.rank_axis)
+
+    def _map(self, per_rank: Callable[[Array], Array], per_list: Callable[[Array], Array]) -> Sessions:
+        """Applies one function to the arrays over lists and ranks, and another to those over lists alone."""
+        fields: dict[str, Any] = {
+            "features": {
+                name: x.with_index(per_rank) if isinstance(x, SharedFeature) else per_rank(x)
+                for name, x in self.features.items()
+            }
+        }
+        for names, change in ((_PER_RANK, per_rank), (_PER_LIST, per_list)):
+            for name in names:
+                value = getattr(self, name)
+                fields[name] = None if value is None else change(value)
+        return self.replace(**fields)
 
     def __getitem__(self, rows: Any) -> Sessions:
-        """The given rows (a slice, an index array or a boolean mask); the batch axis stays."""
+        """Picks lists by a slice, an index array or a boolean mask; the axis of lists stays."""
         if isinstance(rows, int):
             rows = slice(rows, rows + 1) if rows != -1 else slice(-1, None)
-        return jax.tree.map(lambda x: x[rows], self)
+        return self._map((lambda x: x[rows]) if self.rank_axis else (lambda x: x[:, rows]), lambda x: x[rows])
 
     @classmethod
     def from_lists(
@@ -180,26 +193,29 @@ class Sessions:
         )
 
     def pad(self, *, rows: int | None = None, width: int | None = None) -> Sessions:
-        """Adds masked rows up to `rows` and masked ranks up to `width`; never removes any."""
-        b, k = self.shape
-        more_rows, more_width = max((rows or b) - b, 0), max((width or k) - k, 0)
+        """Adds masked lists up to `rows` and masked ranks up to `width`; never removes any."""
+        lists, ranks = len(self), self.shape[self.rank_axis]
+        more_lists, more_ranks = max((rows or lists) - lists, 0), max((width or ranks) - ranks, 0)
 
-        def grow(x: Any, per_rank: bool) -> Any:
-            if isinstance(x, Shared):
-                return Shared(x.values, grow(x.index, per_rank))
-            widths = [(0, more_rows)] + ([(0, more_width)] if per_rank else [])
-            widths += [(0, 0)] * (x.ndim - len(widths))
-            return (np if isinstance(x, np.ndarray) else jnp).pad(x, widths)
+        def grow(x: Array, *more: int) -> Array:
+            widths = [(0, n) for n in more] + [(0, 0)] * (x.ndim - len(more))
+            return np.pad(x, widths) if isinstance(x, np.ndarray) else jnp.pad(x, widths)
 
-        fields: dict[str, Any] = {"features": {n: grow(x, True) for n, x in self.features.items()}}
-        for name in (*_PER_RANK, "query", "weight"):
-            value = getattr(self, name)
-            fields[name] = None if value is None else grow(value, name in _PER_RANK)
-        return Sessions(**fields)
+        added = (more_lists, more_ranks) if self.rank_axis else (more_ranks, more_lists)
+        return self._map(lambda x: grow(x, *added), lambda x: grow(x, more_lists))
+
+    def row_weights(self) -> np.ndarray:
+        """Returns the weight of each list on the host, [B] float64: 1 where the batch has no weights."""
+        return np.ones(len(self)) if self.weight is None else np.asarray(self.weight, np.float64)
+
+    def shown(self) -> np.ndarray:
+        """Tells on the host which lists show a document, [B] bool; the others are padding."""
+        found: np.ndarray = np.any(np.asarray(self.mask), axis=self.rank_axis)
+        return found
 
     def unbiased(self) -> Sessions:
-        """The same lists without clicks and positions: what a ranker may see."""
-        return self.replace(clicks=None, last_click=None, position=np.zeros(self.shape, np.int32))  # type: ignore[attr-defined]
+        """Leaves out clicks and positions, which a ranker must not see."""
+        return self.replace(clicks=None, last_click=None, position=np.zeros(self.shape, np.int32))
 
     def validate(self, *, source: str = "sessions") -> Sessions:
         """Checks shapes and values on the host; returns self.
@@ -207,6 +223,9 @@ class Sessions:
         Raises:
           DataError: names the field, the 1-based session and what was expected.
         """
+        if self.rank_axis == 0:
+            self.list_first().validate(source=source)
+            return self
         mask = np.asarray(self.mask)
         if mask.ndim != 2 or mask.dtype != bool:
             raise DataError(f"expected bool [B, K], found {mask.dtype} {mask.shape}", file=source, field="mask")
@@ -217,7 +236,7 @@ class Sessions:
         for name, value in per_rank.items():
             if value is None:
                 continue
-            array = np.asarray(value)
+            array = np.asarray(value.whole() if isinstance(value, SharedFeature) else value)
             if array.shape[:2] != mask.shape:
                 raise DataError(f"expected [B, K] = {mask.shape}, found {array.shape}", file=source, field=name)
             if name == "clicks":
@@ -250,135 +269,27 @@ class Sessions:
 
 
 def concatenate(batches: Sequence[Sessions]) -> Sessions:
-    """Puts batches one after another, padded to the widest; all must hold the same fields."""
+    """Puts batches one after another, padded to the widest; all must hold the same fields in the same layout.
+
+    Raises:
+      DataError: no batch, or batches with different fields or layouts.
+    """
     if not batches:
         raise DataError("expected at least one batch to concatenate, found none")
-    width = max(b.shape[1] for b in batches)
-    padded = [b.pad(width=width) for b in batches]
-    structures = {jax.tree.structure(b) for b in padded}
+    layouts = {b.rank_axis for b in batches}
+    if len(layouts) > 1:
+        raise DataError("expected batches of one layout, found some with lists first and some with ranks first")
+    width = max(b.shape[b.rank_axis] for b in batches)
+    plain = [b.replace(features={n: _whole(x) for n, x in b.features.items()}).pad(width=width) for b in batches]
+    structures = {jax.tree.structure(b) for b in plain}
     if len(structures) > 1:
         raise DataError(f"expected batches with the same fields, found {len(structures)} different sets")
-    return jax.tree.map(lambda *xs: np.concatenate([np.asarray(x) for x in xs]), *padded)
+    lists = 1 - layouts.pop()
+    joined: Sessions = jax.tree.map(
+        lambda *xs: np.concatenate([np.asarray(x) for x in xs], min(lists, xs[0].ndim - 1)), *plain
+    )
+    return joined
 
 
-class Source(Protocol):
-    """Anything that streams batches: a ClickLog, its Counts, a Collection, `InMemory`, or one of your own.
-
-    One that can say more than its batches derives from `Stream`.
-    """
-
-    def batches(self, batch_size: int, *, seed: int | None = None) -> Iterator[Sessions]:
-        """Yields host batches of fixed shapes; with a seed in an order that the seed decides."""
-        ...
-
-
-class Stream(abc.ABC):
-    """A source that answers what training asks of one; what it does not know is found out by streaming.
-
-    Attributes:
-      shares: `batches` also takes `shared=True`, and gives features of documents as `Shared` then.
-      by: of counts, what they are counted by; None: rows are sessions.
-      documents, ranks: the largest document id and rank that it hands out, checked; None: not known.
-      vocabulary: what is behind its ids, or None.
-      identity: which sessions these are, as a JSON value that a run records; None: not known.
-    """
-
-    shares: bool = False
-    by: str | None = None
-    documents: int | None = None
-    ranks: int | None = None
-    vocabulary: Any = None
-    identity: dict[str, Any] | None = None
-
-    @abc.abstractmethod
-    def batches(self, batch_size: int, *, seed: int | None = None) -> Iterator[Sessions]:
-        """As of a `Source`."""
-
-    def __len__(self) -> int:
-        """Rows that show a document."""
-        return sum(int(_shown(batch).sum()) for batch in self.batches(STREAMED))
-
-    @property
-    def rows_per_session(self) -> float:
-        """Rows that stand for one session, by weight; more than 1 for counts."""
-        return 1.0
-
-    @property
-    def weighted(self) -> bool:
-        """Whether rows have weights."""
-        first = next(iter(self.batches(STREAMED)), None)
-        return first is not None and first.weight is not None
-
-    def extent(self, batch_size: int) -> tuple[float, int]:
-        """Weight of all rows that show a document, and in how many batches of a shuffled pass the rows come."""
-        total, batches = 0.0, 0
-        for batch in self.lean(batch_size, seed=0):
-            shown = _shown(batch)
-            total += float(shown.sum() if batch.weight is None else np.asarray(batch.weight, np.float64)[shown].sum())
-            batches += 1
-        return total, batches
-
-    def keeping(self, size: int) -> Self:
-        """The same source, which leaves up to `size` bytes of what a pass decodes in memory for the next one."""
-        return self
-
-    def lean(self, batch_size: int, *, seed: int | None) -> Iterator[Sessions]:
-        """The batches for one who does not read features: as `Shared` they cost nothing."""
-        options: dict[str, Any] = {"shared": True} if self.shares else {}
-        return self.batches(batch_size, seed=seed, **options)
-
-
-def stream(source: Source | Sessions) -> Stream:
-    """A source or sessions as a `Stream`, which most are."""
-    if isinstance(source, Sessions):
-        return InMemory(source)
-    return source if isinstance(source, Stream) else _Plain(source)
-
-
-class _Plain(Stream):
-    """A source that says nothing of itself but, perhaps, how long it is."""
-
-    def __init__(self, source: Source) -> None:
-        self._source = source
-        self._rows: int | None = len(source) if isinstance(source, Sized) else None
-
-    def __len__(self) -> int:
-        if self._rows is None:
-            self._rows = super().__len__()
-        return self._rows
-
-    def batches(self, batch_size: int, *, seed: int | None = None) -> Iterator[Sessions]:
-        """As of the source."""
-        return self._source.batches(batch_size, seed=seed)
-
-
-def _shown(batch: Sessions) -> Any:
-    return np.asarray(batch.mask).any(1)
-
-
-class InMemory(Stream):
-    """A source over one batch that is already in memory."""
-
-    def __init__(self, sessions: Sessions) -> None:
-        self.sessions = jax.tree.map(np.asarray, sessions).validate()
-
-    def __len__(self) -> int:
-        return len(self.sessions)
-
-    @property
-    def weighted(self) -> bool:
-        """Whether rows have weights."""
-        return self.sessions.weight is not None
-
-    def extent(self, batch_size: int) -> tuple[float, int]:
-        """Weight of all rows that show a document, and in how many batches the rows come."""
-        shown, weight = self.sessions.mask.any(1), self.sessions.weight
-        total = shown.sum() if weight is None else np.asarray(weight, np.float64)[shown].sum()
-        return float(total), -(-len(self) // batch_size)
-
-    def batches(self, batch_size: int, *, seed: int | None = None) -> Iterator[Sessions]:
-        """Yields batches of exactly `batch_size` rows, the last one padded with masked rows."""
-        n = len(self.sessions)
-        order = np.arange(n) if seed is None else np.random.default_rng(seed).permutation(n)
-        for start in range(0, n, batch_size):
-            yield self.sessions[order[start : start + batch_size]].pad(rows=batch_size)
+def _whole(x: Any) -> Any:
+    return x.whole() if isinstance(x, SharedFeature) else x

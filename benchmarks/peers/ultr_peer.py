@@ -24,7 +24,7 @@ from ultr.sessions import Sessions
 from ultr.study.registry import ModelConfig, build_model
 from ultr.training.feed import blocks
 from ultr.training.rows import lazy_adam
-from ultr.training.solve import solve
+from ultr.training.solver import solve
 from ultr.training.steps import Trainer
 
 RATE = 0.003
@@ -266,7 +266,7 @@ def train_to_convergence(
 
 
 def _steps(counts: Any, batch_size: int) -> int:
-    return sum(1 for _ in counts.batches(batch_size, seed=0, shared=True))
+    return sum(1 for _ in counts.batches(batch_size, seed=0, share_features=True))
 
 
 COMMANDS: dict[str, Callable[..., Any]] = {

@@ -5,21 +5,19 @@ Each wraps a relevance tower and has the two methods of everything that can be t
 """
 
 from ultr.baselines.additive import AdditiveListwise, AdversarialTwoTower, PositionWeighted
-from ultr.baselines.affine import AffineIPS
 from ultr.baselines.base import Baseline
 from ultr.baselines.displays import Displays
 from ultr.baselines.dual import DLA
 from ultr.baselines.em import RegressionEM
-from ultr.baselines.ips import IPSListwise, IPSPairwise, IPSPointwise
 from ultr.baselines.naive import FullInformation, NaiveLambdaRank, NaiveListwise, NaivePointwise
 from ultr.baselines.pairwise import PRS, PairDebias
-from ultr.baselines.policy import InterventionAware, PolicyAware
-from ultr.baselines.robust import DirectMethod, DoublyRobust
+from ultr.baselines.tables import affine_tables, propensity_table, trust_tables
 from ultr.baselines.upe import UPE, LoggingPolicy
-from ultr.baselines.weights import Weighting, propensity_table, trust_tables
+from ultr.baselines.weighted import IPS, AffineIPS, DirectMethod, DoublyRobust, InterventionAware, PolicyAware
 
 __all__ = [
     "DLA",
+    "IPS",
     "PRS",
     "UPE",
     "AdditiveListwise",
@@ -30,9 +28,6 @@ __all__ = [
     "Displays",
     "DoublyRobust",
     "FullInformation",
-    "IPSListwise",
-    "IPSPairwise",
-    "IPSPointwise",
     "InterventionAware",
     "LoggingPolicy",
     "NaiveLambdaRank",
@@ -42,7 +37,7 @@ __all__ = [
     "PolicyAware",
     "PositionWeighted",
     "RegressionEM",
-    "Weighting",
+    "affine_tables",
     "propensity_table",
     "trust_tables",
 ]

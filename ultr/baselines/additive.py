@@ -11,14 +11,13 @@ from flax import nnx
 
 from ultr.baselines.base import Baseline, clicks_of, softmax_cross_entropy
 from ultr.baselines.displays import Displays
-from ultr.baselines.dual import examination_by_rank
-from ultr.baselines.weights import Weighting
+from ultr.baselines.dual import relative_examination_logits
+from ultr.baselines.weighted import checked_clip
 from ultr.errors import ConfigError
 from ultr.logspace import log_sigmoid
-from ultr.models import Tower
-from ultr.sessions import Sessions, Shared
-from ultr.towers import GradientReversal
-from ultr.towers.tables import read
+from ultr.rankers import ImpressionWeights, Ranker
+from ultr.sessions import Sessions, SharedFeature
+from ultr.towers import GradientReversal, TowerLike, as_tower, read_feature
 
 
 class AdditiveListwise(Baseline):
@@ -34,18 +33,22 @@ class AdditiveListwise(Baseline):
       examination: tower of b.
     """
 
-    def __init__(self, *, relevance: Tower, examination: Tower) -> None:
+    def __init__(self, *, relevance: TowerLike, examination: TowerLike) -> None:
         super().__init__(relevance=relevance)
-        self.examination = examination
+        self.examination = as_tower(examination)
 
     def loss(self, sessions: Sessions) -> jax.Array:
         clicks = clicks_of(sessions, "AdditiveListwise").astype(jnp.float32)
-        logits = jnp.asarray(self.relevance(sessions)) + jnp.asarray(self.examination(sessions))
+        logits = self.relevance(sessions) + self.examination(sessions)
         return softmax_cross_entropy(logits, clicks, jnp.asarray(sessions.mask))
 
     def propensity(self, ranks: int) -> np.ndarray:
-        """[ranks] examination relative to rank 1, exp(b_k - b_1); for towers that read the position alone."""
-        return np.exp(examination_by_rank(self.examination, ranks))
+        """Computes examination relative to rank 1, exp(b_k - b_1), [ranks]; for towers that read the position alone."""
+        curve: np.ndarray = np.exp(relative_examination_logits(self.examination, ranks))
+        return curve
+
+    def examination_curve(self, ranks: int) -> np.ndarray | None:
+        return self.propensity(ranks)
 
 
 class AdversarialTwoTower(Baseline):
@@ -62,19 +65,19 @@ class AdversarialTwoTower(Baseline):
       strength: of the reversal; 0: `models.AdditivePBM` beside an adversary that changes nothing.
     """
 
-    statistics = "rank"
+    sufficient_statistics = "rank"
 
-    def __init__(self, *, relevance: Tower, examination: Tower, strength: float = 1.0) -> None:
+    def __init__(self, *, relevance: TowerLike, examination: TowerLike, strength: float = 1.0) -> None:
         super().__init__(relevance=relevance)
-        self.examination, self.strength = examination, float(strength)
-        self.reversed = GradientReversal(examination, strength=strength)
+        self.examination, self.strength = as_tower(examination), float(strength)
+        self.reversed = GradientReversal(self.examination, strength=strength)
         self.adversary = nnx.Param(jnp.zeros(2))
         self.deterministic = False
 
     def loss(self, sessions: Sessions) -> jax.Array:
         clicks, mask = clicks_of(sessions, "AdversarialTwoTower"), jnp.asarray(sessions.mask)
-        examination = jnp.asarray(self.examination(sessions))
-        logits = jnp.asarray(self.relevance(sessions)) + examination
+        examination = self.examination(sessions)
+        logits = self.relevance(sessions) + examination
         each = -log_sigmoid(jnp.where(clicks, logits, -logits))
         if not self.deterministic:
             slope, offset = self.adversary[...]
@@ -82,7 +85,7 @@ class AdversarialTwoTower(Baseline):
         return jnp.sum(jnp.where(mask, each, 0.0), axis=1)
 
 
-class PositionWeighted(nnx.Module):
+class PositionWeighted(Ranker):
     """Any pointwise model with each impression weighted by 1 / P(shown at k | query, document) (Hager 2025).
 
     Each (document, rank) pair that the log shows then counts as if it had been shown in every session of its query,
@@ -91,8 +94,8 @@ class PositionWeighted(nnx.Module):
     changes.
 
     Args:
-      model: its loss is a sum over impressions (`statistics` is "rank"), such as `models.AdditivePBM`, `models.PBM` or
-        `NaivePointwise`.
+      model: its loss is a sum over impressions (its `sufficient_statistics` are "rank"), such as `models.AdditivePBM`,
+        `models.PBM` or `NaivePointwise`.
       displays: of the log that is trained on. An impression that it never shows has no weight.
       clip: largest weight; None: no limit.
 
@@ -100,57 +103,53 @@ class PositionWeighted(nnx.Module):
       ConfigError: a model whose loss is not pointwise; a clip that is not above 0.
     """
 
-    statistics = "rank"
+    sufficient_statistics = "rank"
+    weighs_impressions = True
 
-    def __init__(self, model: Any, *, displays: Displays, clip: float | None = None) -> None:
-        if getattr(model, "statistics", None) != "rank":
+    def __init__(self, model: Ranker, *, displays: Displays, clip: float | None = None) -> None:
+        if not isinstance(model, Ranker) or model.sufficient_statistics != "rank":
             raise ConfigError(
                 f"{type(model).__name__} judges lists, not impressions: its loss cannot be weighted by rank. Use a "
                 "pointwise model, such as AdditivePBM or NaivePointwise"
             )
         if not isinstance(displays, Displays):
             raise ConfigError(f"displays: expected Displays.of(log), found {type(displays).__name__}")
-        if clip is not None and not clip > 0:
-            raise ConfigError(f"expected clip, the largest weight, above 0, found {clip}. None: no limit")
-        self.model, self.displays = model, displays
-        self.clip = None if clip is None else float(clip)
+        self.model, self.displays, self.clip = model, displays, checked_clip(clip)
 
     def loss(self, sessions: Sessions) -> jax.Array:
-        """[B] weighted sum of the losses of each list's impressions."""
+        """Computes the weighted sum of the losses of each list's impressions, [B]."""
         # A sum over impressions is that of lists of one document each.
         each = self.model.loss(_impressions(sessions)).reshape(sessions.shape)
-        weight = self.weighting(sessions).weight
+        weight = self.impression_weights(sessions).weight
         return jnp.sum(jnp.where(weight > 0, each * weight, 0.0), axis=1)
 
     def score(self, sessions: Sessions) -> jax.Array:
-        """[B, K] those of the model."""
+        """Computes the scores of the model, [B, K]."""
         return self.model.score(sessions)
 
-    def weighting(self, sessions: Sessions) -> Weighting:
-        """The weight of each impression."""
+    def impression_weights(self, sessions: Sessions) -> ImpressionWeights:
         mask = jnp.asarray(sessions.mask)
         share = self.displays.at(
-            jnp.where(mask, read(sessions, "document", "PositionWeighted"), 0), jnp.asarray(sessions.position)
+            jnp.where(mask, read_feature(sessions, "document", "PositionWeighted"), 0), jnp.asarray(sessions.position)
         )
         known = mask & (share > 0)
         weight = jnp.where(known, 1.0 / jnp.where(known, share, 1.0), 0.0)
         clipped = known & (weight > self.clip) if self.clip else jnp.zeros_like(known)
-        return Weighting(jnp.minimum(weight, self.clip) if self.clip else weight, clipped, known, mask & ~known)
+        return ImpressionWeights(jnp.minimum(weight, self.clip) if self.clip else weight, clipped, known, mask & ~known)
 
-    def propensity(self, ranks: int) -> np.ndarray:
-        """[ranks] that of the model."""
-        return self.model.propensity(ranks)
+    def examination_curve(self, ranks: int) -> np.ndarray | None:
+        return self.model.examination_curve(ranks)
 
 
 def _impressions(sessions: Sessions) -> Sessions:
-    """[B K, 1]: every impression as a list of its own."""
+    """Makes every impression a list of its own, [B K, 1]."""
     lists = sessions.mask.shape[0] * sessions.mask.shape[1]
 
     def flat(x: Any) -> Any:
         return None if x is None else jnp.asarray(x).reshape(lists, 1, *x.shape[2:])
 
     def feature(x: Any) -> Any:
-        return Shared(x.values, flat(x.index)) if isinstance(x, Shared) else flat(x)
+        return x.with_index(flat) if isinstance(x, SharedFeature) else flat(x)
 
     return Sessions(
         mask=flat(sessions.mask),

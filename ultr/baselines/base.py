@@ -1,45 +1,34 @@
-"""What every baseline is: a relevance tower with a loss of its own."""
+"""`Baseline`: a relevance tower with a loss of its own, and what several losses need."""
 
 from __future__ import annotations
-
-import abc
 
 import jax
 import jax.numpy as jnp
 import rax
-from flax import nnx
 
 from ultr.errors import ConfigError
-from ultr.models import Tower
+from ultr.rankers import Ranker
 from ultr.sessions import Array, Sessions
+from ultr.towers import TowerLike, as_tower
 
 
-class Baseline(nnx.Module):
+class Baseline(Ranker):
     """A relevance tower with a loss of its own; abstract, its subclasses are final.
 
     Args:
       relevance: tower whose logits are the scores.
-
-    Attributes:
-      statistics: what of a log the loss needs: "rank", "last-click" or "list" (see `ultr.data.collapsing`).
     """
 
-    statistics = "list"
-
-    def __init__(self, *, relevance: Tower) -> None:
-        self.relevance = relevance
-
-    @abc.abstractmethod
-    def loss(self, sessions: Sessions) -> jax.Array:
-        """[B] loss of each list."""
+    def __init__(self, *, relevance: TowerLike) -> None:
+        self.relevance = as_tower(relevance)
 
     def score(self, sessions: Sessions) -> jax.Array:
-        """[B, K] scores to rank by: higher is more relevant; sees neither positions nor clicks."""
-        return jnp.asarray(self.relevance(sessions.unbiased()))
+        """Computes scores to rank by, the logits of the relevance tower [B, K]."""
+        return self.relevance(sessions.unbiased())
 
 
 def clicks_of(sessions: Sessions, what: str = "a ranker learnt from clicks") -> jax.Array:
-    """[B, K] bool, False on padding.
+    """Reads the clicks, [B, K] bool, False on padding.
 
     Raises:
       ConfigError: the sessions have no clicks.
@@ -50,12 +39,13 @@ def clicks_of(sessions: Sessions, what: str = "a ranker learnt from clicks") -> 
 
 
 def softmax_cross_entropy(scores: Array, targets: Array, mask: Array) -> jax.Array:
-    """[B] -sum targets log softmax(scores) over the masked documents; 0 for a list without targets."""
-    return rax.softmax_loss(scores, targets, where=mask, reduce_fn=None)
+    """Computes -sum targets log softmax(scores) over the documents of each list, [B]; 0 for a list without targets."""
+    loss: jax.Array = rax.softmax_loss(scores, targets, where=mask, reduce_fn=None)
+    return loss
 
 
 def ranks_of(scores: Array, mask: Array, salt: Array) -> jax.Array:
-    """[B, K] int32 1-based ranks by falling score, padding last; equal scores in an order drawn by chance.
+    """Ranks documents by falling score, [B, K] int32 from 1, padding last; equal scores in an order drawn by chance.
 
     The order is drawn from the scores themselves and `salt`, so that it is another one in every step and batch, the
     same for the same ones, and that of padded lists too.

@@ -7,16 +7,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from ultr.data import ClickLog, Counts
 from ultr.data.collapsing import tally
+from ultr.data.dataset import InMemory
 from ultr.errors import ConfigError, DataError
-from ultr.sessions import Array, InMemory, Sessions
-from ultr.towers.networks import Statistic
+from ultr.sessions import Array, Sessions
+from ultr.towers import Component, IndexBound, Statistic
 
 
-class Displays(nnx.Module):
+class Displays(Component):
     """How often a logging policy showed each document at each rank, as a share of the sessions of its query.
 
     An estimate of P(shown at k | query, document), since a document id stands for a (query, document) pair. What is
@@ -37,14 +37,17 @@ class Displays(nnx.Module):
 
     def __init__(self, *, documents: int, ranks: int, cells: int) -> None:
         self.documents, self.ranks, self.cells = documents, ranks, cells
-        self.limits = (("document", documents + 1, "ids"),)
         self.first = Statistic(jnp.zeros(documents + 2, jnp.int32))
         self.position = Statistic(jnp.zeros(cells, jnp.int32))
         self.share = Statistic(jnp.zeros(cells))
 
     @property
+    def index_bounds(self) -> tuple[IndexBound, ...]:
+        return (IndexBound("document", self.documents + 1, "ids"),)
+
+    @property
     def cut(self) -> bool:
-        """Whether some document is shown in some sessions of its query and left out in others."""
+        """Whether the logging policy shows some document in some sessions of its query only."""
         shown = self.exposure(np.ones(self.ranks))
         return bool(((shown > 0) & (shown < 1 - 1e-3)).any())
 
@@ -87,8 +90,7 @@ class Displays(nnx.Module):
         if sessions.query is None or "document" not in sessions.features:
             raise ConfigError("displays are counted per query and document: the sessions need query and 'document'")
         mask = np.asarray(sessions.mask)
-        weight = np.ones(len(sessions)) if sessions.weight is None else np.asarray(sessions.weight, np.float64)
-        weight, query = np.where(mask.any(1), weight, 0.0), np.asarray(sessions.query)
+        weight, query = np.where(mask.any(1), sessions.row_weights(), 0.0), np.asarray(sessions.query)
         document = np.asarray(sessions.features["document"])[mask]
         rank = np.asarray(sessions.position)[mask] + 1
         row = np.nonzero(mask)[0]
@@ -112,7 +114,13 @@ class Displays(nnx.Module):
     def _made(
         cls, document: np.ndarray, rank: np.ndarray, impressions: np.ndarray, sessions: np.ndarray, ranks: int
     ) -> Displays:
-        """Args: [C] cells, in any order and perhaps several times; [V + 1] sessions of each document's query."""
+        """Builds displays from counts.
+
+        Args:
+          document, rank, impressions: [C] in any order, a (document, rank) pair perhaps several times.
+          sessions: [V + 1] number of sessions of each document's query.
+          ranks: the largest rank.
+        """
         known = (document > 0) & (np.asarray(impressions) > 0)
         cell, place = np.unique(document[known].astype(np.int64) * ranks + rank[known] - 1, return_inverse=True)
         if not len(cell):
@@ -128,7 +136,7 @@ class Displays(nnx.Module):
         return made
 
     def at(self, documents: Array, positions: Array) -> jax.Array:
-        """Shares of documents at positions (rank minus one); 0 where never shown there, and for unseen documents.
+        """Looks up shares of documents at positions (rank minus one); 0 where never shown, and for unseen documents.
 
         Args:
           documents, positions: int32 of any one shape; ids up to `documents`.
@@ -145,14 +153,14 @@ class Displays(nnx.Module):
         return jnp.where(found, jnp.take(self.share[...], low, mode="clip"), 0.0)
 
     def shares(self, documents: Array) -> jax.Array:
-        """[..., ranks] shares of the documents [...] at every rank."""
+        """Looks up the shares of documents [...] at every rank, [..., ranks]."""
         documents = jnp.asarray(documents, jnp.int32)[..., None]
         shape = (*documents.shape[:-1], self.ranks)
         positions = jnp.arange(self.ranks, dtype=jnp.int32).reshape(*(1,) * (len(shape) - 1), -1)
         return self.at(jnp.broadcast_to(documents, shape), jnp.broadcast_to(positions, shape))
 
     def exposure(self, values: Any) -> np.ndarray:
-        """[documents + 1] float64: the sum over ranks of share times value, 0 for documents never shown.
+        """Computes the sum over ranks of share times value, [documents + 1] float64; 0 for documents never shown.
 
         Args:
           values: [R] one per rank: the examination gives P(examined), alpha and beta of trust bias give theirs, ones

@@ -7,16 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from ultr.baselines.base import Baseline, clicks_of, softmax_cross_entropy
-from ultr.baselines.weights import Weighting
 from ultr.errors import ConfigError
-from ultr.models import Tower
+from ultr.rankers import ImpressionWeights
 from ultr.sessions import Sessions
+from ultr.towers import Tower, TowerLike, as_tower
 
 LARGEST = 60.0  # log of a weight that float32 holds after it was multiplied by a loss
 
 
 def log_limit(clip: float | None) -> float:
-    """The logarithm of the largest weight.
+    """Computes the logarithm of the largest weight.
 
     Raises:
       ConfigError: a `clip` below 1, which would clip the weight of the first rank.
@@ -27,17 +27,17 @@ def log_limit(clip: float | None) -> float:
 
 
 def relative_to_first(logits: jax.Array, limit: float) -> jax.Array:
-    """[B, K] softmax(logits)_1 / softmax(logits)_k, at most exp(limit), without gradient.
+    """Computes softmax(logits)_1 / softmax(logits)_k, [B, K], at most exp(limit), without gradient.
 
     The first document of the list as displayed is the reference: the softmax's sum cancels.
     """
     return jnp.exp(jnp.minimum(jax.lax.stop_gradient(logits[:, :1] - logits), limit))
 
 
-def examination_by_rank(examination: Tower, ranks: int) -> np.ndarray:
-    """[ranks] logits of a tower that reads the position alone, minus that of rank 1."""
+def relative_examination_logits(examination: Tower, ranks: int) -> np.ndarray:
+    """Computes the logits of a tower that reads the position alone, minus that of rank 1, [ranks]."""
     position = jnp.arange(ranks, dtype=jnp.int32)[None, :]
-    logits = jnp.asarray(examination(Sessions(mask=jnp.ones((1, ranks), bool), position=position)))[0]
+    logits = examination(Sessions(mask=jnp.ones((1, ranks), bool), position=position))[0]
     return np.asarray(logits - logits[0])
 
 
@@ -67,28 +67,34 @@ class DLA(Baseline):
       ConfigError: `clip` below 1.
     """
 
-    def __init__(self, *, relevance: Tower, examination: Tower, clip: float | None = 100.0) -> None:
+    weighs_impressions = True
+
+    def __init__(self, *, relevance: TowerLike, examination: TowerLike, clip: float | None = 100.0) -> None:
         super().__init__(relevance=relevance)
-        self.examination = examination
+        self.examination = as_tower(examination)
         self._limit = log_limit(clip)
         self.clip = clip
         self.deterministic = False
 
     def loss(self, sessions: Sessions) -> jax.Array:
         clicks, mask = clicks_of(sessions, "DLA"), jnp.asarray(sessions.mask)
-        scores, examination = jnp.asarray(self.relevance(sessions)), jnp.asarray(self.examination(sessions))
+        scores, examination = self.relevance(sessions), self.examination(sessions)
         if self.deterministic:
             return softmax_cross_entropy(scores + examination, clicks.astype(jnp.float32), mask)
         examined = jnp.where(clicks, relative_to_first(examination, self._limit), 0.0)
         relevant = jnp.where(clicks, relative_to_first(scores, self._limit), 0.0)
         return softmax_cross_entropy(scores, examined, mask) + softmax_cross_entropy(examination, relevant, mask)
 
-    def weighting(self, sessions: Sessions) -> Weighting:
-        """The weights w_o of the ranker's loss."""
-        clicks, examination = clicks_of(sessions, "DLA"), jnp.asarray(self.examination(sessions))
+    def impression_weights(self, sessions: Sessions) -> ImpressionWeights:
+        """Computes the weights w_o of the ranker's loss."""
+        clicks, examination = clicks_of(sessions, "DLA"), self.examination(sessions)
         weight = jnp.where(sessions.mask, relative_to_first(examination, self._limit), 0.0)
-        return Weighting(weight, clicks & (examination[:, :1] - examination > self._limit), clicks)
+        return ImpressionWeights(weight, clicks & (examination[:, :1] - examination > self._limit), clicks)
 
     def propensity(self, ranks: int) -> np.ndarray:
-        """[ranks] examination relative to rank 1, exp(b_k - b_1); for towers that read the position alone."""
-        return np.exp(examination_by_rank(self.examination, ranks))
+        """Computes examination relative to rank 1, exp(b_k - b_1), [ranks]; for towers that read the position alone."""
+        curve: np.ndarray = np.exp(relative_examination_logits(self.examination, ranks))
+        return curve
+
+    def examination_curve(self, ranks: int) -> np.ndarray | None:
+        return self.propensity(ranks)

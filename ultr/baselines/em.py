@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,17 +10,17 @@ from flax import nnx
 from ultr.baselines.base import Baseline, clicks_of
 from ultr.errors import ConfigError
 from ultr.logspace import log_sigmoid, logit_and
-from ultr.models import PBM, Tower
+from ultr.models import PBM
 from ultr.sessions import Sessions
-from ultr.towers import Frozen
+from ultr.towers import Frozen, Tower, TowerLike, as_tower
 
 
-class Steps(nnx.Variable):
-    """How many steps were trained; not trained itself."""
+class Steps(nnx.Variable[jax.Array]):
+    """The number of training steps made; not trained itself."""
 
 
 class RegressionEM(Baseline):
-    """Regression-EM (Wang 2018): the towers are fitted to what copies of themselves expect of the hidden choices.
+    """Regression-EM (Wang 2018): the towers are fitted to what copies of themselves expect of the latent variables.
 
     The E-step takes from the held copies (s', b') the probabilities that a document was examined and that it is
     relevant: 1 where it was clicked, else those with logits b' - softplus(s') and s' - softplus(b'). The M-step is the
@@ -45,37 +43,35 @@ class RegressionEM(Baseline):
       ConfigError: `every` below 1.
     """
 
-    statistics = "rank"
+    sufficient_statistics = "rank"
+    reads_whole_tables = True
 
-    def __init__(self, *, relevance: Tower, examination: Tower, every: int = 100) -> None:
+    def __init__(self, *, relevance: TowerLike, examination: TowerLike, every: int = 100) -> None:
         super().__init__(relevance=relevance)
         if every < 1:
             raise ConfigError(f"expected every of at least 1 step, found {every}")
-        self.examination, self.every = examination, int(every)
-        self.held_relevance, self.held_examination = Frozen(relevance), Frozen(examination)
+        self.examination, self.every = as_tower(examination), int(every)
+        self.held_relevance, self.held_examination = Frozen(self.relevance), Frozen(self.examination)
         self.steps = Steps(jnp.zeros((), jnp.int32))
         self.deterministic = False
-        for _, module in nnx.iter_modules(self):
-            if getattr(module, "row_tables", ()):
-                module.row_tables = ()  # type: ignore[attr-defined]
 
     def loss(self, sessions: Sessions) -> jax.Array:
         clicks, mask = clicks_of(sessions, "RegressionEM"), jnp.asarray(sessions.mask)
         if self.deterministic:
-            scores, examination = jnp.asarray(self.relevance(sessions)), jnp.asarray(self.examination(sessions))
+            scores, examination = self.relevance(sessions), self.examination(sessions)
             click = logit_and(examination, scores)
             each = -log_sigmoid(jnp.where(clicks, click, -click))
             return jnp.sum(jnp.where(mask, each, 0.0), axis=1)
-        self._expect()
+        self._copy_towers()
         scores, examination = self.held_relevance(sessions), self.held_examination(sessions)
         relevant = jnp.where(clicks, 1.0, jax.nn.sigmoid(scores - jax.nn.softplus(examination)))
         examined = jnp.where(clicks, 1.0, jax.nn.sigmoid(examination - jax.nn.softplus(scores)))
-        each = _cross_entropy(jnp.asarray(self.relevance(sessions)), relevant)
-        each += _cross_entropy(jnp.asarray(self.examination(sessions)), examined)
+        each = _cross_entropy(self.relevance(sessions), relevant)
+        each += _cross_entropy(self.examination(sessions), examined)
         return jnp.sum(jnp.where(mask, each, 0.0), axis=1)
 
-    def _expect(self) -> None:
-        """Takes the copies, where it is their step."""
+    def _copy_towers(self) -> None:
+        """Makes the E-step, where it is due: copies the towers."""
         now = self.steps[...] % self.every == 0
         for live, frozen in ((self.relevance, self.held_relevance), (self.examination, self.held_examination)):
             for variable, copy in zip(_numbers(live), _numbers(frozen.tower), strict=True):
@@ -83,18 +79,19 @@ class RegressionEM(Baseline):
         self.steps[...] += 1
 
     def propensity(self, ranks: int) -> np.ndarray:
-        """[ranks] examination relative to rank 1; for towers that read the position alone."""
+        """Computes examination relative to rank 1, [ranks]; for towers that read the position alone."""
         return PBM(relevance=self.relevance, examination=self.examination).propensity(ranks)
 
+    def examination_curve(self, ranks: int) -> np.ndarray | None:
+        return self.propensity(ranks)
 
-def _numbers(tower: Any) -> list[nnx.Variable]:
-    """Parameters and statistics of a tower, in an order that a copy of it has as well; no random keys and counts."""
-    if not isinstance(tower, nnx.Module):
-        return []
+
+def _numbers(tower: Tower) -> list[nnx.Variable[jax.Array]]:
+    """Lists parameters and statistics of a tower, in the order of its copies; no random keys and counts."""
     variables = [node for _, node in nnx.iter_graph(tower) if isinstance(node, nnx.Variable)]
     return [x for x in variables if jnp.issubdtype(x[...].dtype, jnp.floating)]
 
 
 def _cross_entropy(logits: jax.Array, probability: jax.Array) -> jax.Array:
-    """-p ls(x) - (1 - p) ls(-x)."""
+    """Computes -p log sigmoid(x) - (1 - p) log sigmoid(-x)."""
     return jax.nn.softplus(logits) - probability * logits

@@ -15,10 +15,10 @@ from ultr.sessions import Sessions
 class NaivePointwise(Baseline):
     """Binary cross-entropy on the clicks, as if every document had been examined."""
 
-    statistics = "rank"
+    sufficient_statistics = "rank"
 
     def loss(self, sessions: Sessions) -> jax.Array:
-        clicks, scores = clicks_of(sessions), jnp.asarray(self.relevance(sessions))
+        clicks, scores = clicks_of(sessions), self.relevance(sessions)
         each = -log_sigmoid(jnp.where(clicks, scores, -scores))
         return jnp.sum(jnp.where(sessions.mask, each, 0.0), axis=1)
 
@@ -28,7 +28,7 @@ class NaiveListwise(Baseline):
 
     def loss(self, sessions: Sessions) -> jax.Array:
         clicks = clicks_of(sessions).astype(jnp.float32)
-        return softmax_cross_entropy(jnp.asarray(self.relevance(sessions)), clicks, jnp.asarray(sessions.mask))
+        return softmax_cross_entropy(self.relevance(sessions), clicks, jnp.asarray(sessions.mask))
 
 
 class NaiveLambdaRank(Baseline):
@@ -40,13 +40,13 @@ class NaiveLambdaRank(Baseline):
     """
 
     def loss(self, sessions: Sessions) -> jax.Array:
-        clicks, scores = clicks_of(sessions), jnp.asarray(self.relevance(sessions))
+        clicks, scores = clicks_of(sessions), self.relevance(sessions)
         mask = jnp.asarray(sessions.mask)
         return lambda_loss(scores, clicks.astype(jnp.float32), mask, ranks_of(scores, mask, clicks))
 
 
 def lambda_loss(scores: jax.Array, gains: jax.Array, mask: jax.Array, ranks: jax.Array) -> jax.Array:
-    """[B] sum over pairs with gain_i > gain_j of log(1 + exp(score_j - score_i)) |delta nDCG_ij|.
+    """Sums log(1 + exp(score_j - score_i)) |delta nDCG_ij| over pairs with gain_i > gain_j, [B].
 
     Args:
       scores, gains: [B, K]; gains of at least 0.
@@ -56,7 +56,7 @@ def lambda_loss(scores: jax.Array, gains: jax.Array, mask: jax.Array, ranks: jax
     order = -ranks.astype(jnp.float32)
 
     def weight(_: jax.Array, labels: jax.Array, **options: jax.Array) -> jax.Array:
-        delta = rax.dcg_lambdaweight(order, labels, normalize=True, gain_fn=lambda gain: gain, **options)
+        delta: jax.Array = rax.dcg_lambdaweight(order, labels, normalize=True, gain_fn=lambda gain: gain, **options)
         return jax.lax.stop_gradient(delta / scores.shape[1])  # rax multiplies by the width, padding included
 
     pairs = rax.pairwise_logistic_loss(scores, gains, where=mask, lambdaweight_fn=weight, reduce_fn=None)
@@ -71,4 +71,4 @@ class FullInformation(Baseline):
             raise ConfigError("the full-information ranker learns from labels: these sessions have none")
         judged = jnp.asarray(sessions.mask) & ~jnp.isnan(jnp.asarray(sessions.labels))
         gains = jnp.where(judged, 2.0 ** jnp.where(judged, sessions.labels, 0.0) - 1.0, 0.0)
-        return softmax_cross_entropy(jnp.asarray(self.relevance(sessions)), gains, judged)
+        return softmax_cross_entropy(self.relevance(sessions), gains, judged)

@@ -10,32 +10,34 @@ import numpy as np
 from flax import nnx
 
 from ultr.baselines.base import Baseline, clicks_of, ranks_of
-from ultr.baselines.weights import Weighting, by_rank, propensity_table, rank_values
+from ultr.baselines.tables import propensity_table
+from ultr.baselines.weighted import by_rank, checked_clip, rank_values, relative_curve
 from ultr.errors import ConfigError
-from ultr.models import Tower
+from ultr.rankers import ImpressionWeights
 from ultr.sessions import Array, Sessions
+from ultr.towers import IndexBound, TowerLike
 
-LEAST = 1e-3  # no ratio of PairDebias goes below, nor its inverse above
+SMALLEST_RATIO = 1e-3  # no ratio of PairDebias goes below, nor its inverse above
 
 
-class Estimate(nnx.Variable):
-    """A number that training measures on its way: saved with the model, not trained."""
+class RunningMean(nnx.Variable[jax.Array]):
+    """A mean that training measures on its way: saved with the model, not trained."""
 
 
 def pairs(clicks: jax.Array, mask: Array) -> jax.Array:
-    """[B, K, K] bool: the first document was clicked, the second shown and not clicked."""
+    """Marks pairs of a clicked document and one shown and not clicked, [B, K, K] bool."""
     skipped = jnp.asarray(mask) & ~clicks
     return clicks[:, :, None] & skipped[:, None, :]
 
 
 def pair_loss(scores: Array, chosen: Array) -> jax.Array:
-    """[B, K, K] log(1 + exp(score_j - score_i)) of the chosen pairs (i, j), 0 elsewhere."""
+    """Computes log(1 + exp(score_j - score_i)) of the chosen pairs (i, j), [B, K, K]; 0 elsewhere."""
     gap = jnp.where(chosen, scores[:, None, :] - scores[:, :, None], 0.0)
     return jnp.where(chosen, jax.nn.softplus(gap), 0.0)
 
 
 def swap_gain(ranks: jax.Array) -> jax.Array:
-    """[B, K, K] |1/log2(1 + rank_i) - 1/log2(1 + rank_j)|: what swapping two ranks changes of the DCG, per gain."""
+    """Computes what swapping two ranks changes of the DCG, |1/log2(1 + rank_i) - 1/log2(1 + rank_j)|, [B, K, K]."""
     discount = 1.0 / jnp.log2(1.0 + ranks)
     return jnp.abs(discount[:, :, None] - discount[:, None, :])
 
@@ -72,7 +74,9 @@ class PairDebias(Baseline):
       ConfigError: a number outside these limits.
     """
 
-    def __init__(self, *, relevance: Tower, ranks: int, regularisation: float = 1.0, momentum: float = 0.05) -> None:
+    def __init__(
+        self, *, relevance: TowerLike, ranks: int, regularisation: float = 1.0, momentum: float = 0.05
+    ) -> None:
         super().__init__(relevance=relevance)
         if ranks < 1 or not regularisation >= 0 or not 0 < momentum <= 1:
             raise ConfigError(
@@ -80,29 +84,35 @@ class PairDebias(Baseline):
                 f"{ranks}, {regularisation} and {momentum}"
             )
         self.ranks, self.regularisation, self.momentum = int(ranks), float(regularisation), float(momentum)
-        self.limits = (("position", self.ranks, "ranks"),)
-        self.clicked, self.skipped = Estimate(jnp.ones(ranks)), Estimate(jnp.ones(ranks))
+        self.clicked, self.skipped = RunningMean(jnp.ones(ranks)), RunningMean(jnp.ones(ranks))
         self.deterministic = False
+
+    @property
+    def index_bounds(self) -> tuple[IndexBound, ...]:
+        return (IndexBound("position", self.ranks, "ranks"),)
 
     def _ratio(self, sums: jax.Array) -> jax.Array:
         ratio = jnp.where(sums[0] > 0, sums / jnp.where(sums[0] > 0, sums[0], 1.0), 1.0)
-        return jnp.clip(ratio, LEAST, 1 / LEAST) ** (1.0 / (self.regularisation + 1.0))
+        return jnp.clip(ratio, SMALLEST_RATIO, 1 / SMALLEST_RATIO) ** (1.0 / (self.regularisation + 1.0))
 
     def ratios(self) -> tuple[np.ndarray, np.ndarray]:
-        """t+ and t-, [ranks] each, relative to rank 1."""
+        """Computes t+ and t-, [ranks] each, relative to rank 1."""
         return np.asarray(self._ratio(self.clicked[...])), np.asarray(self._ratio(self.skipped[...]))
 
     def propensity(self, ranks: int) -> np.ndarray:
-        """[ranks] t+, which stands for the examination relative to rank 1."""
+        """Computes t+, which stands for the examination relative to rank 1, [ranks]."""
         return self.ratios()[0][:ranks]
+
+    def examination_curve(self, ranks: int) -> np.ndarray | None:
+        return self.propensity(ranks)
 
     def loss(self, sessions: Sessions) -> jax.Array:
         mask = jnp.asarray(sessions.mask)
         chosen = pairs(clicks_of(sessions, "PairDebias"), mask)
         position = jnp.where(mask, sessions.position, 0)
-        each = pair_loss(jnp.asarray(self.relevance(sessions)), chosen)
-        clicked = rank_values(self, self._ratio(self.clicked[...]), sessions)[:, :, None]
-        skipped = rank_values(self, self._ratio(self.skipped[...]), sessions)[:, None, :]
+        each = pair_loss(self.relevance(sessions), chosen)
+        clicked = rank_values(self._ratio(self.clicked[...]), sessions)[:, :, None]
+        skipped = rank_values(self._ratio(self.skipped[...]), sessions)[:, None, :]
         if not self.deterministic:
             still = jax.lax.stop_gradient(each)
             rows = jnp.any(mask, axis=1).astype(jnp.float32)
@@ -147,36 +157,43 @@ class PRS(Baseline):
     """
 
     metrics = ("dcg", "rank")
+    weighs_impressions = True
 
-    def __init__(self, *, relevance: Tower, propensity: Any, metric: str = "dcg", clip: float | None = None) -> None:
+    def __init__(
+        self, *, relevance: TowerLike, propensity: Any, metric: str = "dcg", clip: float | None = None
+    ) -> None:
         super().__init__(relevance=relevance)
         if metric not in self.metrics:
             raise ConfigError(f"unknown metric '{metric}'; known: {', '.join(self.metrics)}")
-        if clip is not None and not clip > 0:
-            raise ConfigError(f"expected clip, the largest weight, above 0, found {clip}. None: no limit")
         self.propensity, self.metric = tuple(propensity_table(propensity).tolist()), metric
         self.examination = by_rank(self.propensity)
-        self.clip = None if clip is None else float(clip)
-        self.limits = (("position", len(self.propensity), "ranks"),)
+        self.clip = checked_clip(clip)
 
-    def _weights(self, sessions: Sessions) -> tuple[jax.Array, jax.Array]:
-        """[B, K, K] each: o_j / o_i, not clipped, and which pairs there are."""
-        examination = rank_values(self, self.examination[...], sessions)
+    @property
+    def index_bounds(self) -> tuple[IndexBound, ...]:
+        return (IndexBound("position", len(self.propensity), "ranks"),)
+
+    def examination_curve(self, ranks: int) -> np.ndarray | None:
+        return relative_curve(self.propensity, ranks)
+
+    def pair_weights(self, sessions: Sessions) -> tuple[jax.Array, jax.Array]:
+        """Computes o_j / o_i, not clipped, and marks the pairs there are; [B, K, K] each."""
+        examination = rank_values(self.examination[...], sessions)
         chosen = pairs(clicks_of(sessions, "PRS"), jnp.asarray(sessions.mask))
         return examination[:, None, :] / examination[:, :, None], chosen
 
     def loss(self, sessions: Sessions) -> jax.Array:
-        scores, mask = jnp.asarray(self.relevance(sessions)), jnp.asarray(sessions.mask)
-        ratio, chosen = self._weights(sessions)
+        scores, mask = self.relevance(sessions), jnp.asarray(sessions.mask)
+        ratio, chosen = self.pair_weights(sessions)
         weight = jnp.where(chosen, ratio if self.clip is None else jnp.minimum(ratio, self.clip), 0.0)
         gain = swap_gain(ranks_of(scores, mask, clicks_of(sessions))) if self.metric == "dcg" else 1.0
         return jnp.sum(pair_loss(scores, chosen) * weight * gain, axis=(1, 2))
 
-    def weighting(self, sessions: Sessions) -> Weighting:
-        """Of each clicked document above or below unclicked ones: the mean weight of its pairs."""
-        ratio, chosen = self._weights(sessions)
+    def impression_weights(self, sessions: Sessions) -> ImpressionWeights:
+        """Computes the mean weight of the pairs of each clicked document."""
+        ratio, chosen = self.pair_weights(sessions)
         count = jnp.sum(chosen, axis=2)
         clipped = chosen & (ratio > self.clip) if self.clip else jnp.zeros_like(chosen)
         limited = ratio if self.clip is None else jnp.minimum(ratio, self.clip)
         weight = jnp.sum(jnp.where(chosen, limited, 0.0), axis=2) / jnp.maximum(count, 1)
-        return Weighting(weight, jnp.any(clipped, axis=2), count > 0)
+        return ImpressionWeights(weight, jnp.any(clipped, axis=2), count > 0)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -12,20 +11,44 @@ from flax import nnx
 
 from ultr.baselines.base import Baseline, clicks_of, softmax_cross_entropy
 from ultr.baselines.dual import log_limit, relative_to_first
-from ultr.baselines.pairwise import Estimate
-from ultr.baselines.weights import Weighting, rank_values
+from ultr.baselines.pairwise import RunningMean
+from ultr.baselines.weighted import rank_values
 from ultr.errors import ConfigError
-from ultr.models import Tower
+from ultr.rankers import ImpressionWeights, Ranker
 from ultr.sessions import Sessions
-from ultr.towers import Scaler
-from ultr.towers.confounding import held
-from ultr.towers.networks import _features
-from ultr.towers.tables import read
+from ultr.towers import Component, IndexBound, Scaler, TowerLike, read_feature
+from ultr.towers.scaling import feature_matrix
+from ultr.towers.wrappers import held
 
 FAR = -1e9  # stands for a logit of minus infinity, with gradients that are finite
 
 
-class LoggingPolicy(nnx.Module):
+class DocumentEmbedding(Component):
+    """Looks up a vector per document.
+
+    Args:
+      documents: size of the vocabulary; ids run from 1 to this, 0 is an unseen document.
+      width: length of the vectors.
+      rngs: for the starting values.
+    """
+
+    parameter_group = "table"
+
+    def __init__(self, documents: int, width: int, *, rngs: nnx.Rngs) -> None:
+        self.documents, self.width = documents, width
+        self.table = nnx.Embed(documents + 1, width, rngs=rngs)
+
+    @property
+    def index_bounds(self) -> tuple[IndexBound, ...]:
+        return (IndexBound("document", self.documents + 1, "ids"),)
+
+    def __call__(self, ids: jax.Array) -> jax.Array:
+        """Looks up the vectors of ids [...], [..., width]."""
+        vectors: jax.Array = self.table(ids)
+        return vectors
+
+
+class LoggingPolicy(Ranker):
     """First stage of UPE: a network that tells from the documents in which order the logging policy showed them.
 
     Where a feature has the scores of the policy, its loss is the softmax cross-entropy to the softmax of these (Luo
@@ -46,6 +69,8 @@ class LoggingPolicy(nnx.Module):
     Raises:
       ConfigError: neither features nor documents, or both.
     """
+
+    parameter_group = "network"
 
     def __init__(
         self,
@@ -68,37 +93,37 @@ class LoggingPolicy(nnx.Module):
         self.scores, self.scaler = scores, scaler
         if size:
             self.layer = nnx.Linear(size, hidden, rngs=rngs)
-            self.encoder: Any = nnx.Linear(hidden, width, rngs=rngs)
+            self.encoder: Callable[[jax.Array], jax.Array] = nnx.Linear(hidden, width, rngs=rngs)
         else:
-            self.limits = (("document", documents + 1, "ids"),)
-            self.encoder = nnx.Embed(documents + 1, width, rngs=rngs)
+            self.encoder = DocumentEmbedding(documents, width, rngs=rngs)
         self.inner = nnx.Linear(width, hidden, rngs=rngs)
         self.outer = nnx.Linear(hidden, 1, rngs=rngs)
 
     def summary(self, sessions: Sessions) -> jax.Array:
-        """[B, K, width]."""
+        """Sums each document up in a vector, [B, K, width]."""
         if not self.size:
-            return self.encoder(read(sessions, "document", "LoggingPolicy").astype(jnp.int32))
-        x = _features(sessions, self.feature, self.size, "LoggingPolicy")
+            return self.encoder(read_feature(sessions, "document", "LoggingPolicy").astype(jnp.int32))
+        x = feature_matrix(sessions, self.feature, self.size, "LoggingPolicy")
         x = x if self.scaler is None else self.scaler(x)
         return self.encoder(jax.nn.leaky_relu(self.layer(x)))
 
     def logits(self, summary: jax.Array) -> jax.Array:
-        """[...] of summaries [..., width]."""
-        return self.outer(jax.nn.leaky_relu(self.inner(summary)))[..., 0]
+        """Computes logits [...] from summaries [..., width]."""
+        logits: jax.Array = self.outer(jax.nn.leaky_relu(self.inner(summary)))[..., 0]
+        return logits
 
     def loss(self, sessions: Sessions) -> jax.Array:
-        """[B] how far the scores are from those of the policy, or from the displayed order."""
+        """Computes how far the scores are from those of the policy, or from the displayed order, [B]."""
         mask, scores = jnp.asarray(sessions.mask), self.score(sessions)
         if self.scores is not None:
-            logged = jnp.where(mask, read(sessions, self.scores, "LoggingPolicy"), FAR)
+            logged = jnp.where(mask, read_feature(sessions, self.scores, "LoggingPolicy"), FAR)
             return softmax_cross_entropy(scores, jnp.where(mask, jax.nn.softmax(logged, axis=1), 0.0), mask)
         scores = jnp.where(mask, scores, FAR)
         rest = jax.lax.cumlogsumexp(scores, axis=1, reverse=True)
         return jnp.sum(jnp.where(mask, rest - scores, 0.0), axis=1)
 
     def score(self, sessions: Sessions) -> jax.Array:
-        """[B, K] higher: shown higher."""
+        """Computes scores [B, K]: documents with higher ones are shown higher."""
         return self.logits(self.summary(sessions))
 
 
@@ -132,10 +157,12 @@ class UPE(Baseline):
       ConfigError: a number outside these limits.
     """
 
+    weighs_impressions = True
+
     def __init__(
         self,
         *,
-        relevance: Tower,
+        relevance: TowerLike,
         policy: LoggingPolicy,
         ranks: int,
         clip: float | None = 100.0,
@@ -151,14 +178,17 @@ class UPE(Baseline):
         self.policy, self.ranks, self.turns, self.momentum = held(policy), int(ranks), int(turns), float(momentum)
         self._limit = log_limit(clip)
         self.clip = clip
-        self.limits = (("position", self.ranks, "ranks"),)
         self.rank = nnx.Param(jnp.zeros((self.ranks, policy.width)))
-        self.own, self.first = (Estimate(jnp.full(self.ranks, 1.0 / self.ranks)) for _ in range(2))
+        self.own, self.first = (RunningMean(jnp.full(self.ranks, 1.0 / self.ranks)) for _ in range(2))
         self.deterministic = False
+
+    @property
+    def index_bounds(self) -> tuple[IndexBound, ...]:
+        return (IndexBound("position", self.ranks, "ranks"),)
 
     def loss(self, sessions: Sessions) -> jax.Array:
         clicks, mask = clicks_of(sessions, "UPE"), jnp.asarray(sessions.mask)
-        scores, summary = jnp.asarray(self.relevance(sessions)), self.policy.summary(sessions)
+        scores, summary = self.relevance(sessions), self.policy.summary(sessions)
         examination = self.policy.logits(summary + self._ranks(sessions))
         if not self.deterministic:
             self._adjust(sessions, jax.lax.stop_gradient(summary))
@@ -167,12 +197,12 @@ class UPE(Baseline):
         return softmax_cross_entropy(scores, examined, mask) + softmax_cross_entropy(examination, relevant, mask)
 
     def _ranks(self, sessions: Sessions) -> jax.Array:
-        """[B, K, width] embeddings."""
+        """Looks up the embeddings of the ranks, [B, K, width]."""
         return jnp.take(self.rank[...], jnp.where(sessions.mask, sessions.position, 0), axis=0, mode="clip")
 
     def _intervened(self, sessions: Sessions) -> jax.Array:
-        """[B, K] log P(E | do(k)), up to a constant."""
-        return rank_values(self, jnp.log(self.own[...]) - jnp.log(self.first[...]), sessions)
+        """Computes log P(E | do(k)) up to a constant, [B, K]."""
+        return rank_values(jnp.log(self.own[...]) - jnp.log(self.first[...]), sessions)
 
     def _adjust(self, sessions: Sessions, summary: jax.Array) -> None:
         """Adds the batch to the running means of P(E | do(k)) and of that of the first rank, of lists that show k."""
@@ -198,13 +228,17 @@ class UPE(Baseline):
             moved = (1.0 - self.momentum) * estimate[...] + self.momentum * mean
             estimate[...] = jnp.where((shown > 0) & (mean > 0), moved, estimate[...])
 
-    def weighting(self, sessions: Sessions) -> Weighting:
-        """The weights of the ranker's loss."""
+    def impression_weights(self, sessions: Sessions) -> ImpressionWeights:
+        """Computes the weights of the ranker's loss."""
         clicks, logits = clicks_of(sessions, "UPE"), self._intervened(sessions)
         weight = jnp.where(sessions.mask, relative_to_first(logits, self._limit), 0.0)
-        return Weighting(weight, clicks & (logits[:, :1] - logits > self._limit), clicks)
+        return ImpressionWeights(weight, clicks & (logits[:, :1] - logits > self._limit), clicks)
 
     def propensity(self, ranks: int) -> np.ndarray:
-        """[ranks] P(E | do(k)) relative to rank 1."""
+        """Computes P(E | do(k)) relative to rank 1, [ranks]."""
         table = np.asarray(self.own[...] / self.first[...])[:ranks]
-        return table / table[0]
+        curve: np.ndarray = table / table[0]
+        return curve
+
+    def examination_curve(self, ranks: int) -> np.ndarray | None:
+        return self.propensity(ranks)

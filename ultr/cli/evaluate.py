@@ -75,14 +75,14 @@ def command(
 
     from ultr.data import open_data
     from ultr.evaluation import evaluate
-    from ultr.towers import reads
+    from ultr.towers import indexed_fields
     from ultr.training import load
     from ultr.training.checkpoint import read_meta
 
     folder = run / "model" if (run / "model").is_dir() else run
     model = load(folder)
     trained_on = read_meta(folder)["extra"]
-    by_document = "document" in reads(model)
+    by_document = "document" in indexed_fields(model)
     opened = open_data(data, split=split, vocabulary=trained_on.get("vocabulary") if by_document else None)
     if calibration:
         _check_calibration(model, opened)

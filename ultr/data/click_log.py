@@ -11,6 +11,7 @@ import threading
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +22,7 @@ import pyarrow.parquet as pq
 from ultr.data.batching import WORKERS, Rows, ahead, join, rebatch, used_widths
 from ultr.data.collection import Collection
 from ultr.data.columns import CONTEXT, FEATURE, Block, Layout, check, unpack
+from ultr.data.dataset import Dataset, Description
 from ultr.data.splits import OUTSIDE, assign_by_time, assign_split, check_fractions
 from ultr.data.storage import (
     COLLECTION_FORMAT,
@@ -39,7 +41,7 @@ from ultr.data.storage import (
 from ultr.data.vocabulary import Vocabulary, known_documents
 from ultr.data.writer import LogWriter
 from ultr.errors import ConfigError, DataError
-from ultr.sessions import Sessions, Shared, Stream
+from ultr.sessions import Sessions, SharedFeature
 
 POOL_SESSIONS = 125_000  # how many sessions are shuffled among each other,
 POOL_VALUES = 1 << 26  # unless they hold more numbers than this
@@ -74,8 +76,8 @@ class _Group:
     rows: int
 
 
-class _Kept:
-    """Padded rows of row groups, up to so many bytes in all."""
+class _RowGroupCache:
+    """Keeps the padded rows of row groups, up to so many bytes in all."""
 
     def __init__(self, size: int) -> None:
         self.parts: dict[int, list[tuple[int, Rows]]] = {}  # by the first row of the group
@@ -90,7 +92,7 @@ class _Kept:
                 self._room -= size
 
 
-class ClickLog(Stream):
+class ClickLog(Dataset):
     """A click log on disk, or the part of one that a split names.
 
     Attributes:
@@ -104,16 +106,12 @@ class ClickLog(Stream):
       vocabulary: names, grades and document features behind the ids, read when first asked for.
     """
 
-    shares = True
-    documents: int
-    ranks: int
-
     def __init__(self, path: Path, metadata: dict[str, Any], vocabulary: Vocabulary, groups: list[_Group]) -> None:
         self.path, self.metadata, self.vocabulary = path, metadata, vocabulary
         self.sessions: int = metadata["sessions"]
         self.ranks: int = metadata["ranks"]
         self.queries: int = metadata["queries"]
-        self.documents: int = metadata["documents"]
+        self._documents: int = metadata["documents"]
         self._groups = groups
         self._layout = _layout(path, metadata, groups)
         self._consecutive = all(record.get("ranks") == CONSECUTIVE for record in metadata["files"])
@@ -121,7 +119,7 @@ class ClickLog(Stream):
         self._code = 0
         self._salt = 0
         self._lineage: str | None = None
-        self._kept: _Kept | None = None
+        self._cache: _RowGroupCache | None = None
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, split: str | None = None, vocabulary: Any = None) -> ClickLog:
@@ -168,14 +166,36 @@ class ClickLog(Stream):
             )
         log = cls(folder, metadata, Vocabulary.open(folder, metadata), groups)
         if vocabulary is not None:
-            log.documents = known_documents(log.vocabulary, vocabulary, file=folder)
+            log = log.with_documents(known_documents(log.vocabulary, vocabulary, file=folder))
         return log if split is None else log._named(split)
 
     def __len__(self) -> int:
         return self.sessions
 
     @property
-    def identity(self) -> dict[str, Any]:  # type: ignore[override]
+    def documents(self) -> int:
+        """The largest document id that batches hold; ids run from 1 to this, and 0 is padding or unseen."""
+        return self._documents
+
+    @cached_property
+    def description(self) -> Description:
+        """What the metadata says; the weight of all sessions is read where they have weights."""
+        weight = None
+        if self.weighted:
+            weight = 0.0
+            for rows in self.columns(["weight"]):
+                weight += float(rows["weight"].to_numpy().sum(dtype=np.float64))
+        return Description(
+            rows=self.sessions,
+            weight=weight,
+            documents=self.documents,
+            ranks=self.ranks,
+            vocabulary=self.vocabulary,
+            identity=self.identity,
+        )
+
+    @property
+    def identity(self) -> dict[str, Any]:
         """Which sessions these are, as a JSON value that a run can record.
 
         `fingerprint` is that of the content of the whole log's files, as the metadata records it; `split` is None for
@@ -192,7 +212,7 @@ class ClickLog(Stream):
     def __repr__(self) -> str:
         return f"ClickLog({str(self.path)!r}: {self.sessions:,} sessions, {self.documents:,} documents)"
 
-    def batches(self, batch_size: int, *, seed: int | None = None, shared: bool = False) -> Iterator[Sessions]:
+    def batches(self, batch_size: int, *, seed: int | None = None, share_features: bool = False) -> Iterator[Sessions]:
         """Streams every session of the view once, as numpy batches of a few fixed shapes.
 
         Shapes are [batch_size, width]: lists are put together by length, widths being powers of two up to the
@@ -206,7 +226,8 @@ class ClickLog(Stream):
           batch_size: rows per batch.
           seed: None streams in stored order (per width); a number shuffles: row groups are drawn in random
             order and pools of about 125,000 sessions permuted. The same seed gives the same order.
-          shared: where `features` are those of documents alone, give them as `Shared`, the whole table with ids.
+          share_features: where `features` are those of documents alone, give them as a `SharedFeature`: the whole
+            table with the ids.
 
         Raises:
           DataError: a file is damaged or a value out of range; names the file and row.
@@ -214,24 +235,29 @@ class ClickLog(Stream):
         rng = None if seed is None else np.random.default_rng(seed)
         whole = functools.cache(_whole)
         for width, rows in rebatch(self._pools(rng), batch_size, rng=rng):
-            batch = self._batch(rows, width, whole, shared)
+            batch = self._batch(rows, width, whole, share_features)
             yield batch if len(batch) == batch_size else batch.pad(rows=batch_size)
 
-    def extent(self, batch_size: int) -> tuple[float, int]:
-        """Weight of all sessions, and in how many batches they come; reads the lengths of the lists, and weights."""
-        names = ["documents", *(["weight"] if self.weighted else [])]
+    def count_batches(self, batch_size: int) -> int:
+        """Counts the batches of a shuffled pass from the lengths of the lists."""
         widths = used_widths(np.array([int(n) for n in self.metadata["lengths"]]))
-        total, sessions = 0.0, np.zeros(len(widths), np.int64)
-        for rows in self.columns(names):
+        sessions = np.zeros(len(widths), np.int64)
+        for rows in self.columns(["documents"]):
             lengths = np.diff(rows["documents"].offsets.to_numpy())
             sessions += np.bincount(np.searchsorted(widths, lengths), minlength=len(widths))
-            total += float(rows["weight"].to_numpy().sum(dtype=np.float64)) if self.weighted else len(rows)
-        return total, int((-(-sessions // batch_size)).sum())
+        return int((-(-sessions // batch_size)).sum())
 
-    def keeping(self, size: int) -> ClickLog:
-        """The same view, whose passes leave decoded row groups in memory for the next one, `size` bytes at most."""
+    def cached(self, memory: int) -> ClickLog:
+        """Returns the same view, whose passes leave up to `memory` bytes of decoded row groups for later ones."""
         view = copy.copy(self)
-        view._kept = _Kept(size)
+        view._cache = _RowGroupCache(memory)
+        return view
+
+    def with_documents(self, known: int) -> ClickLog:
+        """Returns the same view, which streams documents with ids beyond `known` as id 0."""
+        view = copy.copy(self)
+        view.__dict__.pop("description", None)
+        view._documents = known
         return view
 
     def split(
@@ -321,9 +347,10 @@ class ClickLog(Stream):
 
     def _view(self, codes: np.ndarray, code: int, sessions: int, salt: str, name: str) -> ClickLog:
         view = copy.copy(self)
+        view.__dict__.pop("description", None)
         view.sessions = sessions
         view._codes, view._code, view._salt = codes, code, zlib.crc32(salt.encode())
-        view._kept = None
+        view._cache = None
         view._lineage = name if self._lineage is None else f"{self._lineage} / {name}"
         return view
 
@@ -394,8 +421,8 @@ class ClickLog(Stream):
 
     def _load(self, group: _Group, widths: np.ndarray) -> list[tuple[int, Rows]]:
         """The view's rows of one row group, by width."""
-        if self._kept is not None and (kept := self._kept.parts.get(group.row)) is not None:
-            return kept
+        if self._cache is not None and (cached := self._cache.parts.get(group.row)) is not None:
+            return cached
         names = self._layout.streamed(ranks=not self._consecutive)
         block = self._block(group, self._table(group, names, threads=False))
         keep = self._keep(group)
@@ -414,12 +441,12 @@ class ClickLog(Stream):
             rows = None if inside.all() else np.flatnonzero(inside)
             if rows is None or len(rows):
                 out.append((width, block.padded(rows, width)))
-        if self._kept is not None:
-            self._kept.add(group.row, out)
+        if self._cache is not None:
+            self._cache.add(group.row, out)
         return out
 
     def _batch(
-        self, rows: Rows, width: int, whole: Callable[[int, int], tuple[np.ndarray, np.ndarray]], shared: bool
+        self, rows: Rows, width: int, whole: Callable[[int, int], tuple[np.ndarray, np.ndarray]], share_features: bool
     ) -> Sessions:
         lengths = rows["length"]
         mask, position = whole(len(lengths), width)
@@ -433,8 +460,8 @@ class ClickLog(Stream):
         features: dict[str, Any] = {"document": known}
         parts: list[Any] = []
         if (table := self.vocabulary.features) is not None:
-            alone = shared and not self._layout.impression_features
-            parts.append(Shared(table, ids) if alone else table[ids])
+            alone = share_features and not self._layout.impression_features
+            parts.append(SharedFeature(table, ids) if alone else table[ids])
         if self._layout.impression_features:
             names = self._layout.impression_features
             parts.append(np.stack([rows[FEATURE + name] for name in names], -1))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +14,7 @@ import pyarrow as pa
 from ultr.data.click_log import ClickLog
 from ultr.data.columns import CONTEXT, FEATURE
 from ultr.data.counts import COUNTS_BY, COUNTS_FORMAT, Counts
+from ultr.data.dataset import SufficientStatistics
 from ultr.data.grouping import Columns, Groups, Table, starts, sums
 from ultr.data.storage import COLLECTION_FORMAT, LOG_FORMAT, read_metadata, staged
 from ultr.data.writer import LogWriter
@@ -112,14 +112,14 @@ def open_counted(path: str | os.PathLike[str], *, split: str | None = None) -> C
     return Counts.open(path)
 
 
-def _counted(log: ClickLog, by: str, memory: int, beside: Path | None) -> Counts:
+def _counted(log: ClickLog, by: SufficientStatistics, memory: int, beside: Path | None) -> Counts:
     # All unseen documents have one id, but each its own features and grade, where there are any.
     names = log.vocabulary
     view = _stored(log) if names.feature_names or names.has_labels else log
     lasts = Part(log.ranks + 1, _last_click) if by == "last-click" else None
     made = tally(view, lasts, memory=memory, beside=beside)
     return Counts(
-        by=by,
+        sufficient_statistics=by,
         document=made.document,
         rank=made.rank,
         last_click=made.part,
@@ -295,9 +295,7 @@ def _distinct(log: ClickLog, directory: Path, memory: int) -> ClickLog:
                 writer.write(pa.table(columns))
                 written += len(batch)
         writer.report = {"collapsed": {"sessions": log.sessions, "weight": total, "log": log.identity}}
-    made = ClickLog.open(directory)
-    made.documents = log.documents
-    return made
+    return ClickLog.open(directory).with_documents(log.documents)
 
 
 def _equal(columns: Columns) -> Columns:
@@ -388,9 +386,7 @@ def _flat(batch: pa.RecordBatch, names: list[str]) -> tuple[np.ndarray, list[np.
 
 def _stored(log: ClickLog) -> ClickLog:
     """The view with all documents under their own ids, whatever vocabulary it was opened with."""
-    view = copy.copy(log)
-    view.documents = log.vocabulary.documents
-    return view
+    return log.with_documents(log.vocabulary.documents)
 
 
 def _ahead(items: Iterator[T]) -> Iterator[T]:

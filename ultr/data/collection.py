@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pyarrow as pa
 
 from ultr.data.batching import Rows, rebatch, used_widths
 from ultr.data.columns import Block
+from ultr.data.dataset import Dataset, Description
 from ultr.data.splits import assign_split
 from ultr.data.storage import (
     COLLECTION_FORMAT,
@@ -27,12 +29,12 @@ from ultr.data.storage import (
 )
 from ultr.data.vocabulary import Vocabulary, known_documents, write_vocabulary
 from ultr.errors import ConfigError, DataError
-from ultr.sessions import Sessions, Stream
+from ultr.sessions import Sessions
 
 _FIELDS: dict[str, type] = {"queries": int, "documents": int, "features": list, "vocabulary": dict, "splits": dict}
 
 
-class Collection(Stream):
+class Collection(Dataset):
     """Q lists of graded documents, one per query, D documents in all.
 
     Attributes:
@@ -43,11 +45,7 @@ class Collection(Stream):
       features: [D, F] float32, or None.
       documents: how many documents are known; batches give id 0 to those beyond.
       metadata: metadata.json, or an empty dict for a collection made in memory.
-      weighted: that its rows have no weights.
     """
-
-    weighted = False
-    documents: int
 
     def __init__(
         self,
@@ -216,13 +214,18 @@ class Collection(Stream):
     def __repr__(self) -> str:
         return f"Collection({len(self):,} queries, {len(self.document):,} documents)"
 
+    @cached_property
+    def description(self) -> Description:
+        """What the collection says of itself; rows are lists, without weights."""
+        return Description(rows=len(self), documents=self.documents, vocabulary=self.vocabulary, identity=self.identity)
+
     @property
     def queries(self) -> int:
         """How many query ids there are; a collection may hold lists for some of them only."""
         return self.vocabulary.queries
 
     @property
-    def identity(self) -> dict[str, Any]:  # type: ignore[override]
+    def identity(self) -> dict[str, Any]:
         """Which lists these are, as a JSON value that a run can record.
 
         `fingerprint` is that of the folder's content, or of the arrays where the collection was made in memory;
@@ -281,7 +284,7 @@ class Collection(Stream):
         codes = assign_split(self.query, fractions, seed)
         return {name: self.select(codes == i) for i, name in enumerate(fractions)}
 
-    def batches(self, batch_size: int, *, seed: int | None = None) -> Iterator[Sessions]:
+    def batches(self, batch_size: int, *, seed: int | None = None, share_features: bool = False) -> Iterator[Sessions]:
         """Streams every list once, with labels and without clicks, in batches of a few fixed shapes.
 
         Shapes and filling up are those of `ClickLog.batches`; position is 0, 1, 2, ... in stored order. With

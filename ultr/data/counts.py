@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ultr.data.dataset import Dataset, Description, SufficientStatistics
 from ultr.data.grouping import starts
 from ultr.data.storage import (
     DOCUMENTS_FILE,
@@ -33,7 +34,7 @@ from ultr.data.storage import (
 )
 from ultr.data.vocabulary import Vocabulary
 from ultr.errors import ConfigError, DataError
-from ultr.sessions import Sessions, Shared, Stream
+from ultr.sessions import Sessions, SharedFeature
 
 COUNTS_FORMAT = "ultr-counts"
 COUNTS_FILE = "counts.parquet"
@@ -58,13 +59,13 @@ LARGEST_SHARE = 1 / 64  # of a batch that one document may weigh,
 USUAL = 4.0  # unless that is less than so many times the median of the documents
 
 
-class Counts(Stream):
+class Counts(Dataset):
     """Clicks and impressions per cell: (document, rank), or (document, rank, last click).
 
     Cells are sorted by document, rank and last click; those without impressions are left out.
 
     Attributes:
-      by: "rank" or "last-click".
+      sufficient_statistics: what the cells are counted by, "rank" or "last-click".
       document: [C] int32 document id of each cell; 0 is a document that is not known, and so are those beyond
         `documents`.
       rank: [C] int32, 1-based.
@@ -73,22 +74,14 @@ class Counts(Stream):
       impressions, clicks: [C] int64; float64 sums of session weights where the log has weights.
       sessions: how many sessions they were made from.
       weight: the sum of the weights of those; their number without weights.
-      documents, ranks, vocabulary: as of the log.
-      identity: the log's identity, and `by`.
-      weighted: that the rows of its batches have weights.
+      documents, ranks, vocabulary: those of the log.
+      identity: the log's identity, and what the cells are counted by.
     """
-
-    shares = True
-    weighted = True
-    by: str
-    documents: int
-    ranks: int
-    identity: dict[str, Any]
 
     def __init__(
         self,
         *,
-        by: str,
+        sufficient_statistics: SufficientStatistics,
         document: np.ndarray,
         rank: np.ndarray,
         last_click: np.ndarray | None,
@@ -101,11 +94,12 @@ class Counts(Stream):
         vocabulary: Vocabulary,
         identity: Mapping[str, Any],
     ) -> None:
-        self.by, self.document, self.rank, self.last_click = by, document, rank, last_click
+        self.sufficient_statistics = sufficient_statistics
+        self.document, self.rank, self.last_click = document, rank, last_click
         self.impressions, self.clicks = impressions, clicks
         self.sessions, self.weight = sessions, weight
         self.documents, self.ranks, self.vocabulary = documents, ranks, vocabulary
-        self.identity = dict(identity)
+        self.identity: dict[str, Any] = dict(identity)
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Counts:
@@ -143,7 +137,7 @@ class Counts(Stream):
         columns: dict[str, Any] = {"last_click": None} | {name: _plain(table[name], file, name) for name in types}
         counts = cls(
             **columns,
-            by=metadata["by"],
+            sufficient_statistics=metadata["by"],
             sessions=metadata["sessions"],
             weight=metadata["weight"],
             documents=metadata["known"],
@@ -166,20 +160,31 @@ class Counts(Stream):
     def __len__(self) -> int:
         return len(self.document)
 
-    @property
-    def rows_per_session(self) -> float:
-        """Impressions per session, by weight: what turns a mean over rows into one over sessions."""
-        return float(self.impressions.sum(dtype=np.float64)) / self.weight
+    @cached_property
+    def description(self) -> Description:
+        """What the counts say; a session is worth as many rows as it has impressions, by weight."""
+        impressions = float(self.impressions.sum(dtype=np.float64))
+        return Description(
+            rows=len(self),
+            weight=impressions,
+            rows_per_session=impressions / self.weight,
+            sufficient_statistics=self.sufficient_statistics,
+            documents=self.documents,
+            ranks=self.ranks,
+            vocabulary=self.vocabulary,
+            identity=self.identity,
+        )
 
     def __repr__(self) -> str:
-        return f"Counts(by {self.by}: {len(self):,} cells, {self.sessions:,} sessions, {self.documents:,} documents)"
+        by = self.sufficient_statistics
+        return f"Counts(by {by}: {len(self):,} cells, {self.sessions:,} sessions, {self.documents:,} documents)"
 
-    def extent(self, batch_size: int) -> tuple[float, int]:
-        """Weight of all rows, and in how many batches they come when shuffled."""
+    def count_batches(self, batch_size: int) -> int:
+        """Counts the batches of a shuffled pass, in which heavy documents come several times."""
         rows = int(np.diff(self._first, append=len(self._rows)) @ self._parts(batch_size))
-        return float(self.impressions.sum(dtype=np.float64)), -(-rows // batch_size)
+        return -(-rows // batch_size)
 
-    def batches(self, batch_size: int, *, seed: int | None = None, shared: bool = False) -> Iterator[Sessions]:
+    def batches(self, batch_size: int, *, seed: int | None = None, share_features: bool = False) -> Iterator[Sessions]:
         """Rows of one document each, in host batches of `batch_size`, the last one padded with masked rows.
 
         A cell gives up to two rows: one with a click, weighing its clicks, and one without, weighing its impressions
@@ -192,7 +197,7 @@ class Counts(Stream):
           seed: None gives the order of the cells; a number shuffles the documents, of which each keeps its rows
             together. A document that alone would weigh much of a batch comes several times, with equal parts of its
             weight, so that no step follows a single document. The same seed gives the same order.
-          shared: give `features` as `Shared`, the whole table with ids.
+          share_features: give `features` as a `SharedFeature`: the whole table with the ids.
 
         Raises:
           ConfigError: a batch size below 1.
@@ -212,7 +217,7 @@ class Counts(Stream):
             parts = np.repeat(times[order], sizes)
         for start in range(0, len(rows), batch_size):
             part = slice(start, start + batch_size)
-            yield self._batch(rows[part], parts[part], shared).pad(rows=batch_size)
+            yield self._batch(rows[part], parts[part], share_features).pad(rows=batch_size)
 
     def _parts(self, batch_size: int) -> np.ndarray:
         """Over how many batches each document is spread."""
@@ -235,12 +240,12 @@ class Counts(Stream):
         present = np.stack([self.impressions > self.clicks, self.clicks > 0], axis=1)
         return np.flatnonzero(present.ravel())
 
-    def _batch(self, rows: np.ndarray, parts: np.ndarray, shared: bool) -> Sessions:
+    def _batch(self, rows: np.ndarray, parts: np.ndarray, share_features: bool) -> Sessions:
         cell, clicked = rows >> 1, (rows & 1).astype(np.int8)
         ids, clicks = self.document[cell], self.clicks[cell]
         features: dict[str, Any] = {"document": np.where(ids > self.documents, np.int32(0), ids)[:, None]}
         if (table := self.vocabulary.features) is not None:
-            features["features"] = Shared(table, ids[:, None]) if shared else table[ids][:, None]
+            features["features"] = SharedFeature(table, ids[:, None]) if share_features else table[ids][:, None]
         grades = self.vocabulary.labels
         weight = np.where(clicked, clicks, self.impressions[cell] - clicks)
         weight = weight / parts if len(parts) else weight
@@ -271,7 +276,7 @@ class Counts(Stream):
             {
                 "format": COUNTS_FORMAT,
                 "schema": SCHEMA,
-                "by": self.by,
+                "by": self.sufficient_statistics,
                 "sessions": self.sessions,
                 "weight": self.weight,
                 "queries": self.vocabulary.queries,

@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from ultr.data.dataset import BatchSource as Source
+from ultr.data.dataset import InMemory
 from ultr.errors import ConfigError, DataError
 from ultr.evaluation.estimate import Estimate, paired_difference
-from ultr.sessions import InMemory, Sessions, Source
+from ultr.sessions import Sessions
 
 HEAD_TORSO_TAIL = "head-torso-tail"
 

@@ -11,10 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ultr.data.dataset import BatchSource as Source
+from ultr.data.dataset import InMemory
 from ultr.errors import ConfigError, DataError
 from ultr.evaluation.calls import Caller
 from ultr.evaluation.estimate import Estimate
-from ultr.sessions import InMemory, Sessions, Source
+from ultr.sessions import Sessions
 
 _FINE = 1024  # bins of the prediction's logit, from which those of the table are put together
 _REACH = 16.0  # the first and last of them hold all beyond logits of this size

@@ -10,10 +10,11 @@ import jax
 import numpy as np
 from flax import nnx
 
+from ultr.data.dataset import BatchSource as Source
 from ultr.errors import ConfigError, DataError
 from ultr.models import ClickModel
-from ultr.sessions import Sessions, Source
-from ultr.towers import check
+from ultr.sessions import Sessions
+from ultr.towers import check_bounds
 
 
 class Caller:
@@ -34,7 +35,7 @@ class Caller:
         if self._split is None:
             return function(self.model, batch, *options)
         # Scores see no positions, so lists of candidates may be longer than the tables over ranks.
-        check(self.model, batch.unbiased() if function is _scores else batch, source="evaluation data")
+        check_bounds(self.model, batch.unbiased() if function is _scores else batch, source="evaluation data")
         return _compiled(function, self._split[0], options, self._split[1], batch)
 
     def scores(self, batch: Sessions) -> np.ndarray:

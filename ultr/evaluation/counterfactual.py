@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
+from ultr.data.dataset import BatchSource as Source
+from ultr.data.dataset import InMemory
 from ultr.errors import ConfigError, DataError
 from ultr.evaluation.calls import Caller
 from ultr.evaluation.estimate import Estimate, Moments
 from ultr.evaluation.placing import LOGGED, Plan, Table
 from ultr.evaluation.ranking import words
-from ultr.sessions import InMemory, Sessions, Source
+from ultr.sessions import Sessions
 
 if TYPE_CHECKING:
     from ultr.data import Collection

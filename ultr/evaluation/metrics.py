@@ -9,12 +9,14 @@ from typing import Any
 import jax
 import numpy as np
 
+from ultr.data.dataset import BatchSource as Source
+from ultr.data.dataset import InMemory
 from ultr.errors import ConfigError, DataError
 from ultr.evaluation.calls import Caller, fitting
 from ultr.evaluation.clicks import CLICK_METRICS, PERPLEXITIES, ClickTotals, click_terms
 from ultr.evaluation.estimate import Estimate
 from ultr.evaluation.ranking import EMPTY_QUERIES, RANKING_METRICS, query_metrics
-from ultr.sessions import InMemory, Sessions, Source
+from ultr.sessions import Sessions
 
 _CUTOFFS = (1, 3, 5, 10)
 _DEFAULT_RANKING = tuple(f"{name}@{k}" for name in RANKING_METRICS for k in _CUTOFFS)

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy.special import expit
 
+from ultr.data.dataset import BatchSource as Source
 from ultr.errors import ConfigError, DataError
 from ultr.evaluation.calls import Caller
 from ultr.evaluation.ranking import ranked
-from ultr.sessions import Sessions, Source
+from ultr.sessions import Sessions
 
 if TYPE_CHECKING:
     from ultr.data import Collection

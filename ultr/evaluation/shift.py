@@ -9,11 +9,12 @@ from typing import Any
 
 import jax
 
+from ultr.data.dataset import BatchSource as Source
 from ultr.errors import ConfigError
 from ultr.evaluation.buckets import shared_vocabulary
 from ultr.evaluation.estimate import Estimate
 from ultr.evaluation.metrics import evaluate
-from ultr.sessions import Sessions, Source
+from ultr.sessions import Sessions
 
 
 @dataclasses.dataclass(frozen=True)

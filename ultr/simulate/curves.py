@@ -12,13 +12,11 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from ultr.errors import ConfigError
 from ultr.logspace import log1mexp, logit_and
-from ultr.models import Tower
 from ultr.sessions import Sessions
-from ultr.towers.tables import read
+from ultr.towers import IndexBound, Tower, TowerLike, as_tower, read_feature
 
 JOACHIMS = (0.68, 0.61, 0.48, 0.34, 0.28, 0.20, 0.11, 0.10, 0.08, 0.06)
 EXAMINATIONS = ("inverse", "joachims")
@@ -96,10 +94,10 @@ class Bias:
         """[B, K]."""
         eta = jnp.full(sessions.shape, self.eta, jnp.float32)
         if self.drift is not None:
-            eta = eta + (self.drift - self.eta) * read(sessions, "time", "Curve")
+            eta = eta + (self.drift - self.eta) * read_feature(sessions, "time", "Curve")
         for context in self.contexts:
             table = jnp.asarray((1.0, *context.factors), jnp.float32)
-            eta = eta * jnp.take(table, read(sessions, context.name, "Curve").astype(jnp.int32), axis=0)
+            eta = eta * jnp.take(table, read_feature(sessions, context.name, "Curve").astype(jnp.int32), axis=0)
         return eta
 
 
@@ -118,7 +116,7 @@ def examination(kind: str, ranks: int) -> np.ndarray:
     return np.asarray(JOACHIMS[:ranks])
 
 
-class Curve(nnx.Module):
+class Curve(Tower):
     """A fixed tower: logit of base_k^eta, with the exponent of each session. Not trained.
 
     Args:
@@ -131,15 +129,18 @@ class Curve(nnx.Module):
 
     def __init__(self, base: Sequence[float] | np.ndarray, *, bias: Bias, additive: bool = False) -> None:
         self.base, self.bias, self.additive = tuple(float(x) for x in base), bias, additive
-        self.limits = (("position", len(self.base), "ranks"),)
 
-    def __call__(self, sessions: Sessions) -> jax.Array:
+    @property
+    def index_bounds(self) -> tuple[IndexBound, ...]:
+        return (IndexBound("position", len(self.base), "ranks"),)
+
+    def logits(self, sessions: Sessions) -> jax.Array:
         log_base = jnp.asarray(np.log(self.base), jnp.float32)
         log_p = self.bias.exponent(sessions) * jnp.take(log_base, jnp.asarray(sessions.position), axis=0)
         return log_p if self.additive else _logit(log_p)
 
 
-class GapCurve(nnx.Module):
+class GapCurve(Tower):
     """The same for UBM: logits [B, K, K+1] of base_gap^eta, where gap is the distance to the last click above.
 
     Args:
@@ -149,9 +150,12 @@ class GapCurve(nnx.Module):
 
     def __init__(self, base: Sequence[float] | np.ndarray, *, bias: Bias) -> None:
         self.base, self.bias = tuple(float(x) for x in base), bias
-        self.limits = (("position", len(self.base), "ranks"),)
 
-    def __call__(self, sessions: Sessions) -> jax.Array:
+    @property
+    def index_bounds(self) -> tuple[IndexBound, ...]:
+        return (IndexBound("position", len(self.base), "ranks"),)
+
+    def logits(self, sessions: Sessions) -> jax.Array:
         rank = jnp.asarray(sessions.position) + 1
         last = jnp.pad(rank, ((0, 0), (1, 0)))
         gap = jnp.maximum(rank[:, :, None] - last[:, None, :], 1)
@@ -159,16 +163,16 @@ class GapCurve(nnx.Module):
         return _logit(self.bias.exponent(sessions)[:, :, None] * jnp.take(log_base, gap - 1, axis=0))
 
 
-class Product(nnx.Module):
+class Product(Tower):
     """Logit of the product of the probabilities of two towers."""
 
     pointwise = True
 
-    def __init__(self, first: Tower, second: Tower) -> None:
-        self.first, self.second = first, second
+    def __init__(self, first: TowerLike, second: TowerLike) -> None:
+        self.first, self.second = as_tower(first), as_tower(second)
 
-    def __call__(self, sessions: Sessions) -> jax.Array:
-        return logit_and(jnp.asarray(self.first(sessions)), jnp.asarray(self.second(sessions)))
+    def logits(self, sessions: Sessions) -> jax.Array:
+        return logit_and(self.first(sessions), self.second(sessions))
 
 
 def _logit(log_p: jax.Array) -> jax.Array:

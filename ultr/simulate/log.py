@@ -23,7 +23,7 @@ from ultr.simulate.entropy import Entropies, Lowest, entropies, exactness
 from ultr.simulate.policies import Policy
 from ultr.simulate.rankings import Rankings
 from ultr.simulate.truth import biases, truth_of, user_of
-from ultr.towers import check
+from ultr.towers import check_bounds
 
 _BLOCK_CELLS = 4_000_000  # candidates ranked at a time: bounds the memory
 
@@ -193,7 +193,7 @@ class _Process:
         """[n, top] clicks and [n] their log-probabilities."""
         n = len(drawn.query)
         batch = self._batch(drawn)
-        check(self._model, batch, source="collection")
+        check_bounds(self._model, batch, source="collection")
         clicked, log_prob, found = self._step(self._state, batch, jax.random.fold_in(self._key, drawn.start))
         self.lowest.add(jax.tree.map(lambda x: np.asarray(x)[:n], found), drawn.shown >= 0)
         return np.asarray(clicked)[:n], np.asarray(log_prob)[:n]

@@ -10,7 +10,7 @@ import numpy as np
 
 from ultr.data import Collection
 from ultr.errors import ConfigError
-from ultr.sessions import Sessions, Shared
+from ultr.sessions import Sessions, SharedFeature
 
 RANKERS = ("random", "oracle", "noisy", "linear", "boosted", "strength")
 _ROUNDS = 100
@@ -128,7 +128,7 @@ class Logger:
             raise ConfigError(f"the policy '{ranker}' ranks by document features; these sessions have none")
         if ranker in ("oracle", "noisy", "strength") and sessions.labels is None:
             raise ConfigError(f"the policy '{ranker}' ranks by grades; these sessions have none")
-        whole = None if given is None else np.asarray(given.whole() if isinstance(given, Shared) else given)
+        whole = None if given is None else np.asarray(given.whole() if isinstance(given, SharedFeature) else given)
         features = None if whole is None else whole.reshape(-1, whole.shape[-1])
         count = shape[0] * shape[1]
         labels = np.zeros(count) if sessions.labels is None else np.asarray(sessions.labels, np.float64).reshape(-1)

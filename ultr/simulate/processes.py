@@ -18,7 +18,7 @@ from ultr.clicks import CascadeClicks, ClickDistribution, MixtureClicks, Positio
 from ultr.errors import ConfigError
 from ultr.logspace import log_sigmoid, logaddexp
 from ultr.models import ClickModel
-from ultr.sessions import Array, Sessions, Shared
+from ultr.sessions import Array, Sessions, SharedFeature
 
 
 class Noisy(ClickModel):
@@ -59,14 +59,14 @@ class BottomUp(ClickModel):
         index = turned(jnp.asarray(sessions.mask))
 
         def turn(x: Any) -> Any:
-            if isinstance(x, Shared):
-                return Shared(x.values, turn(x.index))
+            if isinstance(x, SharedFeature):
+                return x.with_index(turn)
             x = jnp.asarray(x)
             return jnp.take_along_axis(x, index.reshape(index.shape + (1,) * (x.ndim - 2)), axis=1)
 
         labels = None if sessions.labels is None else turn(sessions.labels)
         features = {name: turn(x) for name, x in sessions.features.items()}
-        upwards = sessions.replace(labels=labels, features=features, clicks=None, last_click=None)  # type: ignore[attr-defined]
+        upwards = sessions.replace(labels=labels, features=features, clicks=None, last_click=None)
         return _upwards(self.model(upwards), index)
 
     def score(self, sessions: Sessions) -> jax.Array:

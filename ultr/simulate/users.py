@@ -15,7 +15,7 @@ from ultr.models import ClickModel
 from ultr.simulate.curves import Bias, Context, Curve, GapCurve, Product
 from ultr.simulate.curves import examination as examination_by_rank
 from ultr.simulate.processes import BottomUp, Noisy
-from ultr.towers import Constant, GradeTable, LastClickTable, RankTable, logits
+from ultr.towers import Constant, GradeTable, LastClickTable, RankTable, logits_of
 
 BOTTOM_UP = "-bottom-up"
 AFFINE_ALPHA = (0.35, 0.53, 0.55, 0.54, 0.52)
@@ -45,14 +45,14 @@ class _Spec:
         """Tower of scale base_k^eta."""
         base = self.base if base is None else base
         if self.bias.constant:
-            return RankTable(self.ranks, initial=logits(scale * base**self.bias.eta))
+            return RankTable(self.ranks, initial=logits_of(scale * base**self.bias.eta))
         curve = Curve(base, bias=self.bias)
-        return curve if scale == 1 else Product(curve, Constant(float(logits(scale))))
+        return curve if scale == 1 else Product(curve, Constant(float(logits_of(scale))))
 
     def constant(self, p: float) -> Any:
         """Tower of p^eta at every rank."""
         if self.bias.constant:
-            return Constant(float(logits(p**self.bias.eta)))
+            return Constant(float(logits_of(p**self.bias.eta)))
         return Curve(np.full(self.ranks, p), bias=self.bias)
 
     def relevance(self) -> GradeTable:
@@ -71,8 +71,8 @@ def _trust(spec: _Spec) -> ClickModel:
     return models.TrustPBM(
         relevance=GradeTable.from_probabilities(gain),
         examination=spec.by_rank(),
-        trust_relevant=RankTable(spec.ranks, initial=logits(np.maximum(1 - (k + 1) / 100, 0.01))),
-        trust_irrelevant=RankTable(spec.ranks, initial=logits(0.65 / k)),
+        trust_relevant=RankTable(spec.ranks, initial=logits_of(np.maximum(1 - (k + 1) / 100, 0.01))),
+        trust_irrelevant=RankTable(spec.ranks, initial=logits_of(0.65 / k)),
     )
 
 
@@ -86,9 +86,9 @@ def _affine(spec: _Spec) -> ClickModel:
     gain = (2.0 ** np.arange(spec.grades + 1) - 1) / (2.0**spec.grades - 1)
     return models.TrustPBM(
         relevance=GradeTable.from_probabilities(gain),
-        examination=Constant(float(logits(1.0))),
-        trust_relevant=RankTable(spec.ranks, initial=logits(np.minimum(alpha + beta, 1.0))),
-        trust_irrelevant=RankTable(spec.ranks, initial=logits(beta)),
+        examination=Constant(float(logits_of(1.0))),
+        trust_relevant=RankTable(spec.ranks, initial=logits_of(np.minimum(alpha + beta, 1.0))),
+        trust_irrelevant=RankTable(spec.ranks, initial=logits_of(beta)),
     )
 
 
@@ -106,7 +106,7 @@ def _ubm(spec: _Spec) -> ClickModel:
     rank, last = np.arange(1, spec.ranks + 1)[:, None], np.arange(spec.ranks + 1)[None, :]
     table = LastClickTable(spec.ranks)
     p = spec.base[np.maximum(rank - last, 1) - 1] ** spec.bias.eta
-    table.table[...] = jnp.asarray(logits(p), "float32")
+    table.table[...] = jnp.asarray(logits_of(p), "float32")
     return models.UBM(relevance=spec.relevance(), examination=table)
 
 
@@ -132,7 +132,7 @@ def _ccm(spec: _Spec) -> ClickModel:
 
 
 USERS: dict[str, Callable[[_Spec], ClickModel]] = {
-    "gctr": lambda spec: models.GCTR(Constant(float(logits(0.1)))),
+    "gctr": lambda spec: models.GCTR(Constant(float(logits_of(0.1)))),
     "rctr": lambda spec: models.RCTR(spec.by_rank(scale=0.5)),
     "dctr": lambda spec: models.DCTR(spec.relevance()),
     "rdctr": lambda spec: models.RDCTR(Product(spec.by_rank(), spec.relevance())),

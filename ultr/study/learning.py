@@ -114,7 +114,7 @@ def _from_clicks(method: Method, log: Prepared, seed: int) -> Learnt:
         harvest = log.harvest(variant.propensity, by)
         began = time.perf_counter()
         model = build_model(_config(variant, seed), log.part("train", by), harvest, stored=log.stored)
-        statistics = getattr(model, "statistics", "list")
+        statistics = model.sufficient_statistics
         train, valid = (log.source(part, by, statistics) for part in ("train", "valid"))
         fitted = _fit(variant, model, train, valid, seed)
         seconds = time.perf_counter() - began
@@ -240,17 +240,10 @@ def _gains(scores: np.ndarray, batch: Any, weights: np.ndarray) -> float:
 
 def curve(model: Any, method: Method, harvest: Harvest) -> np.ndarray | None:
     """[R] examination relative to rank 1 that a method learnt or was given; None where it has none."""
-    values: Any = None
-    ranks = harvest.log.ranks
-    if callable(getattr(model, "propensity", None)):
-        try:
-            values = np.asarray(model.propensity(ranks), np.float64)
-        except (UltrError, AttributeError):  # of a wrapped model that has no such curve
-            return None
-    elif method.kind.weighs:
-        given = getattr(model, "propensity", None)
-        values = given if given is not None else getattr(model, "alpha", None)
-        values = None if values is None else np.asarray(values, np.float64)[:ranks]
+    try:
+        values = model.examination_curve(harvest.log.ranks)
+    except UltrError:  # a tower that reads more than the rank
+        return None
     if values is None or not len(values) or not values[0] > 0:
         return None
     return values / values[0]

@@ -14,8 +14,8 @@ from ultr.data import ClickLog
 from ultr.errors import ConfigError
 from ultr.study.nuisance import Harvest
 from ultr.training import adam, fit, lazy_adagrad, lazy_adam
+from ultr.training import solver_methods as methods
 from ultr.training.loop import has_large_table
-from ultr.training.solve import methods
 
 RELEVANCE = ("auto", "table", "hashed", "quotient-remainder", "robe", "linear", "mlp", "dcn")
 TABLES = ("table", "hashed", "quotient-remainder", "robe")
@@ -141,7 +141,7 @@ class Slots:
 
     def _regression(self, alpha: np.ndarray, beta: np.ndarray) -> Any:
         def frozen(p: np.ndarray) -> Any:
-            return towers.Frozen(towers.RankTable(len(p), initial=towers.logits(np.clip(p, 1e-6, 1 - 1e-6))))
+            return towers.Frozen(towers.RankTable(len(p), initial=towers.logits_of(np.clip(p, 1e-6, 1 - 1e-6))))
 
         own = Slots(self.config, self.log, self.harvest, {}, self.stored)  # so that it is the same whoever asks first
         # Examined and relevant: always clicked; then examination, and e- of it, give alpha and beta.
@@ -211,7 +211,9 @@ def _check_form(options: Mapping[str, Any], harvest: Harvest) -> None:
         )
 
 
-def _ranker(name: str, *needs: str, options: Mapping[str, Any] | None = None, **towers_: str) -> Recipe:
+def _ranker(
+    name: str, *needs: str, options: Mapping[str, Any] | None = None, form: str | None = None, **towers_: str
+) -> Recipe:
     """A baseline whose constructor takes what it needs by the names of the harvest; `affine` is its alpha and beta.
 
     Args:
@@ -220,6 +222,8 @@ def _ranker(name: str, *needs: str, options: Mapping[str, Any] | None = None, **
 
     def build(s: Slots) -> Any:
         given: dict[str, Any] = {argument: getattr(s, slot)() for argument, slot in towers_.items()}
+        if form is not None:
+            given["form"] = form
         if "displays" in needs:
             _check_form(s.options, s.harvest)
         for need in needs:
@@ -288,9 +292,9 @@ MODELS: dict[str, Recipe] = {
     "naive": _ranker("NaivePointwise"),
     "naive-listwise": _ranker("NaiveListwise"),
     "naive-lambdarank": _ranker("NaiveLambdaRank"),
-    "ips-pointwise": _ranker("IPSPointwise", "propensity", options=WEIGHTS),
-    "ips-listwise": _ranker("IPSListwise", "propensity", options=WEIGHTS),
-    "ips-pairwise": _ranker("IPSPairwise", "propensity", options=WEIGHTS),
+    "ips-pointwise": _ranker("IPS", "propensity", options=WEIGHTS, form="pointwise"),
+    "ips-listwise": _ranker("IPS", "propensity", options=WEIGHTS, form="listwise"),
+    "ips-pairwise": _ranker("IPS", "propensity", options=WEIGHTS, form="pairwise"),
     "affine-ips": _ranker("AffineIPS", "affine", options=FORM),
     "policy-aware": _ranker("PolicyAware", "displays", "propensity", options=FORM | CUT),
     "intervention-aware": _ranker("InterventionAware", "displays", "affine", options=FORM | CUT),

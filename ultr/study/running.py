@@ -417,7 +417,7 @@ def _judged(
 def _true_curve(model: Any, log: Prepared | None) -> Any:
     """What the curve of a model should be: alpha, where it is that of an affine method and the user has trust bias."""
     truth = (log.truth or {}) if log else {}
-    alpha = true_alpha(truth) if getattr(model, "alpha", None) is not None else None
+    alpha = true_alpha(truth) if model is not None and model.corrects_trust_bias else None
     return true_examination(truth) if alpha is None else alpha  # None where there is no single one
 
 

@@ -1,9 +1,22 @@
-"""Towers: `Sessions -> logits [B, K]`. Constant, tables over ranks and documents, networks, wrappers."""
+"""Towers map sessions to logits: constants, tables over ranks and documents, networks over features, wrappers."""
 
-from ultr.towers.confounding import Dropout, Frozen, GradientReversal, examination_of
-from ultr.towers.lookup import lookup, read_by, row_tables
-from ultr.towers.networks import DCNV2, MLP, Linear, Scaler, Statistic, Sum
-from ultr.towers.stored import Stored, only_stored
+from ultr.towers.base import (
+    CallableTower,
+    Component,
+    IndexBound,
+    LastClickTower,
+    ParameterGroup,
+    Tower,
+    TowerLike,
+    as_tower,
+    check_bounds,
+    indexed_fields,
+    parameter_groups,
+    read_feature,
+)
+from ultr.towers.lookup import lookup, lookup_small, read_by, row_tables
+from ultr.towers.networks import DCNV2, MLP, FeatureNetwork, Linear
+from ultr.towers.scaling import Scaler, Statistic
 from ultr.towers.tables import (
     Constant,
     DocumentTable,
@@ -11,36 +24,55 @@ from ultr.towers.tables import (
     LastClickTable,
     RankDocumentTable,
     RankTable,
-    check,
-    logits,
-    reads,
-    takes_shared,
+    logits_of,
+)
+from ultr.towers.wrappers import (
+    Dropout,
+    Frozen,
+    GradientReversal,
+    Stored,
+    Sum,
+    TowerWrapper,
+    examination_of,
+    needs_no_features,
 )
 
 __all__ = [
     "DCNV2",
     "MLP",
+    "CallableTower",
+    "Component",
     "Constant",
     "DocumentTable",
     "Dropout",
+    "FeatureNetwork",
     "Frozen",
     "GradeTable",
     "GradientReversal",
+    "IndexBound",
     "LastClickTable",
+    "LastClickTower",
     "Linear",
+    "ParameterGroup",
     "RankDocumentTable",
     "RankTable",
     "Scaler",
     "Statistic",
     "Stored",
     "Sum",
-    "check",
+    "Tower",
+    "TowerLike",
+    "TowerWrapper",
+    "as_tower",
+    "check_bounds",
     "examination_of",
-    "logits",
+    "indexed_fields",
+    "logits_of",
     "lookup",
-    "only_stored",
+    "lookup_small",
+    "needs_no_features",
+    "parameter_groups",
     "read_by",
-    "reads",
+    "read_feature",
     "row_tables",
-    "takes_shared",
 ]

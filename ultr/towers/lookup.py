@@ -12,19 +12,20 @@ import jax.numpy as jnp
 from flax import nnx
 
 from ultr.sessions import Array
+from ultr.towers.base import Component
 
 LANES = 16
-Reader = Callable[[nnx.Param, jax.Array], jax.Array | None]
+Reader = Callable[[nnx.Param[jax.Array], jax.Array], jax.Array | None]
 
 _reader: ContextVar[Reader | None] = ContextVar("reader", default=None)
 
 
-def lookup(table: nnx.Param, index: Array) -> jax.Array:
+def lookup(table: nnx.Param[jax.Array], index: Array) -> jax.Array:
     """The table's numbers at the given indices, in the indices' shape.
 
     A table of several axes is indexed as if flattened; an index beyond the table reads no row, and what is returned
     there must not be used. Towers whose tables shall be trained row by row
-    (`ultr.training.lazy_adam`) read them through this function and name them in an attribute `row_tables`.
+    (`ultr.training.lazy_adam`) read them through this function and declare them in `row_tables`.
 
     Args:
       table: parameter of any shape.
@@ -65,10 +66,20 @@ def read_by(reader: Reader) -> Iterator[None]:
         _reader.reset(token)
 
 
-def row_tables(model: nnx.Module) -> dict[tuple[Any, ...], nnx.Param]:
-    """Path -> the tables of a model that are read through `lookup`, as their towers name them in `row_tables`."""
-    return {
-        (*path, name): getattr(module, name)
+def row_tables(model: nnx.Module) -> dict[tuple[Any, ...], nnx.Param[jax.Array]]:
+    """Finds the tables of a model that may be trained row by row, as its modules declare them in `row_tables`.
+
+    A model that reads whole tables (`reads_whole_tables`) has none.
+
+    Returns:
+      Path -> table.
+    """
+    if isinstance(model, Component) and model.reads_whole_tables:
+        return {}
+    found = {
+        (*path, name): vars(module)[name]
         for path, module in nnx.iter_modules(model)
-        for name in getattr(module, "row_tables", ())
+        if isinstance(module, Component)
+        for name in module.row_tables
     }
+    return {path: table for path, table in found.items() if isinstance(table, nnx.Param)}

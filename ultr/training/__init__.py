@@ -1,16 +1,18 @@
 """Training: the loop, its optimizers, `solve` for tables, and models on disk."""
 
 from ultr.training.checkpoint import load, save
+from ultr.training.device_data import SolverMemory
 from ultr.training.loop import Fitted, fit
 from ultr.training.optimizers import adam
 from ultr.training.rows import RowAdagrad, RowAdam, RowSparse, lazy_adagrad, lazy_adam
-from ultr.training.solve import solve
+from ultr.training.solver import solve, solver_methods
 
 __all__ = [
     "Fitted",
     "RowAdagrad",
     "RowAdam",
     "RowSparse",
+    "SolverMemory",
     "adam",
     "fit",
     "lazy_adagrad",
@@ -18,4 +20,5 @@ __all__ = [
     "load",
     "save",
     "solve",
+    "solver_methods",
 ]

@@ -7,7 +7,6 @@ loaded into a template of the same structure. Nothing is unpickled or executed.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import inspect
 import json
 import signal
@@ -23,7 +22,8 @@ from flax import nnx
 
 from ultr import baselines, models, towers
 from ultr.errors import CheckpointError, ConfigError
-from ultr.files import new_folder
+from ultr.files import file_digest, new_folder
+from ultr.towers.base import CallableTower
 
 SCHEMA = 1
 _CLASS, _SHARED = "class", "shared"
@@ -61,6 +61,8 @@ def _describe(value: Any, seen: dict[int, int]) -> Any:
         return {_CLASS: type(value).__name__, "value": np.asarray(value[...]).tolist()}
     if isinstance(value, jax.Array | np.ndarray):
         return {_CLASS: "array", "value": np.asarray(value).tolist()}
+    if isinstance(value, CallableTower):
+        raise ConfigError(f"{value.name} is not a class of the toolkit: it cannot be described in a file")
     if isinstance(value, nnx.Module) and not isinstance(value, nnx.List):
         if id(value) in seen:
             return {_CLASS: _SHARED, "module": seen[id(value)]}
@@ -145,11 +147,6 @@ def _uninterrupted() -> Iterator[None]:
         raise KeyboardInterrupt
 
 
-def _checksum(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def save_arrays(directory: Path, tree: Any, meta: dict[str, Any]) -> None:
     """Writes a pytree's arrays and a JSON of meta data with checksums; aside first, then by renaming.
 
@@ -165,7 +162,8 @@ def _save_arrays(directory: Path, tree: Any, meta: dict[str, Any]) -> None:
     with new_folder(directory, single=True) as aside:
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save((aside / "arrays").resolve(), {k: _plain(v) for k, v in named_arrays(tree).items()})
-        files = {str(p.relative_to(aside)): _checksum(p) for p in sorted((aside / "arrays").rglob("*")) if p.is_file()}
+        written = (path for path in sorted((aside / "arrays").rglob("*")) if path.is_file())
+        files = {str(path.relative_to(aside)): file_digest(path) for path in written}
         (aside / "meta.json").write_text(json.dumps(meta | {"schema": SCHEMA, "files": files}, indent=1) + "\n")
 
 
@@ -198,7 +196,7 @@ def read_meta(directory: Path) -> dict[str, Any]:
         path = Path(directory) / name
         if not path.is_file():
             raise CheckpointError(f"{path}: missing from the saved model. Copy it again, with all its files")
-        if _checksum(path) != expected:
+        if file_digest(path) != expected:
             raise CheckpointError(f"{path}: checksum differs from meta.json: the file is damaged. Copy it again")
     return meta
 
@@ -216,7 +214,7 @@ def restore_arrays(directory: Path, like: Any) -> Any:
     path = (Path(directory) / "arrays").resolve()
     with ocp.StandardCheckpointer() as checkpointer:
         item = checkpointer.metadata(path).item_metadata
-        saved = {str(k): tuple(v.shape) for k, v in dict(item.tree if hasattr(item, "tree") else item).items()}
+        saved = {str(k): tuple(v.shape) for k, v in dict(getattr(item, "tree", item)).items()}
         expected = {k: v.shape for k, v in target.items()}
         if saved != expected:
             name = sorted(k for k in saved.keys() | expected.keys() if saved.get(k) != expected.get(k))[0]

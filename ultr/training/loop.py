@@ -11,49 +11,42 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
+from ultr.data.dataset import Dataset
 from ultr.errors import ConfigError
-from ultr.sessions import Sessions, Source, Stream
-from ultr.towers import check, only_stored, row_tables, takes_shared
+from ultr.towers import Component, check_bounds, needs_no_features, row_tables
 from ultr.training.checkpoint import describe, read_meta, restore_arrays, save, save_arrays
-from ultr.training.feed import Batches, Block, blocks, bounds, passes
+from ultr.training.feed import BLOCK_SESSIONS, BatchBlock, StackedBatches, largest_indices, one_pass, stream_blocks
+from ultr.training.inputs import DatasetLike, batch_weight, count_rows, session_sums, training_data
 from ultr.training.optimizers import adam
 from ultr.training.rows import RowSparse, lazy_adam
-from ultr.training.sources import as_source, count_rows, per_session, weigh
 from ultr.training.steps import Trainer
-from ultr.training.weighting import weight_facts
+from ultr.training.weight_report import weight_facts
 
 STATE_SECONDS = 10.0
-KEPT_BYTES = 1 << 30  # of a log, decoded, so that later epochs find it in memory
-LARGE_ROWS = 100_000  # a larger table is not swept in every step
-
-
-class Trainable(Protocol):
-    """A click model or a baseline."""
-
-    def loss(self, sessions: Sessions) -> jax.Array: ...
-
-    def score(self, sessions: Sessions) -> jax.Array: ...
+CACHE_BYTES = 1 << 30  # of decoded rows of a log, so that later epochs find them in memory
+LARGE_TABLE = 100_000  # entries; a larger table is not swept in every step
 
 
 @dataclasses.dataclass(frozen=True)
 class Fitted:
-    """What `fit` returns.
+    """A trained model with the history of its training, as `fit` and `solve` return it.
 
     Attributes:
       model: the model with the parameters of the best epoch.
       history: one dict per epoch: epoch (from 1), loss, valid_loss (None without validation), sessions,
         impossible (sessions that the model cannot produce, left out of the loss), seconds, and of these those spent
-        waiting for data. Of models that weigh impressions (those with `weighting`) also, over what the weights matter
-        for (`ultr.baselines.Weighting`: the clicks, say): effective_sample_size (Kish 1965: the number of equal
+        waiting for data. Of rankers that weigh impressions also, over the impressions that the weights matter for
+        (`ultr.rankers.ImpressionWeights`, such as the clicks): effective_sample_size (Kish 1965: the number of equal
         weights that would be as steady, sum^2 / sum of squares), clipped (share of weights that were cut down; None
         without any), affected (share of the sessions with a weight other than 1; None on counts, which do not tell)
         and unsupported (number of impressions left out, since the log has no weight for them).
@@ -67,8 +60,8 @@ class Fitted:
 
 def fit(
     model: Any,
-    train: Source | Sessions,
-    valid: Source | Sessions | None = None,
+    train: DatasetLike,
+    valid: DatasetLike | None = None,
     *,
     optimizer: optax.GradientTransformation | RowSparse | None = None,
     epochs: int = 20,
@@ -81,14 +74,15 @@ def fit(
     settings: Mapping[str, Any] | None = None,
     mesh: Mesh | None = None,
     progress: bool | None = None,
+    block_sessions: int = BLOCK_SESSIONS,
 ) -> Fitted:
-    """Minimises the mean loss per session by minibatches and keeps the best epoch.
+    """Trains a model: minimises the mean loss per session by minibatches, and keeps the best epoch.
 
     Args:
       model: has `loss(sessions) -> [B]`; it is left as it is, the result holds a trained copy.
-      train: streams batches: a `ClickLog`, a `Collection`, or sessions in memory. Of a log, up to 1 GiB of decoded
-        rows stay in memory between the epochs.
-      valid: judges the epochs by the same loss; None: the last epoch counts as the best.
+      train: a `ClickLog`, `Counts`, a `Collection`, another dataset, or sessions in memory. Of a log, up to 1 GiB of
+        decoded rows stay in memory between the epochs.
+      valid: data by whose loss the best epoch is chosen; None: the last epoch counts as the best.
       optimizer: an optax transformation, or `ultr.training.lazy_adam` and its kind, whose steps cost what a batch
         touches of the tables; None: `adam()`, .003 for networks and .03 for tables, and `lazy_adam()`, the same row
         by row, where a table has more than 100,000 rows.
@@ -104,13 +98,14 @@ def fit(
       settings: further JSON-able facts that must not change on resuming, such as the learning rate.
       mesh: devices to split each batch over; one axis (make it with `AxisType.Auto`).
       progress: progress bar on standard error; None: when that is a terminal.
+      block_sessions: about how many sessions are handed to the device at a time.
 
     Returns:
       `Fitted`. Sessions with weight w count as w sessions; sessions that the model cannot produce are left out
       and counted.
 
     Raises:
-      DataError: an id or rank beyond a table, or a source without sessions.
+      DataError: an id or rank beyond a table, or data without sessions.
       UltrError: the loss is not finite.
     """
     if epochs < 0 or batch_size < 1:
@@ -119,8 +114,8 @@ def fit(
         raise ConfigError(f"expected seed >= 0, a finite l2 >= 0 and patience >= 1, found {seed}, {l2} and {patience}")
     if resume and directory is None:
         raise ConfigError("resume needs directory=, the folder of the interrupted run")
-    train = as_source(train, model, "training data")
-    valid = None if valid is None else as_source(valid, model, "validation data")
+    train = training_data(train, model, "training data")
+    valid = None if valid is None else training_data(valid, model, "validation data")
     directory = None if directory is None else Path(directory)
     sessions = count_rows(train, "training data")
     trainer = Trainer(model, optimizer or (lazy_adam() if has_large_table(model) else adam()))
@@ -136,23 +131,24 @@ def fit(
     facts = place(_facts(train, batch_size, l2))
     saved, saved_at = len(run["history"]), time.perf_counter()
 
-    holds = only_stored(model) and takes_shared(model)
+    shares = isinstance(model, Component) and model.takes_shared_features
+    holds_features = shares and needs_no_features(model)
 
-    def options(source: Stream, name: str) -> dict[str, Any]:
-        look = partial(check, model, source=name, largest=bounds(source))
+    def options(data: Dataset, name: str) -> dict[str, Any]:
         return {
             "length": sessions,
             "rank_first": trainer.rank_first,
-            "look": look,
+            "check": partial(check_bounds, model, source=name, largest=largest_indices(data)),
             "put": put,
-            "shared": takes_shared(model),
-            "without": ("features",) if holds and _same_ids(source, train) else (),
+            "block_sessions": block_sessions,
+            "share_features": shares,
+            "without": ("features",) if holds_features and _same_ids(data, train) else (),
         }
 
     first = len(run["history"]) + 1
     seeds = (int(np.random.SeedSequence([seed, e]).generate_state(1)[0]) for e in range(first, epochs + 1))
-    source = train.keeping(KEPT_BYTES) if epochs > first else train
-    feed = passes(source, batch_size, seeds=seeds, **options(train, "training data"))
+    cached = train.cached(CACHE_BYTES) if epochs > first else train
+    feed = stream_blocks(cached, batch_size, seeds=seeds, **options(train, "training data"))
 
     def chosen() -> Any:
         return trainer.parameters(state) if valid is None else best
@@ -174,14 +170,14 @@ def fit(
                     sums.block_until_ready()  # so that what is waited for next is the data, and nothing else
                     _advance(bar, block.sessions, sums)
             total = np.asarray(sums)
-            loss, counted, impossible = _mean(total[:3], "training data", epoch, train.rows_per_session)
+            loss, counted, impossible = _mean(total[:3], "training data", epoch, train)
             valid_loss = None
             if valid is not None:
                 parameters = trainer.parameters(state)
                 sums = place(jnp.zeros(3))
-                for block in blocks(valid, batch_size, seed=None, **options(valid, "validation data")):
-                    sums = trainer.judge(parameters, sums, block.batches, block.count)
-                valid_loss, _, _ = _mean(sums, "validation data", epoch, valid.rows_per_session)
+                for block in one_pass(valid, batch_size, seed=None, **options(valid, "validation data")):
+                    sums = trainer.evaluate(parameters, sums, block.batches, block.count)
+                valid_loss, _, _ = _mean(np.asarray(sums), "validation data", epoch, valid)
             if valid_loss is None or run["best_loss"] is None or valid_loss < run["best_loss"]:
                 run["best"], run["best_loss"] = epoch, loss if valid_loss is None else valid_loss
                 best = best if valid is None else parameters
@@ -204,33 +200,34 @@ def fit(
     keep()
     fitted = trainer.model(chosen())
     if directory is not None:
-        known = {"vocabulary": None if train.vocabulary is None else train.vocabulary.identity}
+        vocabulary = train.description.vocabulary
+        known = {"vocabulary": None if vocabulary is None else vocabulary.identity}
         save(fitted, directory / "model", extra=known | {"train": setting["train"]})
     return Fitted(fitted, run["history"], run["best"])
 
 
-def has_large_table(model: Any) -> bool:
-    """Whether a table is too large to be swept in every step, so that `lazy_adam` trains it unless told otherwise."""
-    return any(table[...].size > LARGE_ROWS for table in row_tables(model).values())
+def has_large_table(model: nnx.Module) -> bool:
+    """Tells whether a table is too large to be swept in every step: then `lazy_adam` is the default optimizer."""
+    return any(table[...].size > LARGE_TABLE for table in row_tables(model).values())
 
 
-def _same_ids(source: Stream, train: Stream) -> bool:
-    known = source.vocabulary, train.vocabulary
-    return None not in known and known[0].identity == known[1].identity
+def _same_ids(data: Dataset, train: Dataset) -> bool:
+    own, other = data.description.vocabulary, train.description.vocabulary
+    return own is not None and other is not None and own.identity == other.identity
 
 
-def _facts(train: Stream, batch_size: int, l2: float) -> dict[str, jax.Array]:
-    """What a step has to know of the whole source.
+def _facts(train: Dataset, batch_size: int, l2: float) -> dict[str, jax.Array]:
+    """Computes what a step has to know of the whole dataset.
 
-    `weight`: of an average batch where the rows have weights, since dividing by the weight of each batch itself would
-    make light those that hold much; 0 where they have none. `prior`: strength of l2 per session.
+    `weight`: that of an average batch where the rows have weights, since dividing by the weight of each batch itself
+    would make light those that hold much; 0 where they have none. `prior`: strength of l2 per session.
     """
-    total, batch = weigh(train, batch_size, always=l2 > 0)
-    return {"weight": jnp.float32(batch), "prior": jnp.float32(l2 / total if l2 else 0.0)}
+    prior = l2 / max(train.description.total_weight, 1.0) if l2 else 0.0
+    return {"weight": jnp.float32(batch_weight(train, batch_size)), "prior": jnp.float32(prior)}
 
 
-def _timed(items: Iterator[Block | None]) -> Iterator[tuple[Block, float]]:
-    """The blocks up to the next None, with the seconds that each was waited for."""
+def _timed(items: Iterator[BatchBlock | None]) -> Iterator[tuple[BatchBlock, float]]:
+    """Yields the blocks up to the next None, with the seconds that each was waited for."""
     began = time.perf_counter()
     while (block := next(items, None)) is not None:
         yield block, time.perf_counter() - began
@@ -239,37 +236,39 @@ def _timed(items: Iterator[Block | None]) -> Iterator[tuple[Block, float]]:
 
 def _placement(
     mesh: Mesh | None, batch_size: int, rank_first: bool
-) -> tuple[Callable[[Any], Any], Callable[[Batches], Batches]]:
-    """How to place the state (on every device) and stacked batches (split over their rows)."""
+) -> tuple[Callable[[Any], Any], Callable[[StackedBatches], StackedBatches]]:
+    """Returns functions that place the state (on every device) and stacked batches (split over their rows)."""
     if mesh is None:
         return (lambda tree: tree), jax.device_put
     if batch_size % mesh.size:
         raise ConfigError(f"batch_size {batch_size} must be a multiple of the mesh's {mesh.size} devices")
     everywhere = NamedSharding(mesh, PartitionSpec())
 
-    def put(batches: Batches) -> Batches:
+    def put(batches: StackedBatches) -> StackedBatches:
         def rows(x: np.ndarray) -> NamedSharding:
             lead = (None, None) if rank_first and x.ndim > 2 else (None,)
             return NamedSharding(mesh, PartitionSpec(*lead, mesh.axis_names[0]))
 
-        return jax.device_put(batches, jax.tree.map(rows, batches))
+        placed: StackedBatches = jax.device_put(batches, jax.tree.map(rows, batches))
+        return placed
 
     return (lambda tree: jax.device_put(tree, everywhere)), put
 
 
-def _mean(sums: Any, source: str, epoch: int, rows_per_session: float = 1.0) -> tuple[float, float, float]:
-    """Loss per session, sessions counted, impossible sessions."""
+def _mean(sums: np.ndarray, name: str, epoch: int, data: Dataset) -> tuple[float, float, float]:
+    """Computes the loss per session, the sessions counted and the impossible sessions."""
     unusable = (
         f"the loss is {{}} in epoch {epoch}. Lower the learning rate, scale the features (towers.Scaler), or check "
         "them for extreme values"
     )
-    total, used, impossible = per_session(sums, source, rows_per_session, if_not_finite=unusable)
+    rows_per_session = data.description.rows_per_session
+    total, used, impossible = session_sums(sums, name, rows_per_session, if_not_finite=unusable)
     return total / used, used, impossible
 
 
-def _weights(sums: Any, sessions: float, train: Stream) -> dict[str, Any]:
-    whole = train.by is None  # rows of counts are single documents
-    return weight_facts(sums, sessions, whole=whole) if len(sums) else {}
+def _weights(sums: np.ndarray, sessions: float, train: Dataset) -> dict[str, Any]:
+    whole = train.description.sufficient_statistics == "list"  # rows of counts are single documents
+    return weight_facts(sums, sessions, whole_lists=whole) if len(sums) else {}
 
 
 def _exhausted(run: dict[str, Any], patience: int | None) -> bool:
@@ -277,12 +276,16 @@ def _exhausted(run: dict[str, Any], patience: int | None) -> bool:
 
 
 def _setting(
-    model: Any, train: Stream, valid: Stream | None, settings: Mapping[str, Any] | None, **numbers: Any
+    model: nnx.Module, train: Dataset, valid: Dataset | None, settings: Mapping[str, Any] | None, **numbers: Any
 ) -> dict[str, Any]:
-    """What must be the same on resuming, as JSON gives it back."""
-    identities = {"train": train.identity, "valid": None if valid is None else valid.identity}
+    """Collects what must be the same on resuming, as JSON gives it back."""
+    identities = {
+        "train": train.description.identity,
+        "valid": None if valid is None else valid.description.identity,
+    }
     setting = numbers | {"model": _description(model)} | identities | {"settings": dict(settings or {})}
-    return json.loads(json.dumps(setting))
+    found: dict[str, Any] = json.loads(json.dumps(setting))
+    return found
 
 
 def _description(model: Any) -> Any:
@@ -304,7 +307,7 @@ def _resume(directory: Path, setting: dict[str, Any], like: Any) -> tuple[dict[s
 
 
 def _differences(name: str, was: Any, now: Any) -> Iterator[tuple[str, Any, Any]]:
-    """The leaves at which two JSON values differ, with dotted names."""
+    """Finds the leaves at which two JSON values differ, with dotted names."""
     if isinstance(was, dict) and isinstance(now, dict):
         for key in [*was, *(k for k in now if k not in was)]:
             yield from _differences(f"{name}.{key}", was.get(key), now.get(key))

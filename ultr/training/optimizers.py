@@ -1,4 +1,4 @@
-"""The optimizer that `fit` uses unless it is given one."""
+"""Adam with one learning rate for networks and one for tables: the optimizer of `fit` unless it is given another."""
 
 from __future__ import annotations
 
@@ -7,31 +7,43 @@ from typing import Any
 
 import jax
 import optax
+from flax import nnx
 
 from ultr.errors import ConfigError
+from ultr.towers import parameter_groups
 
-NETWORK = frozenset({"kernel", "bias", "scale"})  # what flax calls the parameters of its layers
+GROUP = "parameter_group"  # metadata of a parameter: which learning rate it has
 
 
 def adam(learning_rate: float = 0.003, *, tables: float = 10.0) -> optax.GradientTransformation:
-    """Adam with a higher learning rate for tables than for networks.
+    """Builds Adam with a higher learning rate for tables than for networks.
 
     A logit in a table has to travel a distance of its own, often several units, while a network moves all its outputs
     at once: at one common rate the examination of a two-tower lags behind, and early stopping picks a biased epoch.
+    Which group a parameter is in is declared by its tower (`towers.Component.parameter_group`); `fit` marks the
+    parameters accordingly. Unmarked ones are taken for those of a network.
 
     Args:
       learning_rate: of the weights of networks.
-      tables: how many times higher that of every other parameter is: constants, rank and document tables.
+      tables: how many times higher the rate of tables is: constants, rank and document tables.
     """
     if not (0 < learning_rate < math.inf and 0 < tables < math.inf):
         raise ConfigError(f"expected a learning rate above 0, found {learning_rate:g} (tables: {tables:g} times that)")
     rates = {"network": optax.adam(learning_rate), "table": optax.adam(learning_rate * tables)}
-    return optax.partition(rates, _kinds)
+    return optax.partition(rates, _groups)
 
 
-def _kinds(params: Any) -> Any:
-    def kind(path: Any, _: Any) -> str:
-        parts = jax.tree_util.keystr(path, simple=True, separator=".").split(".")
-        return "network" if NETWORK & set(parts) else "table"
+def mark_groups(model: nnx.Module) -> None:
+    """Marks every parameter of a model with its learning-rate group, in place (`towers.parameter_groups`)."""
+    groups = parameter_groups(model)
+    for path, node in nnx.iter_graph(model):
+        if isinstance(node, nnx.Param):
+            node.set_metadata(**{GROUP: groups[tuple(path)]})
 
-    return jax.tree_util.tree_map_with_path(kind, params)
+
+def _groups(params: Any) -> Any:
+    def group(leaf: Any) -> str:
+        marked = leaf.get_metadata() if isinstance(leaf, nnx.Variable) else {}
+        return str(marked.get(GROUP, "network"))
+
+    return jax.tree.map(group, params, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))

@@ -24,14 +24,14 @@ Rate = float | Callable[[jax.Array], jax.Array]
 
 
 class RowRule(Protocol):
-    """How a row is updated: [value, state ..., step of the last update]."""
+    """Says how a row [value, state ..., step of the last update] is updated."""
 
     def init(self, values: jax.Array) -> jax.Array:
-        """Values of any shape -> rows [V, width]; column 0 holds the flattened values."""
+        """Packs values of any shape into rows [V, width]; column 0 holds the flattened values."""
         ...
 
     def update(self, rows: jax.Array, gradient: jax.Array, count: jax.Array) -> tuple[jax.Array, ...]:
-        """Rows [N, width] and their gradients [N] at step `count` (from 1) -> the new columns but the last."""
+        """Computes all columns but the last of rows [N, width] from their gradients [N], at step `count` (from 1)."""
         ...
 
 
@@ -107,18 +107,18 @@ class RowSparse:
 
 
 def lazy_adam(learning_rate: float = 0.003, *, tables: float = 10.0) -> RowSparse:
-    """`adam`, with the tables of documents updated row by row.
+    """Builds `adam` with the tables of documents updated row by row.
 
     Args:
       learning_rate: of the weights of networks.
-      tables: how many times higher that of every table and constant is.
+      tables: how many times higher the rate of every table and constant is.
     """
     dense = adam(learning_rate, tables=tables)
     return RowSparse(RowAdam(learning_rate * tables), dense)
 
 
 def lazy_adagrad(learning_rate: float = 0.3, *, networks: float = 0.003) -> RowSparse:
-    """Adagrad for the tables of documents, row by row; Adam for everything else.
+    """Builds Adagrad for the tables of documents, row by row, and Adam for everything else.
 
     Args:
       learning_rate: of the tables of documents.
@@ -129,15 +129,15 @@ def lazy_adagrad(learning_rate: float = 0.3, *, networks: float = 0.003) -> RowS
     return RowSparse(RowAdagrad(learning_rate), adam(networks))
 
 
-def speakers(owner: jax.Array, index: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """For each read of a row the number of one read that speaks for all of the same row.
+def representatives(owner: jax.Array, index: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Picks, for each read of a row, one read that represents all reads of that row.
 
     Args:
-      owner: [V or more] int32 scratch; what it holds does not matter.
+      owner: [V or more] int32 working memory; what it holds does not matter.
       index: [N] int32 rows read, V or more for none.
 
     Returns:
-      The scratch, changed, and [N] int32.
+      The working memory, changed, and the number of the representing read [N] int32.
     """
     # All reads of a row write their number there, and one stays.
     owner = owner.at[index].set(jnp.arange(index.size, dtype=owner.dtype))
@@ -147,7 +147,7 @@ def speakers(owner: jax.Array, index: jax.Array) -> tuple[jax.Array, jax.Array]:
 def update_rows(
     rule: RowRule,
     table: jax.Array,
-    speaker: jax.Array,
+    representative: jax.Array,
     reads: tuple[jax.Array, jax.Array, jax.Array],
     count: jax.Array,
     prior: jax.Array,
@@ -157,7 +157,7 @@ def update_rows(
     Args:
       rule: how a row is updated.
       table: [V, width] rows.
-      speaker: [N] of each read, from `speakers`.
+      representative: [N] of each read, from `representatives`.
       reads: index [N] of the rows read, one entry per impression, V for none; their content [N, width]; gradients [N].
       count: this step's number, from 1.
       prior: strength of a Gaussian prior per step; what the steps owe since the last read is made up for.
@@ -167,16 +167,16 @@ def update_rows(
     """
     index, rows, gradient = reads
     # All reads of a row hold the same sum and write the same new row, so the order of writing does not matter.
-    total = jnp.zeros_like(gradient).at[speaker].add(gradient)[speaker]
+    total = jnp.zeros_like(gradient).at[representative].add(gradient)[representative]
     steps = count.astype(rows.dtype)
     total = total + prior * (steps - rows[:, -1]) * rows[:, 0]
-    columns = settled(rule.update(rows, total, count), count)
+    columns = materialised(rule.update(rows, total, count), count)
     new = jnp.stack([*columns, jnp.broadcast_to(steps, total.shape)], axis=1)
     return table.at[index].set(new)
 
 
-def settled(x: Any, number: Any) -> Any:
-    """`x`, computed and stored before anything that reads it.
+def materialised(x: Any, number: Any) -> Any:
+    """Has XLA compute and store `x` before anything that reads it.
 
     XLA would merge the computation of what a scatter writes into one that goes through it number by number, three
     times as slow on a CPU, and it drops optimization barriers before it merges. What goes through a branch it stores.

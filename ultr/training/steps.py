@@ -11,11 +11,13 @@ import optax
 from flax import nnx
 
 from ultr.errors import ConfigError
+from ultr.rankers import Ranker
 from ultr.sessions import Sessions
-from ultr.towers import read_by, row_tables
-from ultr.training.feed import Batches
-from ultr.training.rows import RowSparse, settled, speakers, update_rows
-from ultr.training.weighting import SUMS, has_weights, weight_sums
+from ultr.towers import Component, read_by, row_tables
+from ultr.training.feed import StackedBatches
+from ultr.training.optimizers import mark_groups
+from ultr.training.rows import RowSparse, materialised, representatives, update_rows
+from ultr.training.weight_report import WEIGHT_SUMS, weight_sums
 
 State = dict[str, Any]
 
@@ -27,28 +29,30 @@ class Trainer:
     (what is not trained), `optimizer` and `count`, the number of steps.
 
     Attributes:
-      sums: how many sums a pass adds up: those of `tally`, and `weight_sums` where the model weighs impressions.
+      sums: how many sums a pass adds up: those of `weighted_sums`, and `weight_sums` where impressions are weighed.
     """
 
     def __init__(self, model: nnx.Module, optimizer: optax.GradientTransformation | RowSparse) -> None:
-        self.rank_first = bool(getattr(model, "pointwise", False))
-        self._weighs = has_weights(model)
-        self.sums = 3 + SUMS if self._weighs else 3
+        self.rank_first = isinstance(model, Component) and model.pointwise
+        self._weighs = isinstance(model, Ranker) and model.weighs_impressions
+        self.sums = 3 + WEIGHT_SUMS if self._weighs else 3
         self._rule = optimizer.tables if isinstance(optimizer, RowSparse) else None
         self._optax = optimizer.rest if isinstance(optimizer, RowSparse) else optimizer
         paths = set(row_tables(model)) if self._rule else set()
         self._filters = (lambda path, _: tuple(path) in paths, nnx.Param, ...)
+        model = nnx.clone(model)
+        mark_groups(model)
         self._graph, *parts = nnx.split(model, *self._filters)  # type: ignore[misc]
         # Copies without weak types, which would make the second block be compiled anew.
         self._parts = jax.tree.map(lambda x: jnp.array(x, x.dtype), tuple(parts))
         self._names = _names(self._parts[0])
         self._shapes = [x.shape for x in jax.tree.leaves(self._parts[0])]
         self.block = jax.jit(self._block, donate_argnums=(0, 1, 2))
-        self.judge = jax.jit(partial(judge, self._graph), donate_argnums=(1,))
+        self.evaluate = jax.jit(partial(evaluation_sums, self._graph), donate_argnums=(1,))
         self._values = jax.jit(lambda x: x[:, 0])
 
     def init(self) -> State:
-        """The state before the first step; once, since the first block uses its arrays up."""
+        """Makes the state before the first step; once, since the first block uses its arrays up."""
         tables, params, rest = self._parts
         rule = self._rule
         return {
@@ -60,23 +64,23 @@ class Trainer:
         }
 
     def scratch(self, state: State) -> jax.Array:
-        """Working memory of the row-sparse update, not part of the state."""
+        """Makes the working memory of the row-sparse update, which is not part of the state."""
         return jnp.zeros(max((len(x) for x in jax.tree.leaves(state["tables"])), default=0), jnp.int32)
 
     def model(self, parameters: Any) -> Any:
-        """The model with the given parameters, as `parameters(state)` returns them."""
+        """Builds the model with the given parameters, as `parameters(state)` returns them."""
         return nnx.merge(self._graph, *parameters)
 
     def parameters(self, state: State) -> Any:
-        """(tables, other parameters, everything else) of the model: copies, since a step uses its state up."""
+        """Copies (tables, other parameters, everything else) of the model, since a step uses its state up."""
         leaves, structure = jax.tree.flatten(state["tables"])
         values = [self._values(x).reshape(shape) for x, shape in zip(leaves, self._shapes, strict=True)]
         return jax.tree.unflatten(structure, values), *jax.tree.map(jnp.copy, (state["params"], state["rest"]))
 
     def _block(
-        self, state: State, scratch: jax.Array, sums: jax.Array, batches: Batches, count: Any, facts: Any
+        self, state: State, scratch: jax.Array, sums: jax.Array, batches: StackedBatches, count: Any, facts: Any
     ) -> Any:
-        """The first `count` of the stacked batches, one step each."""
+        """Makes one step on each of the first `count` of the stacked batches."""
 
         def body(i: jax.Array, carry: Any) -> Any:
             state, scratch, sums = carry
@@ -90,7 +94,7 @@ class Trainer:
         lookups: list[tuple[int, int]] = []  # which table each look-up of the model reads, and by which index
 
         def objective(params: Any, moves: list[jax.Array] | None) -> Any:
-            """The mean loss, each looked-up number being moved by an addend: its gradient is that of the number."""
+            """Computes the mean loss, with an addend to each looked-up number: its gradient is that of the number."""
             absent = jax.tree.unflatten(structure, [_Absent() for _ in tables])
             model = nnx.merge(self._graph, absent, params, state["rest"], copy=True)
             numbers = self._numbers(model)
@@ -99,7 +103,7 @@ class Trainer:
             flats: list[tuple[jax.Array, int, jax.Array]] = []  # indices given, for tables of how many rows; as used
 
             def used(index: jax.Array, rows: int) -> int:
-                """Where in `flats` an index is; padding reads no row: the update drops what lies beyond."""
+                """Finds an index in `flats`, or adds it; padding reads no row: the update drops what lies beyond."""
                 for i, (given, length, _) in enumerate(flats):
                     if given is index and length == rows:
                         return i
@@ -110,20 +114,20 @@ class Trainer:
                 flats.append((index, rows, flat.reshape(-1)))
                 return len(flats) - 1
 
-            def reader(table: nnx.Param, index: jax.Array) -> jax.Array | None:
+            def reader(table: nnx.Param[jax.Array], index: jax.Array) -> jax.Array | None:
                 number = numbers.get(id(table))
                 if number is None:
                     return None
                 place = used(index, len(tables[number]))
                 flat = flats[place][2]
-                rows = jnp.take(tables[number], flat, axis=0, mode="clip")  # `towers.check` looks at the bounds
+                rows = jnp.take(tables[number], flat, axis=0, mode="clip")  # `towers.check_bounds` looks at the bounds
                 lookups.append((number, place))
                 reads.append((flat, rows))
                 values = rows[:, 0].reshape(index.shape)
                 return values if moves is None else values + moves[len(reads) - 1].reshape(index.shape)
 
             with read_by(reader):
-                weights = [weight_sums(model, batch)] if self._weighs else []
+                weights = [weight_sums(model, batch)] if isinstance(model, Ranker) and self._weighs else []
                 total, sums = losses(model, batch)
             scale = jnp.where(facts["weight"] > 0, facts["weight"], jnp.maximum(sums[1], 1.0))
             _, _, _, rest = nnx.split(model, *self._filters)  # type: ignore[misc]
@@ -140,17 +144,19 @@ class Trainer:
                 state["params"], moves
             )
         count = state["count"] + 1
-        moved = settled(moved, count)
+        moved = materialised(moved, count)
         gradient = jax.tree.map(lambda g, p: g + facts["prior"] * p, gradient, state["params"])
         updates, optimizer = self._optax.update(gradient, state["optimizer"], state["params"])
-        spoken: dict[tuple[int, ...], jax.Array] = {}  # by the indices: tables of one model are often read by the same
+        represented: dict[tuple[int, ...], jax.Array] = {}  # by the indices, which tables of a model often share
         for number, rule in ((n, self._rule) for n in sorted({n for n, _ in lookups}) if self._rule):
             own = [(*reads[i], moved[i]) for i, (n, _) in enumerate(lookups) if n == number]
             index, rows, slopes = (jnp.concatenate(parts) for parts in zip(*own, strict=True))
             by = tuple(place for n, place in lookups if n == number)
-            if by not in spoken:
-                scratch, spoken[by] = speakers(scratch, index)
-            tables[number] = update_rows(rule, tables[number], spoken[by], (index, rows, slopes), count, facts["prior"])
+            if by not in represented:
+                scratch, represented[by] = representatives(scratch, index)
+            tables[number] = update_rows(
+                rule, tables[number], represented[by], (index, rows, slopes), count, facts["prior"]
+            )
         state = {
             "tables": jax.tree.unflatten(structure, tables),
             "params": optax.apply_updates(state["params"], updates),
@@ -161,13 +167,13 @@ class Trainer:
         return state, scratch, sums
 
     def _numbers(self, model: Any) -> dict[int, int]:
-        """Which leaf of `tables` each table of a merged model is."""
+        """Finds which leaf of `tables` each table of a merged model is."""
         places = {".".join(map(str, path)): id(table) for path, table in row_tables(model).items()}
         return {places[name]: number for number, name in enumerate(self._names)}
 
 
-def judge(graph: Any, parameters: Any, sums: jax.Array, batches: Batches, count: Any) -> jax.Array:
-    """Adds `losses` of the first `count` batches, without dropout and with batch statistics as they are.
+def evaluation_sums(graph: Any, parameters: Any, sums: jax.Array, batches: StackedBatches, count: Any) -> jax.Array:
+    """Adds the losses of the first `count` batches, in evaluation mode: without dropout, nothing learnt.
 
     Args:
       graph, parameters: the model, as `nnx.split` gives it.
@@ -185,12 +191,16 @@ def judge(graph: Any, parameters: Any, sums: jax.Array, batches: Batches, count:
 
 
 def losses(model: Any, batch: Sessions) -> tuple[jax.Array, jax.Array]:
-    """`tally` of a model's losses of a batch."""
-    return tally(model.loss(batch), batch)
+    """Computes the losses of a batch and adds them up (`weighted_sums`)."""
+    return weighted_sums(model.loss(batch), batch)
 
 
-def tally(loss: jax.Array, batch: Sessions) -> tuple[jax.Array, jax.Array]:
-    """Weighted sum of losses [B], and [that sum, weight counted, weight of impossible sessions, whose loss is inf]."""
+def weighted_sums(loss: jax.Array, batch: Sessions) -> tuple[jax.Array, jax.Array]:
+    """Adds up losses [B] by the weights of the lists; impossible sessions, of infinite loss, are left out.
+
+    Returns:
+      The weighted sum, and [3]: that sum, the weight counted, the weight of impossible sessions.
+    """
     possible = loss != jnp.inf  # a NaN shall be seen, not left out
     weight = jnp.any(jnp.asarray(batch.mask), axis=batch.rank_axis).astype(jnp.float32)
     if batch.weight is not None:
@@ -201,7 +211,7 @@ def tally(loss: jax.Array, batch: Sessions) -> tuple[jax.Array, jax.Array]:
 
 
 class _Absent:
-    """Stands for the values of a table that is trained row by row; read in another way, they would get no gradient."""
+    """Takes the place of a table that is trained row by row: read in another way, it would get no gradient."""
 
     def __getitem__(self, _: Any) -> Any:
         raise ConfigError(
@@ -210,12 +220,8 @@ class _Absent:
         )
 
 
-def _strong(x: jax.Array) -> jax.Array:
-    return jnp.copy(x) if jnp.issubdtype(x.dtype, jax.dtypes.extended) else jnp.array(x, x.dtype)
-
-
 def _names(tables: Any) -> list[str]:
-    """Dotted paths of the leaves, without what nnx appends for a variable's value."""
+    """Names the leaves by dotted paths, without what nnx appends for a variable's value."""
     flat, _ = jax.tree_util.tree_flatten_with_path(tables)
     names = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in flat]
     return [name.removesuffix(".value") for name in names]

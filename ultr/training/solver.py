@@ -1,4 +1,4 @@
-"""`solve`: click models on tables, to the maximum of their likelihood, by full passes over what the log says."""
+"""`solve`: click models on tables, to the maximum of their likelihood, by full passes over the data."""
 
 from __future__ import annotations
 
@@ -14,58 +14,60 @@ import numpy as np
 from flax import nnx
 
 from ultr.errors import ConfigError
-from ultr.models import DCM, DCTR, GCTR, RCTR, RDCTR, SDBN, CascadeModel, CoinModel
-from ultr.sessions import Sessions, Source
-from ultr.training.kept import Kept
+from ultr.models import DCM, DCTR, GCTR, RCTR, RDCTR, SDBN, CascadeModel, LatentVariableModel
+from ultr.training.device_data import DeviceData, SolverMemory
+from ultr.training.e_step import ExpectedOutcomes
+from ultr.training.inputs import DatasetLike
 from ultr.training.loop import Fitted
-from ultr.training.objective import Objective
-from ultr.training.outcomes import Expected
-from ultr.training.steps import judge
+from ultr.training.objective import PenalisedLikelihood
+from ultr.training.steps import evaluation_sums
 
-Method = Literal["em", "lbfgs", "counting"]
+SolverMethod = Literal["em", "lbfgs", "counting"]
 COUNTED = (GCTR, RCTR, DCTR, RDCTR, CascadeModel, SDBN, DCM)
 
 
-def methods(model: type) -> tuple[str, ...]:
-    """By what `solve` can solve a class of models on tables; nothing where it has no hidden coins."""
-    if not issubclass(model, CoinModel):
+def solver_methods(model: type) -> tuple[str, ...]:
+    """Names the methods by which `solve` can train a class of models on tables; none without latent variables."""
+    if not issubclass(model, LatentVariableModel):
         return ()
     return ("em", "lbfgs", *(["counting"] if issubclass(model, COUNTED) else []))
 
 
 def solve(
-    model: CoinModel,
-    train: Source | Sessions,
-    valid: Source | Sessions | None = None,
+    model: LatentVariableModel,
+    train: DatasetLike,
+    valid: DatasetLike | None = None,
     *,
-    method: Method = "em",
+    method: SolverMethod = "em",
     prior: float | Literal["fitted"] = "fitted",
     iterations: int = 100,
     tolerance: float = 1e-5,
+    memory: SolverMemory | None = None,
 ) -> Fitted:
     """Maximises the likelihood of a click model whose towers are tables; no learning rate, no batches, no seed.
 
-    Every probability of the tables has a Beta prior, as if some more outcomes had been seen of it. What nothing was
-    seen of, such as documents that are not in the data, gets the mean of the prior. A log is collapsed first where the
-    model's likelihood depends on counts only (`ultr.data.collapsing`); the result is the same.
+    Every probability of the tables has a Beta prior, as if some more outcomes had been observed. Entries without data,
+    such as documents that are never shown, get the mean of the prior. A log is collapsed first where the model's
+    likelihood depends on counts only (`ultr.collapse`); the result is the same.
 
     Args:
       model: GCTR, RCTR, DCTR, RDCTR, PBM, UBM, CascadeModel, DCM, SDBN, DBN or CCM; every tower a `Constant`,
         `RankTable`, `LastClickTable`, full `DocumentTable` or `RankDocumentTable`. It is left as it is; its tables are
         the start.
       train: a log, its counts, or sessions in memory.
-      valid: judges every iteration by the mean loss per session; the best is kept. None: the objective judges, which
-        never falls under EM.
+      valid: data by whose mean loss per session the best iteration is chosen. None: it is chosen by the objective,
+        which never falls under EM.
       method: "em" (Dempster 1977; for click models Chuklin, Markov and de Rijke 2015); "lbfgs", quasi-Newton on the
         same objective, scaled by the information of the complete data (Jamshidian and Jennrich 1997); "counting", one
         pass: exact for the CTR models and CascadeModel; for SDBN and DCM the counting estimators, which take the last
         click for the end of examination (Chapelle and Zhang 2009; Guo 2009).
       prior: a number above 0: so many outcomes with the table's average, that of the first pass. "fitted": for what
-        counting sees (the CTR models, relevance of CascadeModel, DCM, SDBN and DBN, continuation of DCM, satisfaction
-        of SDBN) each table's own, the Beta distribution under which its counts are most likely; for other tables and
-        those of fewer than 100 cells with data, two outcomes with the average.
+        the counting estimators observe (the CTR models, relevance of CascadeModel, DCM, SDBN and DBN, continuation of
+        DCM, satisfaction of SDBN) each table's own, the Beta distribution under which its counts are most likely; for
+        other tables and those of fewer than 100 entries with data, two outcomes with the average.
       iterations: passes over the data, at most.
       tolerance: stop when the objective per session gains less than this in an iteration.
+      memory: how the data is cut into pieces; None: `SolverMemory()`.
 
     Returns:
       `Fitted`; an epoch of its history is a pass. `loss` and `objective` (the mean log-likelihood with the log of the
@@ -77,9 +79,9 @@ def solve(
         a table reads, or collapsed to counts that are not enough for the model.
       DataError: an id or rank beyond a table, or a source without sessions that the model can produce.
     """
-    if not isinstance(model, CoinModel):
+    if not isinstance(model, LatentVariableModel):
         raise ConfigError(
-            f"{type(model).__name__} has no hidden yes-or-no choices to count. Train it with ultr.training.fit"
+            f"{type(model).__name__} has no latent variables to count outcomes of. Train it with ultr.training.fit"
         )
     if method not in ("em", "lbfgs", "counting"):
         raise ConfigError(f"expected method 'em', 'lbfgs' or 'counting', found {method!r}")
@@ -89,55 +91,65 @@ def solve(
             "expected prior > 0 (or 'fitted'), iterations >= 1 and tolerance >= 0, "
             f"found {prior}, {iterations} and {tolerance}"
         )
-    if method not in methods(type(model)):
+    if method not in solver_methods(type(model)):
         raise ConfigError(f"{type(model).__name__} has no counting estimator. Choose method='em' or 'lbfgs'")
-    target = Objective(model, train, prior, stopping=method == "counting")
-    search = _Search(target, None if valid is None else _judged_on(model, target, valid), iterations, tolerance)
+    memory = memory or SolverMemory()
+    objective = PenalisedLikelihood(model, train, prior, last_click_ends=method == "counting", memory=memory)
+    valid_loss = None if valid is None else _validation_loss(model, objective, valid, memory)
+    search = _Search(objective, valid_loss, iterations, tolerance)
     if method == "lbfgs":
         search.lbfgs()
     else:
         search.em(1 if method == "counting" else iterations)
-    return Fitted(target.fitted(search.best), search.history, search.best_epoch)
+    return Fitted(objective.fitted(search.best), search.history, search.best_epoch)
 
 
-_judge = jax.jit(judge, static_argnums=0, donate_argnums=2)
+_evaluation_sums = jax.jit(evaluation_sums, static_argnums=0, donate_argnums=2)
 
 
-def _judged_on(model: CoinModel, target: Objective, valid: Source | Sessions) -> Callable[[list[jax.Array]], float]:
-    """Logits -> mean loss per session of the validation data."""
-    data = Kept(model, target.layout.features, valid, "validation data")
+def _validation_loss(
+    model: LatentVariableModel, objective: PenalisedLikelihood, valid: DatasetLike, memory: SolverMemory
+) -> Callable[[list[jax.Array]], float]:
+    """Returns a function from logits to the mean loss per session of the validation data."""
+    data = DeviceData(model, objective.tables.features, valid, "validation data", memory)
     graph = nnx.graphdef(model)
 
     def mean(logits: list[jax.Array]) -> float:
-        state = nnx.state(target.fitted(logits))
+        state = nnx.state(objective.fitted(logits))
         sums = np.zeros(3)
-        for block in data:
-            sums += np.asarray(_judge(graph, (state,), jnp.zeros(3), block.batches, block.count), np.float64)
-        loss, weight, _ = data.per_session(sums)
+        for block in data.blocks():
+            sums += np.asarray(_evaluation_sums(graph, (state,), jnp.zeros(3), block.batches, block.count), np.float64)
+        loss, weight, _ = data.session_sums(sums)
         return loss / weight
 
     return mean
 
 
 class _Stop(Exception):
-    pass
+    """Ends a search that has used up its iterations."""
 
 
 class _Search:
-    """Passes until the objective stands still; remembers the best."""
+    """Passes over the data until the objective stands still, and remembers the best iteration."""
 
     def __init__(
-        self, target: Objective, judge: Callable[[list[jax.Array]], float] | None, iterations: int, tolerance: float
+        self,
+        target: PenalisedLikelihood,
+        valid_loss: Callable[[list[jax.Array]], float] | None,
+        iterations: int,
+        tolerance: float,
     ) -> None:
-        self.target, self.judge, self.iterations, self.tolerance = target, judge, iterations, tolerance
+        self.target, self.valid_loss, self.iterations, self.tolerance = target, valid_loss, iterations, tolerance
         self.history: list[dict[str, Any]] = []
         self.best, self.best_epoch = target.start, 0
         self._score: float | None = None  # of the best: lower is better
         self._began = time.perf_counter()
 
-    def _record(self, logits: list[jax.Array], found: Expected, objective: float, after: list[jax.Array]) -> None:
-        """A pass that started at `logits` and led to `after`."""
-        valid = None if self.judge is None else self.judge(after)
+    def _record(
+        self, logits: list[jax.Array], found: ExpectedOutcomes, objective: float, after: list[jax.Array]
+    ) -> None:
+        """Records a pass that started at `logits` and led to `after`."""
+        valid = None if self.valid_loss is None else self.valid_loss(after)
         epoch = len(self.history) + 1
         score = -objective if valid is None and after is logits else valid  # an EM step without validation is better
         if score is None or self._score is None or score < self._score:
@@ -157,7 +169,7 @@ class _Search:
         self._began = now
 
     def em(self, iterations: int) -> list[jax.Array]:
-        """E- and M-steps."""
+        """Alternates E- and M-steps."""
         logits, before = self.target.start, -math.inf
         for _ in range(iterations):
             found = self.target.expect(logits)
@@ -170,7 +182,7 @@ class _Search:
         return after
 
     def lbfgs(self) -> None:
-        """L-BFGS from the end of a few EM passes, in logits scaled by the root of their complete-data information."""
+        """Runs L-BFGS from the end of a few EM passes, in logits scaled by the root of their information."""
         logits = self.em(min(4, self.iterations))
         if len(self.history) == self.iterations:
             return

@@ -1,27 +1,25 @@
-"""What a model's weights do to a pass over the training data, as numbers of its history."""
+"""What a ranker's impression weights do to a pass over the training data, as numbers of its history."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ultr.rankers import Ranker
 from ultr.sessions import Sessions
 
-SUMS = 6
-TOLERANCE = 1e-6  # of a weight that counts as 1
+WEIGHT_SUMS = 6
+TOLERANCE = 1e-6  # by which a weight that counts as 1 may differ from it
 
 
-def has_weights(model: Any) -> bool:
-    """Whether a model says in `weighting(sessions)` how it weighs impressions (`ultr.baselines.Weighting`)."""
-    return hasattr(model, "weighting")
+def weight_sums(model: Ranker, batch: Sessions) -> jax.Array:
+    """Adds up the impression weights of a batch, [WEIGHT_SUMS] float32; rows count by their weight.
 
-
-def weight_sums(model: Any, batch: Sessions) -> jax.Array:
-    """[SUMS] float32 of a batch, to be added up over a pass and read by `weight_facts`; rows count by their weight."""
-    found = model.weighting(batch)
+    The sums of the batches of a pass are added and read by `weight_facts`.
+    """
+    found = model.impression_weights(batch)
+    assert found is not None  # a ranker that weighs impressions says how
     ranks = batch.rank_axis
     rows = jnp.any(jnp.asarray(batch.mask), axis=ranks).astype(jnp.float32)
     if batch.weight is not None:
@@ -34,13 +32,13 @@ def weight_sums(model: Any, batch: Sessions) -> jax.Array:
     return jax.lax.stop_gradient(jnp.stack([*sums, jnp.sum(jnp.where(affected, rows, 0.0))]))
 
 
-def weight_facts(sums: Any, sessions: float, *, whole: bool) -> dict[str, float | None]:
-    """What the history of `fit` says of an epoch's weights.
+def weight_facts(sums: np.ndarray, sessions: float, *, whole_lists: bool) -> dict[str, float | None]:
+    """Computes what the history of `fit` says of an epoch's weights.
 
     Args:
-      sums: [SUMS] of the pass.
-      sessions: that it had.
-      whole: whether rows are whole sessions; those of counts are single documents.
+      sums: [WEIGHT_SUMS] of the pass.
+      sessions: number of sessions of the pass.
+      whole_lists: whether rows are whole sessions; those of counts are single documents.
 
     Returns:
       effective_sample_size, clipped, affected and unsupported, as `Fitted` explains them.
@@ -49,6 +47,6 @@ def weight_facts(sums: Any, sessions: float, *, whole: bool) -> dict[str, float 
     return {
         "effective_sample_size": weight**2 / square if square > 0 else 0.0,
         "clipped": clipped / counted if counted > 0 else None,
-        "affected": affected / sessions if whole and sessions > 0 else None,
+        "affected": affected / sessions if whole_lists and sessions > 0 else None,
         "unsupported": unsupported,
     }

@@ -1,0 +1,168 @@
+"""`Dataset`: what streams batches of sessions and describes itself; `as_dataset` makes one of what a caller gives."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import Iterator, Mapping, Sized
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+
+import jax
+import numpy as np
+
+from ultr.errors import ConfigError
+from ultr.sessions import Sessions
+
+if TYPE_CHECKING:
+    from ultr.data.vocabulary import Vocabulary
+
+SufficientStatistics = Literal["rank", "last-click", "list"]
+STREAMED = 1 << 13  # rows per batch of a pass that only adds up
+
+
+@dataclasses.dataclass(frozen=True)
+class Description:
+    """What a dataset says of itself, so that nobody has to find it out by streaming.
+
+    Attributes:
+      rows: number of rows that show a document; a row is a session, or a counted cell.
+      weight: total weight of the rows; None where rows have no weights, and each stands for itself.
+      rows_per_session: weight of the rows that stand for one session; more than 1 for counts.
+      sufficient_statistics: what the rows tell: "list" (whole lists), or counts by "rank" or "last-click".
+      documents: the largest document id that batches hold, checked; None: not known.
+      ranks: the largest 1-based rank that batches hold, checked; None: not known.
+      vocabulary: the queries and documents behind the ids, or None.
+      identity: which rows these are, as a JSON value that a run records; None: not known.
+    """
+
+    rows: int
+    weight: float | None = None
+    rows_per_session: float = 1.0
+    sufficient_statistics: SufficientStatistics = "list"
+    documents: int | None = None
+    ranks: int | None = None
+    vocabulary: Vocabulary | None = None
+    identity: Mapping[str, Any] | None = None
+
+    @property
+    def weighted(self) -> bool:
+        """Whether rows have weights."""
+        return self.weight is not None
+
+    @property
+    def total_weight(self) -> float:
+        """Sum of the weights of the rows; their number where they have none."""
+        return float(self.rows) if self.weight is None else self.weight
+
+
+class Dataset(abc.ABC):
+    """Streams batches of sessions, and describes itself; abstract.
+
+    A class of your own needs `batches` alone: what it does not say in `description` is found by one pass.
+    """
+
+    @abc.abstractmethod
+    def batches(self, batch_size: int, *, seed: int | None = None, share_features: bool = False) -> Iterator[Sessions]:
+        """Yields host batches of a few fixed shapes, padded with masked rows, each row once.
+
+        Args:
+          batch_size: rows per batch.
+          seed: None gives the stored order; a number shuffles, the same number in the same way.
+          share_features: features of documents may come as `SharedFeature`; a dataset may ignore this.
+        """
+
+    @cached_property
+    def description(self) -> Description:
+        """What the dataset says of itself; here by streaming once."""
+        rows, weight, weighted = 0, 0.0, False
+        for batch in self.batches(STREAMED, share_features=True):
+            shown = batch.shown()
+            rows += int(shown.sum())
+            weighted = weighted or batch.weight is not None
+            weight += float(batch.row_weights()[shown].sum())
+        return Description(rows, weight if weighted else None)
+
+    def __len__(self) -> int:
+        """Returns the number of rows; it may count padding, which shows no document."""
+        return self.description.rows
+
+    def count_batches(self, batch_size: int) -> int:
+        """Counts the batches of a shuffled pass."""
+        return sum(1 for _ in self.batches(batch_size, seed=0, share_features=True))
+
+    def cached(self, memory: int) -> Dataset:
+        """Returns the same rows, of which up to `memory` bytes stay decoded in memory for later passes."""
+        return self
+
+
+class InMemory(Dataset):
+    """A dataset over one batch of sessions that is already in memory.
+
+    Args:
+      sessions: checked by `Sessions.validate`.
+    """
+
+    def __init__(self, sessions: Sessions) -> None:
+        self.sessions: Sessions = jax.tree.map(np.asarray, sessions.list_first()).validate()
+
+    def __len__(self) -> int:
+        return len(self.sessions)
+
+    @cached_property
+    def description(self) -> Description:
+        """Counts rows and weights, without those of padding."""
+        shown = self.sessions.shown()
+        weight = None if self.sessions.weight is None else float(self.sessions.row_weights()[shown].sum())
+        return Description(int(shown.sum()), weight)
+
+    def count_batches(self, batch_size: int) -> int:
+        return -(-len(self) // batch_size)
+
+    def batches(self, batch_size: int, *, seed: int | None = None, share_features: bool = False) -> Iterator[Sessions]:
+        """Yields batches of exactly `batch_size` rows, the last one padded with masked rows."""
+        n = len(self.sessions)
+        order = np.arange(n) if seed is None else np.random.default_rng(seed).permutation(n)
+        for start in range(0, n, batch_size):
+            yield self.sessions[order[start : start + batch_size]].pad(rows=batch_size)
+
+
+@runtime_checkable
+class BatchSource(Protocol):
+    """Anything with `batches(batch_size, seed=...)`: what `as_dataset` makes a dataset of."""
+
+    def batches(self, batch_size: int, *, seed: int | None = None) -> Iterator[Sessions]:
+        """Yields host batches, in an order that the seed decides."""
+        ...
+
+
+class _FromSource(Dataset):
+    """A dataset over an object of another class that has `batches(batch_size, seed=...)`."""
+
+    def __init__(self, source: BatchSource) -> None:
+        self._source = source
+
+    def __len__(self) -> int:
+        return len(self._source) if isinstance(self._source, Sized) else super().__len__()
+
+    def batches(self, batch_size: int, *, seed: int | None = None, share_features: bool = False) -> Iterator[Sessions]:
+        """Yields the batches of the object."""
+        return self._source.batches(batch_size, seed=seed)
+
+
+def as_dataset(given: Dataset | BatchSource | Sessions) -> Dataset:
+    """Makes a dataset of sessions in memory or of an object that streams batches; a dataset stays as it is.
+
+    Raises:
+      ConfigError: something else.
+    """
+    if isinstance(given, Dataset):
+        return given
+    if isinstance(given, Sessions):
+        return InMemory(given)
+    if isinstance(given, BatchSource):
+        return _FromSource(given)
+    raise ConfigError(
+        f"expected a dataset (a ClickLog, Counts, a Collection), Sessions, or an object with batches(batch_size, "
+        f"seed=...), found {type(given).__name__}"
+    )

@@ -1,0 +1,80 @@
+"""`Ranker`: what can be trained on sessions and ranks documents, and what it declares of itself."""
+
+from __future__ import annotations
+
+import abc
+from typing import ClassVar, NamedTuple
+
+import jax
+import numpy as np
+
+from ultr.data.dataset import SufficientStatistics
+from ultr.sessions import Sessions
+from ultr.towers.base import Component, ParameterGroup
+
+
+class ImpressionWeights(NamedTuple):
+    """The weights that a ranker gives the impressions of a batch.
+
+    Attributes:
+      weight: [B, K] factor of what the impression says of relevance; 0 where it has none.
+      clipped: [B, K] bool, counted impressions whose weight was cut down to the largest weight allowed.
+      counted: [B, K] bool, impressions that the weight matters for: shown, with a weight, and with something to weigh
+        (a click, where only clicks are weighed).
+      unsupported: [B, K] bool, impressions that have something to weigh but no weight, since the log never shows their
+        document; None: none.
+    """
+
+    weight: jax.Array
+    clipped: jax.Array
+    counted: jax.Array
+    unsupported: jax.Array | None = None
+
+
+class Ranker(Component):
+    """Learns from sessions by a loss, and ranks documents by a score; abstract.
+
+    Click models and baselines are rankers. `ultr.fit` trains any `nnx.Module` with `loss` and `score`; one that derives
+    from this class says more of itself.
+    """
+
+    parameter_group: ClassVar[ParameterGroup] = "table"
+    takes_shared_features = True  # features are read by towers, or by `towers.read_feature`
+
+    @property
+    def sufficient_statistics(self) -> SufficientStatistics:
+        """The least of a log that the loss depends on.
+
+        "rank": clicks and impressions per document and rank; "last-click": per document, rank and last clicked rank;
+        "list": whole lists, which always suffice.
+        """
+        return "list"
+
+    @property
+    def weighs_impressions(self) -> bool:
+        """Whether `impression_weights` says how the loss weighs impressions."""
+        return False
+
+    @property
+    def corrects_trust_bias(self) -> bool:
+        """Whether its examination curve is alpha of trust bias rather than examination alone."""
+        return False
+
+    @abc.abstractmethod
+    def loss(self, sessions: Sessions) -> jax.Array:
+        """Computes the loss of each list, [B]."""
+
+    @abc.abstractmethod
+    def score(self, sessions: Sessions) -> jax.Array:
+        """Computes scores to rank by, [B, K]: higher is more relevant; it sees neither positions nor clicks."""
+
+    def impression_weights(self, sessions: Sessions) -> ImpressionWeights | None:
+        """Computes the weight of each impression as it enters the loss; None where the loss has no weights."""
+        return None
+
+    def examination_curve(self, ranks: int) -> np.ndarray | None:
+        """Computes the examination by rank that the ranker learnt or was given, [ranks] relative to rank 1.
+
+        None where it has no such curve.
+        """
+        return None
