@@ -1,6 +1,7 @@
 """A relevance tower of your own, and an examination that depends on the device as well as the rank.
 
-Anything that maps `Sessions` to logits [B, K] is a tower; an `nnx.Module` is trained with the rest of the model.
+A tower derives from `towers.Tower` and declares what training needs to know of it; any other callable from `Sessions`
+to logits [B, K] is a tower too, with the defaults.
 """
 
 from __future__ import annotations
@@ -11,25 +12,27 @@ import numpy as np
 from flax import nnx
 
 import ultr
-from ultr import models
+from ultr import models, towers
 
 
-class Factorised(nnx.Module):
-    """Relevance as a dot product of a vector per query and one per document, plus a common logit."""
+class Factorised(towers.Tower):
+    """Computes relevance as a dot product of a vector per query and one per document, plus a common logit."""
+
+    parameter_group = "table"  # each logit has to travel a distance of its own: the learning rate of tables
 
     def __init__(self, queries: int, documents: int, dimension: int, *, rngs: nnx.Rngs) -> None:
         self.queries = nnx.Param(0.1 * jax.random.normal(rngs.params(), (queries, dimension)))
         self.documents = nnx.Param(0.1 * jax.random.normal(rngs.params(), (documents + 1, dimension)))
         self.common = nnx.Param(jnp.zeros(()))
 
-    def __call__(self, sessions: ultr.Sessions) -> jax.Array:
+    def logits(self, sessions: ultr.Sessions) -> jax.Array:
         query = self.queries[...][jnp.asarray(sessions.query)]
         document = self.documents[...][jnp.asarray(sessions.features["document"])]
         return self.common[...] + jnp.einsum("bd,bkd->bk", query, document)
 
 
 def log(sessions: int, seed: int) -> ultr.Sessions:
-    """20 queries, 30 documents, two devices: on a phone the examination falls twice as fast."""
+    """Draws sessions of 20 queries, 30 documents and two devices: on a phone examination falls twice as fast."""
     rng = np.random.default_rng(seed)
     taste, appeal = rng.normal(size=(20, 2)), rng.normal(size=(31, 2))
     query, device = rng.integers(20, size=sessions), rng.integers(1, 3, size=sessions)
@@ -45,13 +48,21 @@ def log(sessions: int, seed: int) -> ultr.Sessions:
     )
 
 
-class DeviceExamination(nnx.Module):
-    """One logit per (device, rank)."""
+class DeviceExamination(towers.Tower):
+    """Looks up one logit per (device, rank)."""
+
+    parameter_group = "table"
+    pointwise = True  # each logit depends on its own impression alone
 
     def __init__(self, devices: int, ranks: int) -> None:
+        self.devices, self.ranks = devices, ranks
         self.table = nnx.Param(jnp.zeros((devices + 1, ranks)))
 
-    def __call__(self, sessions: ultr.Sessions) -> jax.Array:
+    @property
+    def index_bounds(self) -> tuple[towers.IndexBound, ...]:
+        return towers.IndexBound("device", self.devices + 1, "ids"), towers.IndexBound("position", self.ranks, "ranks")
+
+    def logits(self, sessions: ultr.Sessions) -> jax.Array:
         return self.table[...][jnp.asarray(sessions.features["device"]), jnp.asarray(sessions.position)]
 
 

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
+import jax
 import numpy as np
 import pytest
 
 from ultr.data import InMemory
 from ultr.errors import DataError
-from ultr.sessions import Sessions, concatenate
+from ultr.sessions import Sessions, SharedFeature, concatenate
 
 
 def lists() -> Sessions:
@@ -119,3 +123,77 @@ def test_in_memory_batches_hold_each_session_once() -> None:
         assert sorted(np.asarray(together.query)[shown].tolist()) == [7, 8, 9]
     first, again = (np.concatenate([b.query for b in source.batches(2, seed=5)]) for _ in range(2))
     np.testing.assert_array_equal(first, again)
+
+
+def full() -> Sessions:
+    """Every field, with a vector per impression and a feature that documents share."""
+    sessions = lists()
+    rng = np.random.default_rng(0)
+    features = {
+        "document": sessions.features["document"],
+        "vector": rng.normal(size=(3, 3, 2)).astype(np.float32),
+        "shared": SharedFeature(rng.normal(size=(7, 2)).astype(np.float32), np.asarray(sessions.features["document"])),
+    }
+    return sessions.replace(features=features, last_click=np.zeros((3, 3), np.int32))
+
+
+LAYOUT_CHANGES: dict[str, Callable[[Sessions], Sessions]] = {
+    "one list": lambda s: s[1],
+    "the last list": lambda s: s[-1],
+    "a slice": lambda s: s[1:],
+    "an index": lambda s: s[np.array([2, 0])],
+    "a mask": lambda s: s[np.array([True, False, True])],
+    "padding of lists": lambda s: s.pad(rows=5),
+    "padding of ranks": lambda s: s.pad(width=4),
+    "padding of both": lambda s: s.pad(rows=4, width=6),
+    "no padding": lambda s: s.pad(rows=1, width=1),
+    "unbiased": lambda s: s.unbiased(),
+    "validated": lambda s: s.validate(),
+    "concatenated": lambda s: concatenate([s, s.pad(width=5)]),
+    "a padded slice": lambda s: s[:2].pad(rows=3, width=5),
+}
+
+
+@pytest.mark.parametrize("name", LAYOUT_CHANGES)
+def test_every_method_works_in_both_layouts(name: str) -> None:
+    change, sessions = LAYOUT_CHANGES[name], full()
+    turned = change(sessions.rank_first())
+    assert turned.rank_axis == 0
+    expected = change(sessions)
+    found = turned.list_first()
+    assert len(turned) == len(found) == len(expected)
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_array_equal(one, other)
+    np.testing.assert_array_equal(turned.shown(), expected.shown())
+    np.testing.assert_array_equal(turned.row_weights(), expected.row_weights())
+
+
+def test_layouts_are_not_mixed() -> None:
+    with pytest.raises(DataError, match="of one layout"):
+        concatenate([full(), full().rank_first()])
+    broken = full().replace(clicks=np.full((3, 3), 2, np.int8))
+    with pytest.raises(DataError, match="row 1, field 'clicks': expected clicks of 0 or 1"):
+        broken.rank_first().validate()
+    np.testing.assert_array_equal(InMemory(full().rank_first()).sessions.mask, full().mask)
+
+
+def test_shared_features_are_picked_padded_and_joined_by_their_index() -> None:
+    sessions = full()
+    plain = sessions.replace(features={"shared": sessions.features["shared"].whole()})
+
+    def whole(x: Sessions) -> Any:
+        feature = x.features["shared"]
+        return np.asarray(feature.whole() if isinstance(feature, SharedFeature) else feature)
+
+    np.testing.assert_array_equal(whole(sessions[1:]), whole(plain[1:]))
+    shown = np.asarray(sessions.mask)
+    np.testing.assert_array_equal(whole(sessions.pad(rows=4, width=5))[:3, :3][shown], whole(plain)[shown])
+    joined = concatenate([sessions, sessions[:1]])
+    np.testing.assert_array_equal(whole(joined), np.concatenate([whole(plain), whole(plain)[:1]]))
+
+
+def test_row_weights_are_one_without_weights() -> None:
+    np.testing.assert_array_equal(lists().row_weights(), [1.0, 2.0, 3.0])
+    np.testing.assert_array_equal(lists().replace(weight=None).row_weights(), np.ones(3))
+    np.testing.assert_array_equal(lists().pad(rows=5).shown(), [True, True, True, False, False])

@@ -8,13 +8,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
-from ultr import models, towers
+from ultr import baselines, models, towers
 from ultr.data import InMemory
 from ultr.errors import ConfigError, DataError
-from ultr.sessions import Sessions
+from ultr.sessions import Sessions, SharedFeature
+from ultr.training import adam, fit
+from ultr.training.checkpoint import describe
 
 B, K, V, F = 6, 4, 50, 3
 
@@ -223,3 +226,120 @@ def test_grades_read_their_probability() -> None:
     tower = towers.GradeTable(towers.logits_of([0.1, 0.5, 1.0]).tolist())
     batch = Sessions.from_lists(labels=[[0, 1, 2, float("nan")]])
     np.testing.assert_allclose(jax.nn.sigmoid(tower(batch))[0], [0.1, 0.5, 1.0, 0.1], rtol=1e-6)
+
+
+# --- What towers declare ------------------------------------------------------------------------------------
+
+
+class Weights(towers.Tower):
+    """A network of a user, with a parameter that no flax layer would name so."""
+
+    def __init__(self, name: str) -> None:
+        setattr(self, name, nnx.Param(jnp.zeros(F)))
+        self.name = name
+
+    def logits(self, sessions: Sessions) -> jax.Array:
+        return jnp.asarray(sessions.features["features"]) @ vars(self)[self.name][...]
+
+
+class TableWeights(Weights):
+    parameter_group = "table"
+
+
+def test_the_learning_rate_follows_from_the_declared_group_and_not_from_names() -> None:
+    moved = {}
+    for name, tower in (
+        ("kernel", Weights("kernel")),
+        ("weights", Weights("weights")),
+        ("table", TableWeights("kernel")),
+        ("module", OwnTower()),
+    ):
+        model = models.DCTR(tower)
+        start = nnx.state(model, nnx.Param)
+        fitted = fit(model, sessions(), optimizer=adam(0.001, tables=10.0), epochs=1, batch_size=B, seed=0).model
+        pairs = zip(jax.tree.leaves(start), jax.tree.leaves(nnx.state(fitted, nnx.Param)), strict=True)
+        moved[name] = max(float(jnp.abs(a - b).max()) for a, b in pairs)
+    # The first step of Adam moves every parameter by its learning rate.
+    assert moved == pytest.approx({"kernel": 0.001, "weights": 0.001, "table": 0.01, "module": 0.001}, rel=1e-3)
+
+
+def test_groups_are_those_of_the_innermost_tower() -> None:
+    mlp = towers.MLP(F, hidden=(4,), rngs=nnx.Rngs(0))
+    model = models.Mixture(
+        components=[
+            models.PBM(relevance=towers.Sum([mlp, towers.DocumentTable(V)]), examination=towers.Dropout(
+                towers.RankTable(K), rngs=nnx.Rngs(0))),
+            models.DCTR(OwnTower()),
+        ]
+    )  # fmt: skip
+    groups = {".".join(map(str, path)): group for path, group in towers.parameter_groups(model).items()}
+    assert groups == {
+        "components.0.relevance.towers.0.layers.0.kernel": "network",
+        "components.0.relevance.towers.0.layers.0.bias": "network",
+        "components.0.relevance.towers.0.output.kernel": "network",
+        "components.0.relevance.towers.0.output.bias": "network",
+        "components.0.relevance.towers.1.common": "table",
+        "components.0.relevance.towers.1.table": "table",
+        "components.0.examination.tower.table": "table",
+        "components.1.tower.function.weight": "network",
+        "prior_logits": "table",
+    }
+
+
+def test_groups_reach_an_optimizer_inside_another() -> None:
+    model = models.PBM(relevance=towers.DocumentTable(V), examination=towers.RankTable(K))
+    clipped = optax.chain(optax.clip(1.0), adam(0.001, tables=20.0))
+    fitted = fit(model, sessions(), optimizer=clipped, epochs=1, batch_size=B, seed=0).model
+    assert float(jnp.abs(fitted.examination.table[...]).max()) == pytest.approx(0.02, rel=1e-3)
+
+
+def test_a_callable_is_wrapped_once_and_anything_else_is_refused() -> None:
+    own = OwnTower()
+    tower = towers.as_tower(own)
+    assert towers.as_tower(tower) is tower
+    assert models.DCTR(tower).tower is tower
+    assert not tower.pointwise
+    assert tower.index_bounds == ()
+    assert tower.reads is None
+    with pytest.raises(ConfigError, match=r"expected a tower .*found 3"):
+        models.PBM(relevance=3, examination=own)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="OwnTower is not a class of the toolkit"):
+        describe(models.DCTR(own))
+
+
+@pytest.mark.parametrize("name", TOWERS)
+def test_what_a_tower_declares_holds(name: str) -> None:
+    tower, batch = towers.as_tower(TOWERS[name]()), sessions()
+    if tower.reads is not None:  # it reads no other feature
+        few = batch.replace(features={n: x for n, x in batch.features.items() if n in tower.reads})
+        np.testing.assert_array_equal(tower(few), tower(batch))
+    if tower.pointwise:
+        lists = batch.rank_first()
+        np.testing.assert_allclose(np.asarray(tower(lists)).T[batch.mask], tower(batch)[batch.mask], rtol=1e-6)
+    for field, size, _ in tower.index_bounds:  # the largest allowed value is read, and the next one is rejected
+        for value, good in ((size - 1, True), (size, False)):
+            filled = np.where(batch.mask, value, 0).astype(np.int32)
+            own = {"position": filled} if field == "position" else {"features": {**batch.features, field: filled}}
+            given = batch.replace(**own)
+            if good:
+                towers.check_bounds(tower, given)
+                assert np.isfinite(tower(given)).all()
+            else:
+                with pytest.raises(DataError, match=f"expected .* in {type(tower).__name__}, found"):
+                    towers.check_bounds(tower, given)
+    shared = {**batch.features}
+    shared["features"] = SharedFeature(
+        np.concatenate([np.zeros((1, F), np.float32), np.asarray(batch.features["features"]).reshape(-1, F)]),
+        np.where(batch.mask, np.arange(1, B * K + 1).reshape(B, K), 0).astype(np.int32),
+    )
+    found = tower(batch.replace(features=shared))
+    np.testing.assert_allclose(found[batch.mask], tower(batch)[batch.mask], rtol=1e-5, atol=1e-6)
+
+
+def test_what_a_declared_row_table_holds_is_trained_row_by_row() -> None:
+    found = towers.row_tables(models.PBM(relevance=towers.DocumentTable(V), examination=towers.RankTable(K)))
+    assert list(found) == [("relevance", "table")]
+    assert not towers.row_tables(towers.Frozen(towers.DocumentTable(V)))
+    em = baselines.RegressionEM(relevance=towers.DocumentTable(V), examination=towers.RankTable(K))
+    assert not towers.row_tables(em)
+    assert towers.row_tables(em.relevance)
