@@ -28,7 +28,7 @@ from worlds import (
     world,
 )
 
-from ultr import baselines, models
+from ultr import baselines, models, towers
 from ultr.errors import ConfigError, DataError
 from ultr.sessions import Sessions
 from ultr.training import load, save
@@ -278,8 +278,10 @@ def test_prs_is_lambdarank_on_pairs_with_clipped_ratios() -> None:
         baselines.PRS(relevance=documents(), propensity=[1.0], metric="ndcg")
     with pytest.raises(ConfigError, match="rank 2"):
         baselines.PRS(relevance=documents(), propensity=[1.0, 0.0])
+    short = baselines.PRS(relevance=documents(), propensity=[1.0, 0.5])
     with pytest.raises(DataError, match="ranks up to 2"):
-        baselines.PRS(relevance=documents(), propensity=[1.0, 0.5]).loss(lists)
+        towers.check_bounds(short, lists)
+    assert np.isnan(short.loss(lists)[0])
 
 
 # --- What all of them promise --------------------------------------------------------------------------------------

@@ -72,7 +72,7 @@ def assert_same(a: Counts, b: Counts) -> None:
         x, y = getattr(a, name), getattr(b, name)
         np.testing.assert_array_equal(x, y, err_msg=name)
         assert x is None or x.dtype == y.dtype
-    for name in ("by", "sessions", "weight", "documents", "ranks", "identity"):
+    for name in ("sufficient_statistics", "sessions", "weight", "documents", "ranks", "identity"):
         assert getattr(a, name) == getattr(b, name), name
 
 
@@ -93,7 +93,7 @@ def test_counts_are_those_of_a_dictionary(tmp_path: Path, by: Any, memory: int, 
     assert (counts.last_click is None) == (by == "rank")
     assert counts.sessions == len(rows)
     assert counts.weight == sum(row.get("weight", 1) for row in rows)
-    assert (counts.by, counts.documents, counts.ranks) == (by, log.documents, log.ranks)
+    assert (counts.sufficient_statistics, counts.documents, counts.ranks) == (by, log.documents, log.ranks)
     assert repr(counts) == f"Counts(by {by}: {len(counts):,} cells, {len(rows)} sessions, 140 documents)"
     assert counts.identity == log.identity | {"by": by}
 

@@ -267,7 +267,7 @@ def test_weights_by_position_are_the_same_for_shared_features_and_in_the_history
     np.testing.assert_allclose(found["effective_sample_size"], weight.sum() ** 2 / (weight**2).sum(), rtol=1e-5)
     assert found["affected"] == 1.0
     pbm = baselines.PositionWeighted(POINTWISE["pbm"](), displays=model.displays)
-    np.testing.assert_array_equal(pbm.propensity(K), POINTWISE["pbm"]().propensity(K))
+    np.testing.assert_array_equal(pbm.examination_curve(K), POINTWISE["pbm"]().propensity(K))
     with pytest.raises(ConfigError, match="judges lists"):
         baselines.PositionWeighted(baselines.NaiveListwise(relevance=documents()), displays=model.displays)
     with pytest.raises(ConfigError, match=r"Displays\.of"):

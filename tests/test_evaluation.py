@@ -614,7 +614,7 @@ def test_dropout_is_off_during_evaluation_and_the_model_stays_in_training():
     assert evaluate(model, ragged(), metrics=["perplexity/rank-2"], key=KEY)["perplexity/rank-2"].value == (
         pytest.approx(2 ** -(at_2 * np.log2(rates[1]) + (1 - at_2) * np.log2(1 - rates[1])), rel=1e-5)
     )
-    assert not model.tower.dropout.deterministic
+    assert not model.tower.function.dropout.deterministic
 
 
 def test_a_cascade_predicts_better_from_the_clicks_above():

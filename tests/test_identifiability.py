@@ -883,7 +883,7 @@ def test_models_agree_with_what_they_were_made_from() -> None:
     value = np.array([1, 0.5, 0.3, 0.2])
     propensities = harvested(value, COVARIANCE)
     relevance = towers.DocumentTable(5)
-    pbm = models.PBM(relevance=relevance, examination=towers.RankTable(4, initial=towers.tables.logits(0.9 * value)))
+    pbm = models.PBM(relevance=relevance, examination=towers.RankTable(4, initial=towers.logits_of(0.9 * value)))
     np.testing.assert_allclose(agreement(pbm, propensities).ratio, 1, rtol=1e-5)
     table = towers.RankTable(4, initial=np.log(value), pin_first=True)
     additive = models.AdditivePBM(relevance=relevance, examination=table)

@@ -15,8 +15,10 @@ import ultr
 PACKAGE = Path(ultr.__file__).parent
 LAYERS = [
     ["errors", "files", "text", "background", "logspace", "compilation_cache", "sessions"],
-    ["clicks", "towers", "data"],
-    ["models", "ingest"],
+    ["clicks", "data"],
+    ["towers", "ingest"],
+    ["rankers"],
+    ["models"],
     ["baselines", "simulate", "propensity"],
     ["training", "evaluation", "identifiability"],
     ["study", "plots"],

@@ -607,11 +607,11 @@ def test_unusable_arguments(tmp_path: Path) -> None:
 def test_unknown_documents_are_left_out(tmp_path: Path) -> None:
     log = click_log(tmp_path / "log", sessions=300)
     known = cells_of(log)
-    log.documents = 4
+    log = log.with_documents(4)
     some = cells_of(log)
     assert some.items == 4
     assert some.impressions.sum() == known.impressions[known.item < 4].sum()
-    log.documents = 0
+    log = log.with_documents(0)
     for name in METHODS:
         with pytest.raises(DataError, match=r"documents that the vocabulary knows, found none.*own vocabulary"):
             estimate(name, log)

@@ -875,7 +875,7 @@ def test_gradients_of_tables_per_rank() -> None:
     def slopes(towers: Any, lists: Sessions, w: Any, last: Any) -> Any:
         plain, pinned, after = towers
         logits = plain(lists)
-        return jnp.sum((logits + pinned(lists) + after.given(lists, last)) * w), logits
+        return jnp.sum((logits + pinned(lists) + after.logits_after(lists, last)) * w), logits
 
     tables = (
         towers.RankTable(RANKS, initial=np.arange(RANKS)),

@@ -371,7 +371,7 @@ def test_row_groups_kept_in_memory_are_not_read_again(
     reads = []
     read = store.read_row_groups
     monkeypatch.setattr(store, "read_row_groups", lambda *a, **k: reads.append(a) or read(*a, **k))
-    kept = log.keeping(int(size * share))
+    kept = log.cached(int(size * share))
     found = [list(kept.batches(8, seed=None))]
     first = len(reads)
     found += [list(kept.batches(8, seed=seed)) for seed in (1, 2)]

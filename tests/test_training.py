@@ -380,8 +380,10 @@ def test_dropout_and_batch_statistics_are_trained_saved_and_resumed(tmp_path: Pa
     quiet.eval()
     assert judged.history[0]["valid_loss"] == pytest.approx(float(quiet.loss(log(64)).mean()), rel=1e-5)
     loaded = load(tmp_path / "model", like=model())
-    np.testing.assert_array_equal(loaded.relevance.norm.mean[...], whole.model.relevance.norm.mean[...])
-    assert (np.asarray(loaded.relevance.norm.mean[...]) != 0).all()
+    np.testing.assert_array_equal(
+        loaded.relevance.function.norm.mean[...], whole.model.relevance.function.norm.mean[...]
+    )
+    assert (np.asarray(loaded.relevance.function.norm.mean[...]) != 0).all()
 
 
 def test_ctrl_c_waits_for_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

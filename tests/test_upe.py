@@ -49,7 +49,7 @@ def test_the_logging_policy_is_fitted_to_scores_where_there_are_some() -> None:
 
 def test_with_a_policy_that_ignores_documents_the_examination_loss_of_upe_is_that_of_dla() -> None:
     network = policy()
-    network.encoder.embedding[...] = jnp.zeros_like(network.encoder.embedding[...])
+    network.encoder.table.embedding[...] = jnp.zeros_like(network.encoder.table.embedding[...])
     model = baselines.UPE(relevance=documents(RELEVANCE), policy=network, ranks=K, momentum=1.0)
     model.rank[...] = jax.random.normal(jax.random.key(0), model.rank[...].shape)
     by_rank = np.asarray(model.policy.logits(model.rank[...]))
@@ -66,7 +66,7 @@ def test_the_adjusted_propensity_is_the_mean_over_documents_moved_among_the_rank
     lists = Sessions.from_lists(features={"document": [[3, 1, 2], [5, 4]]}, clicks=[[1, 0, 0], [0, 1]], weight=[2, 6])
     total, first = np.zeros(K), np.zeros(K)
     for ids, weight in zip(([3, 1, 2], [5, 4]), (2, 6), strict=True):
-        summary, n = np.asarray(model.policy.encoder.embedding[...]), len(ids)
+        summary, n = np.asarray(model.policy.encoder.table.embedding[...]), len(ids)
         turns = [ids[t:] + ids[:t] for t in range(n)]
         logits = [np.asarray(model.policy.logits(summary[np.array(t)] + model.rank[...][:n])) for t in turns]
         share = np.mean([np.exp(x) / np.exp(x).sum() for x in logits], axis=0)
@@ -83,6 +83,6 @@ def test_upe_trains_the_ranker_and_the_ranks_but_not_the_policy() -> None:
     network = policy()
     model = baselines.UPE(relevance=documents(), policy=network, ranks=K)
     trained = fitted(model, world(0.0, 1000.0), 20)
-    np.testing.assert_array_equal(trained.policy.encoder.embedding[...], network.encoder.embedding[...])
+    np.testing.assert_array_equal(trained.policy.encoder.table.embedding[...], network.encoder.table.embedding[...])
     assert float(jnp.abs(trained.rank[...]).max()) > 0.1
     assert set(nnx.state(model, nnx.Param)) == {"relevance", "rank"}

@@ -20,44 +20,44 @@ from ultr.sessions import Array
 
 
 class ClickDistribution(Protocol):
-    """What every distribution over click vectors of B lists of K documents can do."""
+    """A distribution over click vectors of B lists of K documents."""
 
     def conditional(self, clicks: Array) -> jax.Array:
-        """[B, K] log P(C_k = 1 | the clicks above rank k), for clicks [B, K]."""
+        """Computes log P(C_k = 1 | the clicks above rank k), [B, K], for clicks [B, K]."""
         ...
 
     def observed(self, clicks: Array) -> jax.Array:
-        """[B, K] log P(C_k = c_k | the clicks above rank k); 0 on padding. Sums to `log_prob`."""
+        """Computes log P(C_k = c_k | the clicks above rank k), [B, K]; 0 on padding. Sums to `log_prob`."""
         ...
 
     def marginal(self) -> jax.Array:
-        """[B, K] log P(C_k = 1)."""
+        """Computes log P(C_k = 1), [B, K]."""
         ...
 
     def log_prob(self, clicks: Array) -> jax.Array:
-        """[B] log P(clicks); -inf for a click vector that cannot happen."""
+        """Computes log P(clicks), [B]; -inf for a click vector that cannot happen."""
         ...
 
     def sample(self, key: Array) -> jax.Array:
-        """[B, K] int8, one click vector per list."""
+        """Draws one click vector per list, [B, K] int8."""
         ...
 
 
 def last_click(clicked: Array, rank: Array, axis: int = 1) -> jax.Array:
-    """[B, K] int32: 0 where nothing was clicked above, else the 1-based `rank` of the last click above."""
+    """Finds the last click above each document, [B, K] int32: its 1-based `rank`, 0 where nothing was clicked above."""
     running = jax.lax.cummax(jnp.where(clicked, rank, 0).astype(jnp.int32), axis=axis)
     return _shifted(running, axis, 0)
 
 
 def _shifted(x: jax.Array, axis: int, first: float) -> jax.Array:
-    """Every value one rank further down, `first` at the top."""
+    """Moves every value one rank further down, with `first` at the top."""
     pads = [(0, 0)] * x.ndim
     pads[axis] = (min(x.shape[axis], 1), 0)
     return jnp.pad(jax.lax.slice_in_dim(x, 0, max(x.shape[axis] - 1, 0), axis=axis), pads, constant_values=first)
 
 
 def _index(mask: Array, axis: int) -> jax.Array:
-    """0, 1, 2, ... along the ranks, with length 1 along the lists."""
+    """Counts 0, 1, 2, ... along the ranks, with length 1 along the lists."""
     index = jnp.arange(mask.shape[axis], dtype=jnp.int32)
     return jnp.expand_dims(index, 1 - axis)
 
@@ -177,7 +177,7 @@ class CascadeClicks:
         return self._until(clicks, index, last) + tail
 
     def log_prob_stopping(self, clicks: Array) -> jax.Array:
-        """[B] log-probability of the clicks and of examining nothing below the last one; all, where none was clicked.
+        """Computes log P(clicks, nothing below the last click is examined), [B]; without a click, all is examined.
 
         What the counting estimators of SDBN and DCM maximise (Chapelle and Zhang 2009; Guo 2009).
         """
@@ -194,7 +194,7 @@ class CascadeClicks:
         return index, jnp.max(jnp.where(clicked, index, -1), axis=self.rank_axis, keepdims=True, initial=-1)
 
     def _until(self, clicks: Array, index: jax.Array, end: jax.Array) -> jax.Array:
-        """[B] log-probability of examining up to index `end` and of the clicks there."""
+        """Computes the log-probability of examining up to index `end` and of the clicks there, [B]."""
         attract, ignore = self._attraction()
         clicked = (clicks != 0) & self.mask
         seen = jnp.where(index <= end, jnp.where(clicked, attract, ignore), 0.0)
@@ -202,7 +202,7 @@ class CascadeClicks:
         return jnp.sum(seen + went, axis=self.rank_axis)
 
     def _examining(self, clicks: Array) -> tuple[jax.Array, jax.Array]:
-        """[B, K] each: log-weights of examining the rank and of having stopped above it, given the clicks above."""
+        """Computes log-weights of examining each rank and of stopping above it, given the clicks above; [B, K] each."""
         _, ignore = self._attraction()
         clicked = (clicks != 0) & self.mask
         on = jnp.where(clicked, self.go_after_click, ignore + self.go_after_skip)
@@ -274,7 +274,7 @@ class MixtureClicks:
         return jnp.where(self.mask, self._mixed(clicks, each), 0.0)
 
     def _mixed(self, clicks: Array, event: jax.Array) -> jax.Array:
-        """log P(event at rank k | clicks above), from the components' [M, B, K]."""
+        """Mixes log P(event at rank k | clicks above) of the components, [M, B, K]."""
         # Responsibilities from the clicks above only: the whole session would leak the click predicted.
         above = exclusive_cumsum(jnp.stack([c.observed(clicks) for c in self.components]), 1 + self.rank_axis)
         log_weight = self._log_prior() + above
@@ -287,7 +287,7 @@ class MixtureClicks:
         return logsumexp(self._log_prior() + each, axis=0)
 
     def _log_prior(self) -> jax.Array:
-        """[M, B, 1]."""
+        """Shapes the log-probabilities of the components as [M, B, 1]."""
         return jnp.expand_dims(self.log_prior.T, 1 + self.rank_axis)
 
     def sample(self, key: Array) -> jax.Array:

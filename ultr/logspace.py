@@ -15,7 +15,7 @@ log_sigmoid = jax.nn.log_sigmoid
 
 
 def logit_and(a: Array, b: Array) -> jax.Array:
-    """Logit of the product of two probabilities: logit(sigmoid(a) sigmoid(b)).
+    """Computes the logit of the product of two probabilities: logit(sigmoid(a) sigmoid(b)).
 
     Equals -logsumexp(-a, -b, -a-b); both partial derivatives lie in [0, 1].
     """
@@ -25,7 +25,7 @@ def logit_and(a: Array, b: Array) -> jax.Array:
 
 
 def log1mexp(x: Array) -> jax.Array:
-    """log(1 - exp(x)) for x <= 0: the logarithm of the complement of exp(x)."""
+    """Computes log(1 - exp(x)) for x <= 0: the logarithm of the complement of exp(x)."""
     small = x > -0.6931472
     near = jnp.where(small, x, -1.0)
     far = jnp.where(small, -1.0, x)
@@ -35,7 +35,7 @@ def log1mexp(x: Array) -> jax.Array:
 
 
 def logsumexp(x: Array, axis: int = -1, where: Array | None = None) -> jax.Array:
-    """log(sum(exp(x))) over one axis; -inf where no term is left, with gradient zero there."""
+    """Computes log(sum(exp(x))) over one axis; -inf where no term is left, with gradient zero there."""
     valid = x > -jnp.inf if where is None else where & (x > -jnp.inf)
     inside = jnp.where(valid, x, 0.0)
     peak = jax.lax.stop_gradient(jnp.max(jnp.where(valid, x, -jnp.inf), axis=axis, keepdims=True, initial=-jnp.inf))
@@ -46,7 +46,7 @@ def logsumexp(x: Array, axis: int = -1, where: Array | None = None) -> jax.Array
 
 
 def logaddexp(a: Array, b: Array) -> jax.Array:
-    """log(exp(a) + exp(b)); like jnp.logaddexp, but without NaN gradients where both are -inf."""
+    """Computes log(exp(a) + exp(b)), like jnp.logaddexp, but without NaN gradients where both are -inf."""
     high, low = jnp.maximum(a, b), jnp.minimum(a, b)
     both = low > -jnp.inf
     gap = jnp.where(both, low, 0.0) - jnp.where(both, high, 0.0)
@@ -54,7 +54,7 @@ def logaddexp(a: Array, b: Array) -> jax.Array:
 
 
 def exclusive_cumsum(x: Array, axis: int = -1) -> jax.Array:
-    """Sum of all earlier elements along an axis; no subtraction, so nothing cancels."""
+    """Sums all earlier elements along an axis; no subtraction, so nothing cancels."""
     axis = axis % x.ndim
     shifted = jax.lax.slice_in_dim(jnp.cumsum(x, axis=axis), 0, max(x.shape[axis] - 1, 0), axis=axis)
     pads = [(0, 0)] * x.ndim

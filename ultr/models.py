@@ -108,7 +108,7 @@ class LatentVariableModel(ClickModel):
 
 
 class _RelevanceScored(ClickModel):
-    """The models that rank by their relevance tower."""
+    """A click model that ranks by its relevance tower; abstract."""
 
     relevance: Tower
 
@@ -304,7 +304,7 @@ class UBM(_RelevanceScored, LatentVariableModel):
 
 
 class _CascadeFamily(LatentVariableModel):
-    """The cascade family: the latent variables make the steps of one Markov chain down the list; abstract."""
+    """A model of the cascade family: latent variables are the steps of a Markov chain down the list; abstract."""
 
     def __call__(self, sessions: Sessions) -> CascadeClicks:
         return self.from_latents(
@@ -363,7 +363,7 @@ class DCM(_RelevanceScored, _CascadeFamily):
 
 
 class _Satisfaction(_CascadeFamily):
-    """The models that tell attraction from satisfaction and rank by their product (Chapelle and Zhang 2009)."""
+    """A model that ranks by the product of attraction and satisfaction (Chapelle and Zhang 2009); abstract."""
 
     relevance: Tower
     satisfaction: Tower
@@ -482,12 +482,12 @@ class Mixture(ClickModel):
 
     @property
     def pointwise(self) -> bool:
-        """As in every model; UBM's distribution over all last clicks needs lists as the first axis."""
+        """Whether every component is pointwise; UBM's distribution over last clicks needs lists as the first axis."""
         fixed = isinstance(self.prior_logits, nnx.Variable)
         return fixed and all(c.pointwise and not isinstance(c, UBM) for c in self.components)
 
     def score(self, sessions: Sessions) -> jax.Array:
-        """[B, K] logit of the relevance that an average user finds."""
+        """Computes the logit of the relevance that an average user finds, [B, K]."""
         lists = sessions.unbiased()
         prior = self._log_prior(lists)[:, :, None]
         each = jnp.stack([c.score(lists) for c in self.components], axis=1)

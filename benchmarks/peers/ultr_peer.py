@@ -19,10 +19,10 @@ from flax import nnx
 from protocol import peak_bytes, serve, since_start
 
 from ultr import training
-from ultr.data import ClickLog, collapse
+from ultr.data import ClickLog, Dataset, collapse
 from ultr.sessions import Sessions
 from ultr.study.registry import ModelConfig, build_model
-from ultr.training.feed import blocks
+from ultr.training.feed import one_pass
 from ultr.training.rows import lazy_adam
 from ultr.training.solver import solve
 from ultr.training.steps import Trainer
@@ -64,13 +64,13 @@ class _Windows:
         self._scratch, self._sums = trainer.scratch(self._state), jax.numpy.zeros(3)
         self._facts = {"weight": jax.numpy.float32(0), "prior": jax.numpy.float32(0)}
         self._blocks = list(
-            blocks(
+            one_pass(
                 _Listed(batches),
                 size,
                 seed=None,
                 length=size * len(batches),
                 rank_first=trainer.rank_first,
-                look=lambda batch: None,
+                check=lambda batch: None,
                 put=jax.device_put,
             )
         )
@@ -95,11 +95,11 @@ class _Windows:
         return {"sessions": sessions, "seconds": took, "rate": sessions / took}
 
 
-class _Listed:
+class _Listed(Dataset):
     def __init__(self, batches: list[Sessions]) -> None:
         self._batches = batches
 
-    def batches(self, batch_size: int, *, seed: int | None = None) -> Iterator[Sessions]:
+    def batches(self, batch_size: int, *, seed: int | None = None, share_features: bool = False) -> Iterator[Sessions]:
         return iter(self._batches)
 
 

@@ -17,7 +17,7 @@ from ultr.towers import Component, IndexBound, Statistic
 
 
 class Displays(Component):
-    """How often a logging policy showed each document at each rank, as a share of the sessions of its query.
+    """Holds how often a logging policy showed each document at each rank, as a share of the sessions of its query.
 
     An estimate of P(shown at k | query, document), since a document id stands for a (query, document) pair. What is
     missing to 1 in a document's shares is how often it was not shown at all. Memory grows with the cells, the

@@ -16,7 +16,7 @@ from ultr.towers import Frozen, Tower, TowerLike, as_tower
 
 
 class Steps(nnx.Variable[jax.Array]):
-    """The number of training steps made; not trained itself."""
+    """Counts the training steps made; not trained itself."""
 
 
 class RegressionEM(Baseline):

@@ -248,7 +248,7 @@ class IPS(ClickWeighted):
 
 
 class AffineIPS(ClickWeighted):
-    """The click less what an irrelevant document gets, divided by what relevance adds: (c - beta_k) / alpha_k.
+    """Affine correction: the click less that of an irrelevant document, over what relevance adds: (c - beta) / alpha.
 
     Vardasbi 2020: under trust bias P(click at k) = alpha_k relevance + beta_k, so that this is the relevance on
     average; with beta = 0 it is inverse propensity scoring. A document that was not clicked then counts below 0: the
@@ -389,7 +389,7 @@ class InterventionAware(ClickWeighted):
 
 
 class DirectMethod(_Formed):
-    """The full-information loss with a regression's estimates in the place of the true relevance.
+    """Direct method: the full-information loss with a regression's estimates in the place of the true relevance.
 
     Oosterhuis 2023, section 4. As good as the regression, whatever the clicks of the sessions at hand: they are not
     read.

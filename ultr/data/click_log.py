@@ -179,7 +179,7 @@ class ClickLog(Dataset):
 
     @cached_property
     def description(self) -> Description:
-        """What the metadata says; the weight of all sessions is read where they have weights."""
+        """The description in the metadata; the weight of all sessions is read where they have weights."""
         weight = None
         if self.weighted:
             weight = 0.0
@@ -267,7 +267,7 @@ class ClickLog(Dataset):
         by: Literal["session", "query", "time"] = "session",
         seed: int = 0,
     ) -> dict[str, ClickLog]:
-        """Disjoint views that together hold every session of this one; nothing is written.
+        """Splits the log into disjoint views that together hold every session of this one; nothing is written.
 
         Args:
           fractions: name -> share, adding up to 1.
@@ -301,7 +301,7 @@ class ClickLog(Dataset):
         }
 
     def columns(self, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        """The view's rows in stored order, one record batch per row group, checked like `batches`.
+        """Streams the view's rows in stored order, one record batch per row group, checked like `batches`.
 
         Args:
           names: one or more columns of the session files. Document ids beyond `documents` become 0, as in
@@ -322,9 +322,9 @@ class ClickLog(Dataset):
             yield batch if keep is None else batch.filter(pa.array(keep))
 
     def collection(self) -> Collection | None:
-        """The judged documents of this log's vocabulary, one list per query; None without grades.
+        """Collects the judged documents of this log's vocabulary, one list per query; None without grades.
 
-        Of a log that extends another vocabulary, those of the queries that the whole log shows.
+        A log that extends another vocabulary gives the queries that the whole log shows.
         """
         own = None
         if self.vocabulary.parent is not None and self.vocabulary.has_labels:
@@ -390,7 +390,7 @@ class ClickLog(Dataset):
         return block
 
     def _pools(self, rng: np.random.Generator | None) -> Iterator[tuple[int, Rows]]:
-        """(width, rows) of whole pools: single row groups in stored order, or unions of several in random order."""
+        """Yields (width, rows) of whole pools: row groups in stored order, or unions of several in random order."""
         kept = [g.rows if (keep := self._keep(g)) is None else int(keep.sum()) for g in self._groups]
         used = [g for g, n in zip(self._groups, kept, strict=True) if n]
         pools = [[g] for g in used]
@@ -420,7 +420,7 @@ class ClickLog(Dataset):
                 yield width, join(found.pop(width))
 
     def _load(self, group: _Group, widths: np.ndarray) -> list[tuple[int, Rows]]:
-        """The view's rows of one row group, by width."""
+        """Loads the view's rows of one row group, by width."""
         if self._cache is not None and (cached := self._cache.parts.get(group.row)) is not None:
             return cached
         names = self._layout.streamed(ranks=not self._consecutive)
@@ -508,7 +508,7 @@ def _layout(path: Path, metadata: Mapping[str, Any], groups: Sequence[_Group]) -
 
 
 def _whole(rows: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Mask and position [rows, width] of lists that are shown whole; read-only, as batches share them."""
+    """Makes mask and position [rows, width] of lists that are shown whole; read-only, as batches share them."""
     mask = np.ones((rows, width), bool)
     position = np.tile(np.arange(width, dtype=np.int32), (rows, 1))
     mask.flags.writeable = position.flags.writeable = False

@@ -109,7 +109,7 @@ class Collection(Dataset):
         known: int | None = None,
         metadata: Mapping[str, Any] | None = None,
     ) -> Collection | None:
-        """The documents of a vocabulary that have a grade, by query; None where none has.
+        """Collects the documents of a vocabulary that have a grade, by query; None where none has.
 
         Args:
           own: [Q] bool, the queries to take: the others are of what the vocabulary extends; None: all.
@@ -152,7 +152,7 @@ class Collection(Dataset):
         ids: Any = None,
         feature_names: Sequence[str] | None = None,
     ) -> Collection:
-        """A collection from arrays with one entry per graded document.
+        """Makes a collection of arrays with one entry per graded document.
 
         Args:
           query: [D] query ids (integers from 0, kept) or names (strings, numbered as they come). The
@@ -216,7 +216,7 @@ class Collection(Dataset):
 
     @cached_property
     def description(self) -> Description:
-        """What the collection says of itself; rows are lists, without weights."""
+        """The description of the collection; rows are lists, without weights."""
         return Description(rows=len(self), documents=self.documents, vocabulary=self.vocabulary, identity=self.identity)
 
     @property
@@ -252,7 +252,7 @@ class Collection(Dataset):
         return self.vocabulary.document_names.take(pa.array(self.document - 1)).combine_chunks()
 
     def select(self, queries: Any) -> Collection:
-        """The lists that a boolean mask [Q], an index array or a slice picks, in that order; ids stay."""
+        """Picks lists by a boolean mask [Q], an index array or a slice, in that order; ids stay."""
         picked = np.arange(len(self))[queries]
         lengths = np.diff(self.offsets)[picked]
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
@@ -274,7 +274,7 @@ class Collection(Dataset):
         return part
 
     def split(self, fractions: Mapping[str, float], *, by: str = "query", seed: int = 0) -> dict[str, Collection]:
-        """Disjoint parts that together hold every list, by a seeded hash of the query id.
+        """Splits the lists into disjoint parts that together hold every list, by a seeded hash of the query id.
 
         Raises:
           ConfigError: the fractions are not positive or do not add up to 1, or `by` is not "query".
@@ -402,7 +402,7 @@ def write_collection(
 def split_counts(
     documents: pa.Table, splits: pa.Array | pa.ChunkedArray | None, names: Sequence[str] = ()
 ) -> dict[str, int]:
-    """Name -> lists of each split, those of `names` first even where they have none; arguments as above."""
+    """Counts the lists of each split by name, those of `names` first even where they have none."""
     counts = dict.fromkeys(names, 0)
     if splits is not None and "label" in documents.column_names:
         graded = documents.filter(documents["label"].is_valid())["query"].unique()

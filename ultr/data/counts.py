@@ -162,7 +162,7 @@ class Counts(Dataset):
 
     @cached_property
     def description(self) -> Description:
-        """What the counts say; a session is worth as many rows as it has impressions, by weight."""
+        """The description of the counts; a session is worth as many rows as it has impressions, by weight."""
         impressions = float(self.impressions.sum(dtype=np.float64))
         return Description(
             rows=len(self),
@@ -220,7 +220,7 @@ class Counts(Dataset):
             yield self._batch(rows[part], parts[part], share_features).pad(rows=batch_size)
 
     def _parts(self, batch_size: int) -> np.ndarray:
-        """Over how many batches each document is spread."""
+        """Computes over how many batches each document is spread."""
         rows, first = self._rows, self._first
         cell = rows >> 1
         weight = np.where(rows & 1, self.clicks[cell], self.impressions[cell] - self.clicks[cell])
@@ -231,12 +231,12 @@ class Counts(Dataset):
 
     @cached_property
     def _first(self) -> np.ndarray:
-        """Where in `_rows` those of each document begin."""
+        """Where in `_rows` the rows of each document begin."""
         return starts(self.document[self._rows >> 1])
 
     @cached_property
     def _rows(self) -> np.ndarray:
-        """Twice the cell, plus one for a click, of each row."""
+        """For each row, twice its cell, plus one for a click."""
         present = np.stack([self.impressions > self.clicks, self.clicks > 0], axis=1)
         return np.flatnonzero(present.ravel())
 

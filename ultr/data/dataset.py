@@ -23,7 +23,7 @@ STREAMED = 1 << 13  # rows per batch of a pass that only adds up
 
 @dataclasses.dataclass(frozen=True)
 class Description:
-    """What a dataset says of itself, so that nobody has to find it out by streaming.
+    """Describes a dataset, so that nobody has to find this out by streaming.
 
     Attributes:
       rows: number of rows that show a document; a row is a session, or a counted cell.
@@ -74,7 +74,7 @@ class Dataset(abc.ABC):
 
     @cached_property
     def description(self) -> Description:
-        """What the dataset says of itself; here by streaming once."""
+        """The description of the dataset; found here by streaming once."""
         rows, weight, weighted = 0, 0.0, False
         for batch in self.batches(STREAMED, share_features=True):
             shown = batch.shown()

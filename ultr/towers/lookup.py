@@ -21,7 +21,7 @@ _reader: ContextVar[Reader | None] = ContextVar("reader", default=None)
 
 
 def lookup(table: nnx.Param[jax.Array], index: Array) -> jax.Array:
-    """The table's numbers at the given indices, in the indices' shape.
+    """Looks up a table's numbers at the given indices, in the indices' shape.
 
     A table of several axes is indexed as if flattened; an index beyond the table reads no row, and what is returned
     there must not be used. Towers whose tables shall be trained row by row
@@ -38,17 +38,17 @@ def lookup(table: nnx.Param[jax.Array], index: Array) -> jax.Array:
 
 
 def spread(index: jax.Array) -> jax.Array:
-    """The index into a table of which every cell stands 16 times side by side (`jnp.repeat(table, LANES)`).
+    """Computes the index into a table whose entries stand 16 times side by side (`jnp.repeat(table, LANES)`).
 
-    Neighbouring impressions then read different copies of one cell, and their gradients are not added up one after
-    another at one address, which is slow on a CPU; worth it for tables of few cells.
+    Neighbouring impressions then read different copies of one entry, and their gradients are not added up one after
+    another at one address, which is slow on a CPU; worth it for tables of few entries.
     """
     lane = jnp.arange(index.shape[-1], dtype=jnp.int32) % LANES
     return index.astype(jnp.int32) * LANES + jnp.broadcast_to(lane, index.shape)
 
 
 def lookup_small(table: jax.Array, index: Array) -> jax.Array:
-    """The numbers of a small flat table at the given indices, with a gradient that is quick to add up."""
+    """Looks up a small flat table at the given indices, with a gradient that is quick to add up."""
     index = jnp.asarray(index)
     if index.ndim == 0:
         return table[index]
@@ -58,7 +58,7 @@ def lookup_small(table: jax.Array, index: Array) -> jax.Array:
 
 @contextlib.contextmanager
 def read_by(reader: Reader) -> Iterator[None]:
-    """Inside the block `lookup` asks the reader first; it returns None for tables that it does not know."""
+    """Lets a reader answer `lookup` inside the block; it returns None for tables that it does not know."""
     token = _reader.set(reader)
     try:
         yield

@@ -17,7 +17,7 @@ from ultr.towers.lookup import lookup, lookup_small
 
 
 def logits_of(probabilities: Sequence[float] | np.ndarray | float) -> np.ndarray:
-    """Host-side logits of known probabilities of any shape; certainty becomes +-40, which is 0 or 1 in float64.
+    """Computes logits of known probabilities of any shape on the host; certainty becomes +-40, 0 or 1 in float64.
 
     Raises:
       ConfigError: a number outside [0, 1].
@@ -42,7 +42,7 @@ class TableTower(Tower):
 
 
 class Constant(TableTower):
-    """One logit for every document of every list.
+    """Gives one logit to every document of every list.
 
     Args:
       initial: the logit at the start.
@@ -59,7 +59,7 @@ class Constant(TableTower):
 
 
 class RankTable(TableTower):
-    """One logit per displayed rank.
+    """Looks up one logit per displayed rank.
 
     Args:
       ranks: number of ranks, the table's size.
@@ -90,7 +90,7 @@ class RankTable(TableTower):
 
 
 class LastClickTable(LastClickTower):
-    """One logit per (rank, rank of the last click above it), for UBM: logits [B, K, K+1].
+    """Looks up one logit per (rank, rank of the last click above it), for UBM: logits [B, K, K+1].
 
     Args:
       ranks: number of ranks; the table is [ranks, ranks + 1], column 0: no click above.
@@ -125,7 +125,7 @@ class LastClickTable(LastClickTower):
 
 
 class DocumentTable(TableTower):
-    """One logit per document, and a common one for documents unseen in training (id 0).
+    """Looks up one logit per document, and a common one for documents unseen in training (id 0).
 
     The logit is `common + entry(document)`; entries start at 0, so a document without data keeps the common logit.
 
@@ -207,7 +207,7 @@ class DocumentTable(TableTower):
 
 
 def _mix(ids: jax.Array) -> jax.Array:
-    """Murmur3's finaliser: spreads consecutive ids over 32 bits."""
+    """Spreads consecutive ids over 32 bits, by the finaliser of MurmurHash3."""
     x = ids.astype(jnp.uint32)
     x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
     x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
@@ -215,7 +215,7 @@ def _mix(ids: jax.Array) -> jax.Array:
 
 
 class RankDocumentTable(TableTower):
-    """One logit per (rank, document), and a common one per rank for unseen documents.
+    """Looks up one logit per (rank, document), and a common one per rank for unseen documents.
 
     Args:
       documents: number of documents in the vocabulary; ids run from 1 to this.
@@ -248,7 +248,7 @@ class RankDocumentTable(TableTower):
 
 
 class GradeTable(TableTower):
-    """One fixed logit per expert grade: the relevance tower of a simulated user. Not trained.
+    """Looks up one fixed logit per expert grade: the relevance tower of a simulated user. Not trained.
 
     Args:
       grades: one logit per grade 0, 1, 2, ...

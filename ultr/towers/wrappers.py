@@ -48,7 +48,7 @@ class TowerWrapper(Tower):
 
 
 class Sum(Tower):
-    """The sum of several towers' logits, e.g. a table plus a network.
+    """Adds up the logits of several towers, e.g. a table plus a network.
 
     Args:
       towers: towers that return [B, K]; if one returns [B, K, K+1] (UBM's examination), the others are
@@ -104,7 +104,7 @@ class Dropout(TowerWrapper):
 
 
 class GradientReversal(TowerWrapper):
-    """The tower's logits, with its gradient times -`strength`.
+    """Gives the tower's logits, with its gradient times -`strength`.
 
     What is trained on these logits finds out what they tell, while the tower forgets it (Zhang 2023, after Ganin and
     Lempitsky 2015). It belongs in front of an adversary, as in `baselines.AdversarialTwoTower`: in the place of a bias
@@ -129,7 +129,7 @@ class GradientReversal(TowerWrapper):
 
 
 def reverse(x: jax.Array, strength: float) -> jax.Array:
-    """x, with the gradient times -strength."""
+    """Returns x, with the gradient times -strength."""
     still = jax.lax.stop_gradient(x)
     return still - strength * (x - still)
 
@@ -162,7 +162,7 @@ Module = TypeVar("Module", bound=nnx.Module)
 
 
 def held(module: Module) -> Module:
-    """A copy of a module in evaluation mode whose parameters have become `Held`; no table of it is trained by rows."""
+    """Copies a module in evaluation mode, with its parameters as `Held`; no table of the copy is trained."""
     module = nnx.clone(module)
     module.eval()
     done: dict[int, Held] = {}  # by parameter, so that one in two places stays one
@@ -205,7 +205,7 @@ class HasPropensities(Protocol):
 
 
 def examination_of(propensity: Sequence[float] | np.ndarray | HasPropensities, *, additive: bool = False) -> Frozen:
-    """A frozen bias tower at known propensities.
+    """Makes a frozen bias tower at known propensities.
 
     Args:
       propensity: examination by rank relative to rank 1, or as probabilities: [R] numbers above 0, or the

@@ -41,12 +41,12 @@ def _classes() -> dict[str, type]:
 
 
 def _parameters(kind: type) -> list[str]:
-    """Names of the constructor's arguments; by convention a module keeps each but rngs under the same name."""
+    """Names the constructor's arguments; by convention a module keeps each but rngs under the same name."""
     return list(inspect.signature(kind.__init__).parameters)[1:]  # type: ignore[misc]
 
 
 def describe(value: Any) -> Any:
-    """JSON description of a model or tower, from which `build` makes the same again with fresh parameters.
+    """Describes a model or tower as JSON, from which `build` makes the same again with fresh parameters.
 
     A module that stands in two places is described once and referred to after that.
 
@@ -81,7 +81,7 @@ def _describe(value: Any, seen: dict[int, int]) -> Any:
 
 
 def build(description: Any) -> Any:
-    """The model or tower that a description stands for, with fresh parameters (seed 0).
+    """Builds the model or tower of a description, with fresh parameters (seed 0).
 
     Raises:
       ConfigError: an unknown class or argument.
@@ -117,13 +117,13 @@ def _build(description: Any, made: list[Any]) -> Any:
 
 
 def named_arrays(tree: Any) -> dict[str, Any]:
-    """Path -> leaf of any pytree, with names that are stable over processes."""
+    """Maps paths to leaves of any pytree, with names that are stable over processes."""
     flat = jax.tree_util.tree_flatten_with_path(tree)[0]
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in flat}
 
 
 def _plain(leaf: Any) -> np.ndarray:
-    """A leaf as a NumPy array; random keys (of dropout, say) as their data."""
+    """Converts a leaf to a NumPy array; random keys (of dropout, say) to their data."""
     return np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
 
 
@@ -168,7 +168,7 @@ def _save_arrays(directory: Path, tree: Any, meta: dict[str, Any]) -> None:
 
 
 def read_meta(directory: Path) -> dict[str, Any]:
-    """The JSON beside the arrays, after checking schema and every file's checksum.
+    """Reads the JSON beside the arrays, after checking schema and every file's checksum.
 
     Raises:
       CheckpointError: names the file that is missing, damaged or of another schema.
@@ -202,7 +202,7 @@ def read_meta(directory: Path) -> dict[str, Any]:
 
 
 def restore_arrays(directory: Path, like: Any) -> Any:
-    """The saved arrays in the structure of `like`; call `read_meta` first, which checks the files.
+    """Restores the saved arrays in the structure of `like`; call `read_meta` first, which checks the files.
 
     Raises:
       CheckpointError: names and shapes differ from `like`.
@@ -250,7 +250,7 @@ def save(model: nnx.Module, directory: str | Path, *, extra: dict[str, Any] | No
 
 
 def load(directory: str | Path, *, like: nnx.Module | None = None) -> Any:
-    """A saved model with its parameters and feature statistics.
+    """Loads a saved model with its parameters and feature statistics.
 
     Args:
       directory: folder that `save` wrote.

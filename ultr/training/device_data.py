@@ -20,7 +20,7 @@ from ultr.training.inputs import DatasetLike, count_rows, session_sums, training
 
 @dataclasses.dataclass(frozen=True)
 class SolverMemory:
-    """How `solve` cuts its data into pieces; the result does not depend on it, but for rounding.
+    """Sizes of the pieces into which `solve` cuts its data; but for rounding, the result does not depend on them.
 
     Attributes:
       batch_rows: rows per batch, what a CPU's cache holds.

@@ -18,7 +18,7 @@ from ultr.towers.base import tower_name
 
 @dataclasses.dataclass(frozen=True)
 class TableSpec:
-    """How the logits of a table tower lie in a flat array; the logits themselves stand elsewhere.
+    """Describes how the logits of a table tower lie in a flat array; the logits themselves stand elsewhere.
 
     Attributes:
       kind: the tower's class.

@@ -40,6 +40,7 @@ class Trainer:
         self._optax = optimizer.rest if isinstance(optimizer, RowSparse) else optimizer
         paths = set(row_tables(model)) if self._rule else set()
         self._filters = (lambda path, _: tuple(path) in paths, nnx.Param, ...)
+        self._unmarked = nnx.split(model)
         model = nnx.clone(model)
         mark_groups(model)
         self._graph, *parts = nnx.split(model, *self._filters)  # type: ignore[misc]
@@ -69,7 +70,10 @@ class Trainer:
 
     def model(self, parameters: Any) -> Any:
         """Builds the model with the given parameters, as `parameters(state)` returns them."""
-        return nnx.merge(self._graph, *parameters)
+        graph, state = self._unmarked
+        trained = nnx.merge(self._graph, *parameters)
+        leaves = jax.tree.leaves(nnx.split(trained)[1])
+        return nnx.merge(graph, jax.tree.unflatten(jax.tree.structure(state), leaves))
 
     def parameters(self, state: State) -> Any:
         """Copies (tables, other parameters, everything else) of the model, since a step uses its state up."""
