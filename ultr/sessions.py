@@ -197,6 +197,10 @@ class Sessions:
             fields[name] = None if value is None else grow(value, name in _PER_RANK)
         return Sessions(**fields)
 
+    def row_weights(self) -> np.ndarray:
+        """Returns the weight of each list, [B] float64 on the host; 1 where the batch has no weights."""
+        return np.ones(len(self)) if self.weight is None else np.asarray(self.weight, np.float64)
+
     def unbiased(self) -> Sessions:
         """The same lists without clicks and positions: what a ranker may see."""
         return self.replace(clicks=None, last_click=None, position=np.zeros(self.shape, np.int32))  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""What a simulated user is made of, as JSON values for the metadata of the log."""
+"""The ground truth of a simulated user, as JSON values for the metadata of the log."""
 
 from __future__ import annotations
 
@@ -11,65 +11,65 @@ from flax import nnx
 from ultr import models
 from ultr.models import ClickModel
 from ultr.sessions import Sessions
-from ultr.simulate.curves import Bias, Context, Curve, GapCurve
-from ultr.simulate.processes import BottomUp, Noisy
+from ultr.simulate.examination_curves import BiasExponent, ClickGapCurve, Context, RankCurve
+from ultr.simulate.wrapped_users import BottomUpUser, NoisyUser
 from ultr.towers import Constant, RankTable
 
-# Where a model keeps what depends on the rank, and what its name is; UBM's depends on the last click as well.
+# The attribute of each model that holds what depends on the rank; that of UBM depends on the last click as well.
 _CURVES = ((models.PBM, "examination"), (models.TrustPBM, "examination"), (models.AdditivePBM, "examination"),
            (models.DCM, "continuation"), (models.DBN, "continuation"), (models.CCM, "after_skip"),
            (models.RCTR, "tower"))  # fmt: skip
 
 
-def biases(model: nnx.Module) -> list[Bias]:
-    """The different exponents of the towers of a model."""
-    found = (module.bias for _, module in nnx.iter_modules(model) if isinstance(module, Curve | GapCurve))
+def bias_exponents(model: nnx.Module) -> list[BiasExponent]:
+    """Returns the different exponents of the towers of a model."""
+    found = (module.bias for _, module in nnx.iter_modules(model) if isinstance(module, RankCurve | ClickGapCurve))
     return list(dict.fromkeys(found))
 
 
-def user_of(model: ClickModel) -> str:
-    """Class of the model below noise and direction of reading."""
-    while isinstance(model, Noisy | BottomUp):
+def user_class(model: ClickModel) -> str:
+    """Returns the name of the class of a model, without noise and direction of reading around it."""
+    while isinstance(model, NoisyUser | BottomUpUser):
         model = model.model
     return type(model).__name__
 
 
-def truth_of(model: ClickModel, contexts: Sequence[Context], ranks: int) -> dict[str, Any]:
-    """What there is to know of the user.
+def describe_user(model: ClickModel, contexts: Sequence[Context], ranks: int) -> dict[str, Any]:
+    """Describes a user by the values of its towers.
 
     Args:
       model: the user.
-      contexts: that the log has.
-      ranks: how many are shown.
+      contexts: those of the log.
+      ranks: number of ranks shown.
 
     Returns:
       `examination` (or `continuation`, `after_skip`; `examination_logit` of an additive user; `click` of RCTR): [ranks]
         probabilities, in the first value of every context and at the start of the log.
       `contexts`: name -> value -> its `share`, and its curve, other contexts at their first values.
       `drift`: `eta` at the `start` and the `end` of the log, and the curves there.
-      `trust`: `alpha` and `beta` [ranks] (alpha relevance + beta), and where there is an examination by rank `relevant`
-        and `irrelevant` e+ and e-, which together with it make them; trust-affine has no such examination.
+      `trust`: `alpha` and `beta` [ranks] of P(click) = alpha relevance + beta; and where there is an examination by
+        rank, from which they follow, e+ and e- as `relevant` and `irrelevant` (trust-affine has no such examination).
       `noise`: `flip` and `random_clicks`.
       `components`: of a mixture, each with its `share`; `bottom_up`: true where reading goes upwards.
     """
-    if isinstance(model, Noisy):
+    if isinstance(model, NoisyUser):
         noise = {"flip": model.flip, "random_clicks": model.random_clicks}
-        return truth_of(model.model, contexts, ranks) | {"noise": noise}
-    if isinstance(model, BottomUp):
-        return truth_of(model.model, contexts, ranks) | {"bottom_up": True}
+        return describe_user(model.model, contexts, ranks) | {"noise": noise}
+    if isinstance(model, BottomUpUser):
+        return describe_user(model.model, contexts, ranks) | {"bottom_up": True}
     out: dict[str, Any] = {}
     if isinstance(model, models.Mixture):
         prior = model.prior_logits
         fixed = isinstance(prior, nnx.Variable)
         shares = _softmax(np.asarray(prior[...])) if fixed else [None] * len(model.components)  # type: ignore[index]
         parts = zip(model.components, shares, strict=True)
-        out["components"] = [{"user": user_of(m), "share": s} | truth_of(m, contexts, ranks) for m, s in parts]
-        return out | _sessions(model, None, contexts, ranks)
+        out["components"] = [{"user": user_class(m), "share": s} | describe_user(m, contexts, ranks) for m, s in parts]
+        return out | _curves(model, None, contexts, ranks)
     curve = next((name for kind, name in _CURVES if type(model) is kind), None)
     tower = None if curve is None else getattr(model, curve)
-    if not isinstance(tower, RankTable | Curve):
+    if not isinstance(tower, RankTable | RankCurve):
         curve = None
-    out |= _sessions(model, curve, contexts, ranks)
+    out |= _curves(model, curve, contexts, ranks)
     if isinstance(model, models.TrustPBM):
         tables, seen = (model.trust_relevant, model.trust_irrelevant), out.get("examination")
         by_rank = seen is not None
@@ -83,7 +83,7 @@ def truth_of(model: ClickModel, contexts: Sequence[Context], ranks: int) -> dict
     return out
 
 
-def _sessions(model: ClickModel, curve: str | None, contexts: Sequence[Context], ranks: int) -> dict[str, Any]:
+def _curves(model: ClickModel, curve: str | None, contexts: Sequence[Context], ranks: int) -> dict[str, Any]:
     additive = isinstance(model, models.AdditivePBM)
     tower = None if curve is None else getattr(model, curve)
     name = {"tower": "click", None: ""}.get(curve, f"{curve}_logit" if additive else str(curve))
@@ -103,7 +103,7 @@ def _sessions(model: ClickModel, curve: str | None, contexts: Sequence[Context],
             }
             for number, c in enumerate(contexts)
         }
-    moving = [bias for bias in biases(model) if bias.drift is not None]
+    moving = [bias for bias in bias_exponents(model) if bias.drift is not None]
     if moving:
         out["drift"] = {
             "start": {"eta": moving[0].eta} | at(first, 0.0),
@@ -114,7 +114,8 @@ def _sessions(model: ClickModel, curve: str | None, contexts: Sequence[Context],
 
 def _softmax(logits: np.ndarray) -> list[float]:
     p = np.exp(logits - logits.max())
-    return (p / p.sum()).tolist()  # type: ignore[no-any-return]
+    shares: list[float] = (p / p.sum()).tolist()
+    return shares
 
 
 def _values(tower: Any, chosen: Sequence[tuple[Context, int]], ranks: int, time: float, additive: bool) -> list[float]:
@@ -130,4 +131,5 @@ def _values(tower: Any, chosen: Sequence[tuple[Context, int]], ranks: int, time:
             features=features | {"time": np.full((1, size), time, np.float32)},
         )
         logit = np.asarray(tower(lists)[0], np.float64)
-    return (logit if additive else 1 / (1 + np.exp(-logit))).tolist()  # type: ignore[no-any-return]
+    values: list[float] = (logit if additive else 1 / (1 + np.exp(-logit))).tolist()
+    return values
