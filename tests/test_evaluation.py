@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
+from conftest import ROOT
 from evaluated import (
     CLICKS,
     KEY,
@@ -24,6 +27,7 @@ from flax import nnx
 from ultr import models, towers
 from ultr.errors import ConfigError, DataError
 from ultr.evaluation import Estimate, evaluate, paired_difference
+from ultr.evaluation.metrics import METRICS, ClickMetric, RankingMetric, marginal_log_prob
 from ultr.sessions import Sessions
 
 # What is asked and what can be given.
@@ -85,6 +89,41 @@ def test_a_module_that_is_called_with_something_else_is_a_ranker():
 def test_a_metric_that_cannot_be_given_says_why(model, fields, metric, reason):
     with pytest.raises(DataError, match=f"metric '{metric}' cannot be computed: {reason}"):
         evaluate(model, Sessions.from_lists(**fields), metrics=[metric], key=KEY)
+
+
+def test_a_metric_is_a_function_and_a_row(monkeypatch):
+    def hits(lists, cutoffs):
+        return [jnp.sum((lists.labels >= 1) & (lists.ranks <= k), axis=1) for k in cutoffs]
+
+    def no_click(predicted, sessions):
+        return predicted.log_prob(np.zeros_like(sessions.clicks))
+
+    rows = (
+        RankingMetric("hits", "relevant documents within the cutoff", hits, bounded=False),
+        ClickMetric("no_click", "mean ln P(no click)", no_click, average="sessions"),
+        ClickMetric("marginal", "perplexity of marginals", marginal_log_prob, average="ranks"),
+    )
+    for row in rows:
+        monkeypatch.setitem(METRICS, row.name, row)
+    lists = ranked([[0, 1, 2], [1, 0, 0]])
+    found = evaluate(ByFeature(), lists, metrics=["hits@2", "ndcg", "hits@3"], key=KEY)
+    assert [found[name].value for name in ("hits@2", "hits@3")] == [1, 1.5]
+    clicks = Sessions.from_lists(clicks=[[1, 0], [0, 1], [0, 0]])
+    found = evaluate(Coin(0.2), clicks, metrics=["log_likelihood", "no_click", "marginal/rank-2", "perplexity/rank-2"],
+                     key=KEY)  # fmt: skip
+    assert found["no_click"].value == pytest.approx(2 * math.log(0.8))
+    assert found["log_likelihood"].value == pytest.approx((2 * math.log(0.2) + 4 * math.log(0.8)) / 3)
+    assert found["marginal/rank-2"].value == found["perplexity/rank-2"].value
+    with pytest.raises(ConfigError, match=r"known: ndcg@k, .*hits@k, no_click, marginal, marginal/rank-k"):
+        evaluate(Coin(0.2), clicks, metrics=["missing"], key=KEY)
+
+
+def test_the_help_lists_every_metric_without_loading_jax():
+    code = "import sys; from ultr import cli; cli.cli.main(['evaluate', '--help'], standalone_mode=False)"
+    code += "; assert 'jax' not in sys.modules"
+    shown = subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True, text=True).stdout
+    for metric in METRICS.values():
+        assert all(form in shown for form in metric.forms)
 
 
 @pytest.mark.parametrize("name", ["ndgc@10", "ndcg@0", "ndcg@-1", "perplexity@3", "perplexity/rank-0"])

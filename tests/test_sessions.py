@@ -118,3 +118,11 @@ def test_in_memory_batches_hold_each_session_once() -> None:
         assert sorted(np.asarray(together.query)[shown].tolist()) == [7, 8, 9]
     first, again = (np.concatenate([b.query for b in source.batches(2, seed=5)]) for _ in range(2))
     np.testing.assert_array_equal(first, again)
+
+
+def test_row_weights_are_one_without_weights() -> None:
+    lists = Sessions.from_lists(clicks=[[1], [0, 1], [1]])
+    assert lists.row_weights().tolist() == [1, 1, 1]
+    weights = lists.replace(weight=np.float32([2, 0, 0.5])).row_weights()  # type: ignore[attr-defined]
+    assert weights.tolist() == [2, 0, 0.5]
+    assert weights.dtype == np.float64

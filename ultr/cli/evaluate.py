@@ -83,7 +83,7 @@ def command(
     \b
     Example:
       ultr evaluate run collection --metrics ndcg@10,mrr@10
-    Example: are 10 % of the documents clicked that the model gives a chance of 10 %?
+    Example: of documents with a predicted chance of 10 %, are 10 % clicked?
       ultr evaluate run log --calibration --figure calibration.png
     """
     if figure is not None and not calibration:
@@ -175,7 +175,7 @@ def _span(bucket: FrequencyBucket) -> str:
 
 
 def _saw_sessions(train: dict[str, Any] | None, data: dict[str, Any] | None) -> bool:
-    """Whether the data holds sessions of the training split: it is the same log, as a whole or in the same split."""
+    """Tells whether the data holds sessions of the training split: the same log, as a whole or in the same split."""
     if not train or not data or train.get("fingerprint") != data.get("fingerprint"):
         return False
     return not data.get("split") or data.get("split") == train.get("split")

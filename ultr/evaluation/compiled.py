@@ -66,7 +66,7 @@ class CompiledModel:
         return scores
 
     def predicts_clicks(self, batch: Sessions) -> bool:
-        """Whether calling the model gives a distribution over clicks; a Flax module is traced and not run."""
+        """Tells whether calling the model gives a distribution over clicks; a Flax module is traced and not run."""
         if isinstance(self.model, ClickModel):
             return True
         if not callable(self.model):

@@ -32,7 +32,7 @@ _DCG = re.compile(r"dcg(?:@([1-9]\d*))?")
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LogSupport:
-    """How much of the log an estimate rests on.
+    """The part of the log that an estimate rests on.
 
     Attributes:
       clicks: number of clicks that count: on documents that the ranker places within the cutoff.

@@ -139,7 +139,7 @@ def per_query(
 
 
 class _Evaluation:
-    """All that was asked of a model on data: one pass over graded lists, one over sessions with clicks.
+    """The metrics of a model on data, computed in one pass over graded lists and one over sessions with clicks.
 
     Attributes:
       query: ids [Q] of the queries with graded lists, ascending; empty where no ranking metric was asked for.
@@ -231,7 +231,7 @@ def _metric_names(metrics: Iterable[str] | str) -> list[str]:
 
 
 def _possible(requests: list[MetricRequest] | None, obstacles: dict[str, str | None]) -> list[MetricRequest]:
-    """Returns what was asked for, or all that nothing stands in the way of.
+    """Returns the metrics that were asked for, or all that can be computed.
 
     Args:
       requests: None: all.

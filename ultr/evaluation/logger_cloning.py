@@ -22,7 +22,7 @@ from ultr.sessions import Sessions
 
 @dataclasses.dataclass(frozen=True)
 class Cloning:
-    """How close a model's order of documents is to the logger's.
+    """A comparison of a model's order of documents with the logger's.
 
     Attributes:
       metric: such as "ndcg@10".

@@ -39,7 +39,7 @@ class RankedLists(NamedTuple):
 
     @property
     def scores(self) -> Array:
-        """[B, K] scores that put the documents in the order of the ranks."""
+        """Returns scores [B, K] that put the documents in the order of the ranks."""
         return -self.ranks.astype("float32")
 
 
@@ -74,13 +74,13 @@ class RankingMetric:
 
     @property
     def forms(self) -> tuple[str, ...]:
-        """Ways to write the metric, such as "ndcg@k"."""
+        """Returns the ways to write the metric, such as "ndcg@k"."""
         return (f"{self.name}@k",)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ClickMetric:
-    """How well a click model predicts the clicks of sessions.
+    """A measure of how well a click model predicts the clicks of sessions.
 
     Attributes:
       name: such as "perplexity".
@@ -104,7 +104,7 @@ class ClickMetric:
 
     @property
     def forms(self) -> tuple[str, ...]:
-        """Ways to write the metric, such as "perplexity" and "perplexity/rank-k"."""
+        """Returns the ways to write the metric, such as "perplexity" and "perplexity/rank-k"."""
         return (self.name, f"{self.name}/rank-k") if self.average == "ranks" else (self.name,)
 
 

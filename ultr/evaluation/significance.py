@@ -198,7 +198,7 @@ def _sums(values: np.ndarray, axis: int) -> np.ndarray:
 
 
 def _as_far(sums: np.ndarray, differences: np.ndarray) -> np.ndarray:
-    """[N] whether sums of the differences with other signs are as far from 0 as theirs."""
+    """Tells [N] which sums of the differences with other signs are at least as far from 0 as their own."""
     # Equal sums differ by rounding, by more than scipy allows for where they cancel almost to 0.
     rounding = 1e-12 * float(np.abs(differences).sum())
     return np.asarray(np.abs(sums) >= abs(float(differences.sum())) - rounding)

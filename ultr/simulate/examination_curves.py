@@ -42,8 +42,10 @@ class Context:
     shares: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
-        for field in ("values", "factors") + (("shares",) if self.shares is not None else ()):
-            object.__setattr__(self, field, tuple(getattr(self, field)))
+        object.__setattr__(self, "values", tuple(self.values))
+        object.__setattr__(self, "factors", tuple(self.factors))
+        if self.shares is not None:
+            object.__setattr__(self, "shares", tuple(self.shares))
         sizes = {len(self.values), len(self.factors), len(self.shares or self.values)}
         if len(sizes) > 1 or not self.values or len(set(self.values)) < len(self.values):
             raise ConfigError(
@@ -59,7 +61,7 @@ class Context:
 
     @property
     def chances(self) -> np.ndarray:
-        """[C] probability of each value."""
+        """Returns the probability [C] of each value."""
         shares = np.ones(len(self.values)) if self.shares is None else np.asarray(self.shares, np.float64)
         return np.asarray(shares / shares.sum())
 
@@ -90,7 +92,7 @@ class BiasExponent:
 
     @property
     def constant(self) -> bool:
-        """Whether every session has the same exponent."""
+        """Tells whether every session has the same exponent."""
         return self.drift is None and not self.contexts
 
     def exponent(self, sessions: Sessions) -> jax.Array:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,10 +15,17 @@ from ultr.simulate.examination_curves import BiasExponent, ClickGapCurve, Contex
 from ultr.simulate.wrapped_users import BottomUpUser, NoisyUser
 from ultr.towers import Constant, RankTable
 
-# The attribute of each model that holds what depends on the rank; that of UBM depends on the last click as well.
-_CURVES = ((models.PBM, "examination"), (models.TrustPBM, "examination"), (models.AdditivePBM, "examination"),
-           (models.DCM, "continuation"), (models.DBN, "continuation"), (models.CCM, "after_skip"),
-           (models.RCTR, "tower"))  # fmt: skip
+# Class of the model -> the name and the tower of what depends on the rank alone; that of UBM depends on the last click
+# too.
+_CURVES: dict[type, tuple[str, Callable[[Any], Any]]] = {
+    models.PBM: ("examination", lambda model: model.examination),
+    models.TrustPBM: ("examination", lambda model: model.examination),
+    models.AdditivePBM: ("examination_logit", lambda model: model.examination),
+    models.DCM: ("continuation", lambda model: model.continuation),
+    models.DBN: ("continuation", lambda model: model.continuation),
+    models.CCM: ("after_skip", lambda model: model.after_skip),
+    models.RCTR: ("click", lambda model: model.tower),
+}
 
 
 def bias_exponents(model: nnx.Module) -> list[BiasExponent]:
@@ -60,37 +67,36 @@ def describe_user(model: ClickModel, contexts: Sequence[Context], ranks: int) ->
     out: dict[str, Any] = {}
     if isinstance(model, models.Mixture):
         prior = model.prior_logits
-        fixed = isinstance(prior, nnx.Variable)
-        shares = _softmax(np.asarray(prior[...])) if fixed else [None] * len(model.components)  # type: ignore[index]
+        shares: Sequence[float | None] = [None] * len(model.components)
+        if isinstance(prior, nnx.Variable):
+            shares = _softmax(np.asarray(prior[...]))
         parts = zip(model.components, shares, strict=True)
         out["components"] = [{"user": user_class(m), "share": s} | describe_user(m, contexts, ranks) for m, s in parts]
-        return out | _curves(model, None, contexts, ranks)
-    curve = next((name for kind, name in _CURVES if type(model) is kind), None)
-    tower = None if curve is None else getattr(model, curve)
-    if not isinstance(tower, RankTable | RankCurve):
-        curve = None
-    out |= _curves(model, curve, contexts, ranks)
+        return out | _curves(model, contexts, ranks)
+    out |= _curves(model, contexts, ranks)
     if isinstance(model, models.TrustPBM):
         tables, seen = (model.trust_relevant, model.trust_irrelevant), out.get("examination")
         by_rank = seen is not None
         if isinstance(model.examination, Constant):
             seen = 1 / (1 + np.exp(-np.asarray(model.examination.value[...], np.float64)))
         if seen is not None and all(isinstance(t, RankTable) for t in tables):
-            yes, no = (np.asarray(_values(t, [], ranks, 0.0, False)) for t in tables)
+            yes, no = (np.asarray(_values(t, [], ranks, 0.0, False)) for t in tables if isinstance(t, RankTable))
             seen = np.asarray(seen)
             out["trust"] = {"relevant": yes.tolist(), "irrelevant": no.tolist()} if by_rank else {}
             out["trust"] |= {"alpha": (seen * (yes - no)).tolist(), "beta": (seen * no).tolist()}
     return out
 
 
-def _curves(model: ClickModel, curve: str | None, contexts: Sequence[Context], ranks: int) -> dict[str, Any]:
-    additive = isinstance(model, models.AdditivePBM)
-    tower = None if curve is None else getattr(model, curve)
-    name = {"tower": "click", None: ""}.get(curve, f"{curve}_logit" if additive else str(curve))
+def _curves(model: ClickModel, contexts: Sequence[Context], ranks: int) -> dict[str, Any]:
+    """Describes what depends on the rank: by default, in every context, and at the ends of a drift."""
+    name, find = _CURVES.get(type(model), ("", lambda model: None))
+    tower = find(model)
 
     def at(values: Sequence[int], time: float = 0.0) -> dict[str, Any]:
+        if not isinstance(tower, RankTable | RankCurve):
+            return {}
         chosen = list(zip(contexts, values, strict=True))
-        return {} if tower is None else {name: _values(tower, chosen, ranks, time, additive)}
+        return {name: _values(tower, chosen, ranks, time, isinstance(model, models.AdditivePBM))}
 
     first = [1] * len(contexts)
     out = at(first)
@@ -118,7 +124,10 @@ def _softmax(logits: np.ndarray) -> list[float]:
     return shares
 
 
-def _values(tower: Any, chosen: Sequence[tuple[Context, int]], ranks: int, time: float, additive: bool) -> list[float]:
+def _values(
+    tower: RankTable | RankCurve, chosen: Sequence[tuple[Context, int]], ranks: int, time: float, additive: bool
+) -> list[float]:
+    """Returns the probabilities [ranks] of a tower, or its logits, in the given contexts and at the given time."""
     if isinstance(tower, RankTable):
         table = np.asarray(tower.table[...], np.float64)
         logit = (table - table[0] if tower.pin_first else table)[:ranks]

@@ -38,7 +38,7 @@ class ScanClicks:
 
     @property
     def noise(self) -> bool:
-        """Whether what is recorded may differ from what was clicked."""
+        """Tells whether what is recorded may differ from what was clicked."""
         return bool(self.false_clicks or self.missed_clicks)
 
     def conditional(self, clicks: Array) -> jax.Array:
@@ -68,7 +68,7 @@ class ScanClicks:
         """Exchanges the order of reading and the displayed order of [B, K]."""
         return x if self.index is None else jnp.take_along_axis(x, jnp.asarray(self.index), axis=1)
 
-    def _chain(self) -> tuple[_Chain, Any, jax.Array]:
+    def _chain(self) -> tuple[_ScanChain, Any, jax.Array]:
         """Returns the chain, its inputs at each step (first axis), and whether the step shows a document [K, B]."""
         mask = jnp.asarray(self.mask).T
         if isinstance(self.clean, CascadeClicks):
@@ -130,8 +130,8 @@ class ScanClicks:
         return self._turn(yes), self._turn(no)
 
 
-class _Chain(Protocol):
-    """How a user's state [B, S] passes a document, in probabilities."""
+class _ScanChain(Protocol):
+    """Describes how documents change the distribution [B, S] of a user's hidden state."""
 
     def start(self, clean: Any) -> jax.Array:
         """Returns the distribution [B, S] of the state before the first document."""
@@ -142,7 +142,7 @@ class _Chain(Protocol):
         ...
 
     def pull(self, now: Any, later: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Computes [B, S] by this state the probabilities of a click, and of none, and of what comes later.
+        """Computes, for each state [B, S], the probability of a click with all that comes later, and of none with it.
 
         Args:
           now: inputs of the step.
