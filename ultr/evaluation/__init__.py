@@ -6,7 +6,7 @@
     click_calibration.py        `calibration`: predicted against observed clicks
     counterfactual_values.py    `counterfactual`: the value of new rankers from logged clicks
     logger_cloning.py           `cloning`: how close a model's order is to the logger's
-    conditional_information.py  `cmip`: what scores tell of the logger's order beyond the grades
+    conditional_information.py  `cmip`: information shared with the logger's order given the grades
     policy_shift.py             `across_policies`: click metrics on logs of several logging policies
     frequency_buckets.py        `by_frequency`: results by how often a query is searched
     trec.py                     run and qrels files for trec_eval

@@ -1,4 +1,4 @@
-"""What a model's scores tell of the logger's order once the grades are known."""
+"""The information that a model's scores share with the logger's order once the grades are known (CMIP)."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ A simulated user is an ordinary click model, so simulated and estimated behaviou
     click_simulation.py    `clicks`: simulates a log and streams it to disk
     click_sampling.py      the sessions and clicks of a log, block by block
     entropy.py             the lowest perplexity that any model can have
-    ground_truth.py        what the metadata of a log hold of the user
+    ground_truth.py        the user's description in the metadata of a log
     synthetic.py           `collection`: synthetic graded lists
 """
 

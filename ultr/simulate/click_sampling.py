@@ -86,7 +86,7 @@ class ClickSampler:
       seed: decides the clicks.
 
     Attributes:
-      entropies: running totals of the entropies of the sampled sessions.
+      entropy_totals: running totals of the entropies of the sampled sessions.
     """
 
     def __init__(self, model: ClickModel, collection: Collection, *, block: int, top: int, seed: int) -> None:
@@ -97,7 +97,7 @@ class ClickSampler:
         self._exact_entropies = partial(_exact_entropies, graph)
         self._top = top
         self._features: bool | None = None
-        self.entropies = EntropyTotals(top, ExactEntropies(False, False))
+        self.entropy_totals = EntropyTotals(top, ExactEntropies(False, False))
 
     def sample(self, drawn: DrawnSessions) -> tuple[np.ndarray, np.ndarray]:
         """Samples [n, top] clicks and returns them with their log-probabilities [n]."""
@@ -105,13 +105,13 @@ class ClickSampler:
         batch = self._batch(drawn)
         check(self._model, batch, source="collection")
         clicked, log_prob, found = self._step(self._state, batch, jax.random.fold_in(self._key, drawn.start))
-        self.entropies.add(jax.tree.map(lambda x: np.asarray(x)[:n], found), drawn.shown >= 0)
+        self.entropy_totals.add(jax.tree.map(lambda x: np.asarray(x)[:n], found), drawn.shown >= 0)
         return np.asarray(clicked)[:n], np.asarray(log_prob)[:n]
 
     def _batch(self, drawn: DrawnSessions) -> Sessions:
         if self._features is None:
             exact, self._features = self._inspect_user(drawn)
-            self.entropies = EntropyTotals(self._top, exact)
+            self.entropy_totals = EntropyTotals(self._top, exact)
         batch = _batch(self._collection, drawn, self._features)
         return batch if len(batch) == self._block else batch.pad(rows=self._block)
 

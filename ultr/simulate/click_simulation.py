@@ -113,7 +113,7 @@ def clicks(
             writer.write(_table(drawn, collection, clicked, contexts, times))
             if progress is not None:
                 progress(len(drawn.query))
-        writer.truth = truth | {"log_likelihood": total / sessions, "lowest": sampler.entropies.to_json()}
+        writer.truth = truth | {"log_likelihood": total / sessions, "lowest": sampler.entropy_totals.to_json()}
         writer.report = {"sessions": sessions}
     return ClickLog.open(out)
 
