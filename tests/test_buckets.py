@@ -14,7 +14,14 @@ from stored import QUERIES, make_rows, plain, write_log
 
 from ultr import models, towers
 from ultr.errors import ConfigError, DataError
-from ultr.evaluation import Estimate, across, by_frequency, evaluate, query_frequency, shared_vocabulary
+from ultr.evaluation import (
+    Estimate,
+    across_policies,
+    by_frequency,
+    check_shared_vocabulary,
+    evaluate,
+    query_frequency,
+)
 from ultr.sessions import Sessions
 
 KEY = jax.random.key(1)
@@ -119,7 +126,7 @@ def test_metrics_on_several_logs_are_those_of_each(tmp_path):
     first = write_log(tmp_path / "first", rows[:80])
     second = write_log(tmp_path / "second", rows[80:])
     model = pbm(first)
-    found = {row.metric: row for row in across(model, {"in": first, "out": second}, metrics=["perplexity"])}
+    found = {row.metric: row for row in across_policies(model, {"in": first, "out": second}, metrics=["perplexity"])}
     expected = {
         name: evaluate(model, log, metrics=["perplexity"], key=KEY)["perplexity"]
         for name, log in (("in", first), ("out", second))
@@ -153,7 +160,7 @@ def test_a_model_of_the_logger_alone_is_found_out_on_shuffled_lists():
     )
     logger = models.RCTR(lambda s: by_rank[s.position])
     logs = {"logged": log(False), "shuffled": log(True)}
-    (of_users,), (of_logger,) = (across(model, logs, metrics=["perplexity"]) for model in (true, logger))
+    (of_users,), (of_logger,) = (across_policies(model, logs, metrics=["perplexity"]) for model in (true, logger))
     same = of_users.values["logged"].value - of_logger.values["logged"].value
     assert same == pytest.approx(0, abs=1e-5)  # where the logger always does the same
     assert of_users.values["shuffled"].interval[1] < of_logger.values["shuffled"].interval[0]
@@ -165,7 +172,7 @@ def test_independent_logs_differ_by_no_more_than_the_interval_says():
 
     def one():
         logs = {n: Sessions.from_lists(clicks=(rng.random((200, 2)) < 0.3).astype(int)) for n in "ab"}
-        (row,) = across(model, logs, metrics=["log_likelihood"])
+        (row,) = across_policies(model, logs, metrics=["log_likelihood"])
         return row.differences["b"]
 
     found = [one() for _ in range(100)]
@@ -178,9 +185,9 @@ def test_logs_with_other_ids_are_rejected(tmp_path):
     first = write_log(tmp_path / "first", rows)
     other = write_log(tmp_path / "other", rows, queries=pa.array([f"another {q}" for q in QUERIES]))
     with pytest.raises(DataError, match="other document ids"):
-        across(pbm(first), {"in": first, "out": other})
+        across_policies(pbm(first), {"in": first, "out": other})
     with pytest.raises(DataError, match="other document ids"):
-        shared_vocabulary(first.collection(), log_of([1]), other)
-    shared_vocabulary(first, first.collection(), log_of([1]))
+        check_shared_vocabulary(first.collection(), log_of([1]), other)
+    check_shared_vocabulary(first, first.collection(), log_of([1]))
     with pytest.raises(ConfigError, match="at least two logs"):
-        across(pbm(first), {"in": first})
+        across_policies(pbm(first), {"in": first})

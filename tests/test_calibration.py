@@ -38,6 +38,9 @@ class Chances:
     def conditional(self, clicks):
         return self.log
 
+    def observed(self, clicks):
+        return np.zeros(clicks.shape)
+
     def log_prob(self, clicks):
         return np.zeros(len(clicks))
 
@@ -184,7 +187,7 @@ def test_a_trained_shape_of_model_on_a_log_with_gaps_between_ranks(tmp_path):
     assert found.by_rank.count == pytest.approx(count[shown])
     assert found.by_rank.observed == pytest.approx(clicked[shown] / count[shown])
     text = json.loads(json.dumps(found.to_json()))
-    assert text["by_rank"]["cells"][0]["count"] == found.by_rank.count[0]
+    assert text["by_rank"]["bins"][0]["count"] == found.by_rank.count[0]
     assert [len(row) for row in found.by_prediction.rows()] == [6] * (len(found.by_prediction.rank) + 1)
 
 

@@ -12,8 +12,7 @@ import pytest
 from stored import documents_table, make_rows, plain, write_log
 
 from ultr.errors import ConfigError, DataError
-from ultr.evaluation import Estimate, cloning, cmip
-from ultr.evaluation.cloning import logged_order
+from ultr.evaluation import Estimate, cloning, cmip, logged_order
 from ultr.sessions import Sessions
 
 KEY = jax.random.key(2)

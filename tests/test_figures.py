@@ -15,36 +15,23 @@ import matplotlib as mpl
 import numpy as np
 import pyarrow as pa
 import pytest
+from conftest import ROOT, CommandResult
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from stored import documents_table, make_rows, plain, write_log
 
-import ultr
-from ultr import cli, models, simulate, towers
+from ultr import models, plots, simulate, towers
 from ultr import study as compare
 from ultr.data.collection import write_collection
 from ultr.errors import ConfigError
 from ultr.evaluation import Estimate, calibration
-from ultr.evaluation.calibration import Calibration, Cells
-from ultr.plots import calibration as reliability
-from ultr.plots import comparison as ranges
-from ultr.plots import style as drawing
+from ultr.evaluation.click_calibration import Calibration, CalibrationBins
+from ultr.plots.calibration_figure import root_ticks
 from ultr.study import learning as learn
 from ultr.training import save
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
-Command = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def command(capsys: pytest.CaptureFixture[str]) -> Command:
-    def call(*arguments: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as stop:
-            cli.main([str(a) for a in arguments])
-        captured = capsys.readouterr()
-        return int(stop.value.code or 0), captured.out, captured.err
-
-    return call
+Command = Callable[..., CommandResult]
 
 
 def marked(axes: Any) -> list[Any]:
@@ -59,30 +46,43 @@ def bars(axes: Any) -> np.ndarray:
 
 def test_no_module_imports_matplotlib_before_it_draws() -> None:
     names = "propensity, evaluate, compare"
-    plots = "style, propensities, calibration, comparison"
-    imports = f"from ultr.cli import {names}; from ultr.plots import {plots}"
+    modules = "style, propensities, calibration_figure, comparison_figure"
+    imports = f"from ultr.cli import {names}; from ultr.plots import {modules}, calibration, comparison"
     code = f"import sys; {imports}; assert 'matplotlib' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(ultr.__file__).parent.parent)
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
 def test_a_figure_that_fails_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "old.png").write_bytes(b"old")
-    with pytest.raises(ZeroDivisionError), drawing.sheet(tmp_path / "old.png", 2, 2) as figure:
-        figure.add_subplot().plot([1 / 0])
+    figure = Figure()
+    figure.text(0, 0, "$\\nonsense$")  # fails when it is drawn
+    with pytest.raises(ValueError, match="nonsense"):
+        plots.save_figure(figure, tmp_path / "old.png")
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("old.png", b"old")]
 
 
 # Calibration.
 
 
-def cells(rank: list[int], predicted: list[float], clicks: list[int], count: list[int], binned: bool = False) -> Cells:
+def cells(
+    rank: list[int], predicted: list[float], clicks: list[int], count: list[int], binned: bool = False
+) -> CalibrationBins:
     numbers = {"predicted": predicted, "count": count, "observed": np.divide(clicks, count)}
     arrays = {name: np.array(values, float) for name, values in numbers.items()}
     bins = np.arange(len(rank)) if binned else None
     error = Estimate.of(0.03, 0.01, count=sum(count))
     nothing = np.zeros(len(rank))
-    return Cells(np.array(rank), bin=bins, low=nothing, high=nothing, standard_error=nothing, error=error, floor=0.007,
-                 excess=1.0, **arrays)  # fmt: skip
+    return CalibrationBins(
+        rank=np.array(rank),
+        bin=bins,
+        low=nothing,
+        high=nothing,
+        standard_error=nothing,
+        error=error,
+        floor=0.007,
+        excess=1.0,
+        **arrays,
+    )
 
 
 def score_interval(clicks: int, count: int) -> list[float]:
@@ -95,8 +95,7 @@ def score_interval(clicks: int, count: int) -> list[float]:
 def test_calibration_by_rank_is_drawn_with_its_intervals() -> None:
     clicks, count = [40, 0, 30], [100, 50, 30]
     found = cells([1, 2, 4], [0.35, 0.02, 0.9], clicks, count)
-    figure = Figure()
-    reliability.plot(figure, Calibration(found, cells([1], [0.3], [1], [4], binned=True)))
+    figure = plots.calibration(Calibration(found, cells([1], [0.3], [1], [4], binned=True)))
     axes = figure.axes[0]
     predicted, observed = marked(axes)
     assert predicted.get_xydata().tolist() == [[1, 0.35], [2, 0.02], [4, 0.9]]
@@ -120,9 +119,8 @@ def test_calibration_by_rank_is_drawn_with_its_intervals() -> None:
 
 def test_calibration_by_prediction_has_a_line_per_rank_and_the_diagonal() -> None:
     rank, predicted, clicks, count = [1, 1, 3], [0.1, 0.5, 0.2], [20, 60, 9], [100, 100, 36]
-    figure = Figure()
     by_rank = cells([1, 3], [0.3, 0.2], [80, 9], [200, 36])
-    reliability.plot(figure, Calibration(by_rank, cells(rank, predicted, clicks, count, binned=True)))
+    figure = plots.calibration(Calibration(by_rank, cells(rank, predicted, clicks, count, binned=True)))
     _, axes, bar = figure.axes
     first, third = marked(axes)
     assert first.get_xydata().tolist() == [[0.1, 0.2], [0.5, 0.6]]
@@ -147,7 +145,7 @@ def test_calibration_by_prediction_has_a_line_per_rank_and_the_diagonal() -> Non
 
 @pytest.mark.parametrize("top", [1e-5, 0.004, 0.07, 0.3, 0.85, 1.02])
 def test_ticks_are_round_and_apart(top: float) -> None:
-    found = np.array(reliability.ticks(top))
+    found = np.array(root_ticks(top))
     assert found[0] == 0
     assert 3 < len(found) < 12
     assert 0.3 * top < found[-1] <= top
@@ -159,8 +157,7 @@ def test_ticks_are_round_and_apart(top: float) -> None:
 def test_a_model_of_one_rank_has_no_scale_of_ranks() -> None:
     one = cells([1], [0.3], [3], [10])
     one = dataclasses.replace(one, error=Estimate(0.1, math.nan, (math.nan, math.nan), 10))
-    figure = Figure()
-    reliability.plot(figure, Calibration(one, one))
+    figure = plots.calibration(Calibration(one, one))
     left, right = figure.axes
     assert left.get_title(loc="left") == "by rank: calibration error 0.1000,\nluck alone would give 0.0070"
     assert marked(right)[0].get_xydata().tolist() == [[0.3, 0.3]]
@@ -177,17 +174,17 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any, Any]:
     return folder / "run", log, model
 
 
-def test_evaluate_draws_the_calibration(command: Command, trained: Any, tmp_path: Path) -> None:
+def test_evaluate_draws_the_calibration(ultr: Command, trained: Any, tmp_path: Path) -> None:
     run, log, model = trained
     file = tmp_path / "calibration.svg"
-    code, _, err = command("evaluate", run, log.path, "--metrics", "log_likelihood", "--calibration", "--figure", file)
+    code, _, err = ultr("evaluate", run, log.path, "--metrics", "log_likelihood", "--calibration", "--figure", file)
     assert code == 0, err
     found = calibration(model, log)
     for which in (found.by_rank, found.by_prediction):
         assert f"calibration error {which.error.value:.4f}" in file.read_text()
         assert f"luck alone would give {which.floor:.4f}" in file.read_text()
     for ending, start in (("png", b"\x89PNG"), ("pdf", b"%PDF")):
-        reliability.draw(found, file.with_suffix(f".{ending}"))
+        plots.save_figure(plots.calibration(found), file.with_suffix(f".{ending}"))
         assert file.with_suffix(f".{ending}").read_bytes().startswith(start)
     assert len(list(tmp_path.iterdir())) == 3
 
@@ -198,13 +195,13 @@ def test_a_log_of_one_rank_is_drawn(tmp_path: Path) -> None:
     model = models.PBM(relevance=towers.DocumentTable(log.documents), examination=towers.RankTable(log.ranks))
     found = calibration(model, log)
     assert found.by_rank.rank.tolist() == [1]
-    reliability.draw(found, tmp_path / "one.svg")
+    plots.save_figure(plots.calibration(found), tmp_path / "one.svg")
     text = (tmp_path / "one.svg").read_text()
     assert f"calibration error {found.by_rank.error.value:.4f}" in text
     assert ">rank 1<" not in text
 
 
-def test_bad_use_of_evaluate_ends_before_any_work(command: Command, trained: Any, tmp_path: Path) -> None:
+def test_bad_use_of_evaluate_ends_before_any_work(ultr: Command, trained: Any, tmp_path: Path) -> None:
     run, log, _ = trained
     (tmp_path / "folder.png").mkdir()
     for options, said in (
@@ -214,7 +211,7 @@ def test_bad_use_of_evaluate_ends_before_any_work(command: Command, trained: Any
         (("--calibration", "--figure", tmp_path / "folder.png"), "expected a file --figure, found the folder"),
     ):
         for folder in (run, tmp_path / "no run"):  # told before the run is opened
-            code, out, err = command("evaluate", folder, log.path, *options)
+            code, out, err = ultr("evaluate", folder, log.path, *options)
             assert (code, out, err.count("\n")) == (2, "", 1)
             assert said in err
     assert [path.name for path in tmp_path.iterdir()] == ["folder.png"]
@@ -222,11 +219,11 @@ def test_bad_use_of_evaluate_ends_before_any_work(command: Command, trained: Any
 
 @pytest.mark.parametrize("words", [("evaluate", "run", "log", "--calibration"), ("compare", "study", "--out", "out")])
 def test_figures_need_matplotlib(
-    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+    ultr: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.chdir(tmp_path)
-    code, _, err = command(*words, "--figure", "figure.png")
+    code, _, err = ultr(*words, "--figure", "figure.png")
     assert code == 2
     assert "pip install matplotlib" in err
     assert list(tmp_path.iterdir()) == []
@@ -295,8 +292,7 @@ def studied(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, di
 
 
 def one_panel(results: dict[str, Any], lines: tuple[str, ...] = ()) -> tuple[Figure, Any]:
-    figure = Figure()
-    ranges.plot(figure, results, lines)
+    figure = plots.comparison(results, lines)
     return figure, figure.axes[0]
 
 
@@ -312,6 +308,7 @@ def legend(figure: Figure) -> list[str]:
     return [text.get_text() for box in figure.legends for text in box.get_texts()]
 
 
+@pytest.mark.slow
 def test_methods_stand_by_their_mean_with_their_intervals(studied: Any) -> None:
     results = only(studied[1], 0)
     figure, axes = one_panel(results, ("logger", "grades"))
@@ -335,6 +332,7 @@ def test_methods_stand_by_their_mean_with_their_intervals(studied: Any) -> None:
     assert legend(figure)[-3:] == ["naive, the baseline", "logger", "grades"]
 
 
+@pytest.mark.slow
 def test_marks_say_what_the_tests_say(studied: Any) -> None:
     results = only(studied[1], 0)
     for name, p in (("logger", 0.0499), ("random", 0.05), ("grades", None), ("ips-listwise", 1e-9)):
@@ -359,6 +357,7 @@ def test_marks_say_what_the_tests_say(studied: Any) -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_failed_methods_are_named_below(studied: Any) -> None:
     results = only(studied[1], 1)
     assert "unidentified" in row_of(results, "ips-listwise")["errors"][0]
@@ -368,6 +367,7 @@ def test_failed_methods_are_named_below(studied: Any) -> None:
     assert axes.get_xlabel() == "without a value: ips-listwise"
 
 
+@pytest.mark.slow
 def test_missing_seeds_are_said_where_they_differ(studied: Any) -> None:
     results = only(studied[1], 0) | {"seeds": [0, 1]}
     for row in results["logs"][0]["methods"]:
@@ -383,6 +383,7 @@ def test_missing_seeds_are_said_where_they_differ(studied: Any) -> None:
     assert "random" in {label.get_text() for label in axes.get_yticklabels()}
 
 
+@pytest.mark.slow
 def test_without_a_baseline_or_any_value(studied: Any, tmp_path: Path) -> None:
     results = only(studied[1], 0) | {"baseline": None}
     for row in results["logs"][0]["methods"]:
@@ -398,20 +399,16 @@ def test_without_a_baseline_or_any_value(studied: Any, tmp_path: Path) -> None:
     figure, axes = one_panel(results, ("logger",))
     assert [text.get_text() for text in axes.texts] == ["no method has a ndcg@5"]
     assert marked(axes) == []
-    ranges.draw(results, tmp_path / "nothing.png", ("logger",))
+    plots.save_figure(plots.comparison(results, ("logger",)), tmp_path / "nothing.png")
     assert (tmp_path / "nothing.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("logs", "columns", "rows"), [(1, 1, 1), (2, 2, 1), (4, 2, 2), (5, 3, 2), (18, 3, 6)])
-def test_panels_share_a_scale_and_grow_with_their_number(
-    studied: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logs: int, columns: int, rows: int
-) -> None:
+def test_panels_share_a_scale_and_grow_with_their_number(studied: Any, logs: int, columns: int, rows: int) -> None:
     base = studied[1]
     results = base | {"logs": [base["logs"][i % 2] | {"name": f"log {i}"} for i in range(logs)]}
-    kept = []
-    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: kept.append(figure))
-    ranges.draw(results, tmp_path / "grid.png")
-    (figure,) = kept
+    figure = plots.comparison(results)
     shown = [axes for axes in figure.axes if axes.get_visible()]
     assert [axes.get_title(loc="left") for axes in shown] == [f"log {i}" for i in range(logs)]
     assert shown[0].get_gridspec().get_geometry() == (rows, columns)
@@ -422,42 +419,43 @@ def test_panels_share_a_scale_and_grow_with_their_number(
     many = copy.deepcopy(results)
     for log in many["logs"]:
         log["methods"] = [row | {"name": f"{row['name']} {i}"} for i in range(6) for row in log["methods"]]
-    ranges.draw(many, tmp_path / "grid.png")
-    more = kept[1].get_size_inches()[1] - high
+    more = plots.comparison(many).get_size_inches()[1] - high
     assert more >= rows * 20 * 0.185
 
 
-def test_compare_draws_what_it_made(command: Command, studied: Any) -> None:
+@pytest.mark.slow
+def test_compare_draws_what_it_made(ultr: Command, studied: Any) -> None:
     folder, _ = studied
     file = folder / "out" / "study.svg"
-    code, _, err = command("compare", folder / "study.toml", "--out", folder / "out", "--figure", file)
+    code, _, err = ultr("compare", folder / "study.toml", "--out", folder / "out", "--figure", file)
     assert code == 0, err
     assert "0 cells made" in err
     text = file.read_text()
     for said in ("varied", "fixed", "without a value: ips-listwise", "naive, the baseline", ">logger<", ">grades<"):
         assert said in text, said
     # The figure stands among the study's files without being in the way of the next call.
-    assert command("compare", folder / "study.toml", "--out", folder / "out")[0] == 0
+    assert ultr("compare", folder / "study.toml", "--out", folder / "out")[0] == 0
 
 
-def test_bad_use_of_compare_ends_before_any_work(command: Command, studied: Any, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_bad_use_of_compare_ends_before_any_work(ultr: Command, studied: Any, tmp_path: Path) -> None:
     folder, _ = studied
     out = tmp_path / "new"
     for file, said in (("c.gif", "ends in .png, .svg, .pdf"), ("no/c.png", "is no folder: make it before writing")):
-        code, _, err = command("compare", folder / "study.toml", "--out", out, "--figure", tmp_path / file)
+        code, _, err = ultr("compare", folder / "study.toml", "--out", out, "--figure", tmp_path / file)
         assert (code, err.count("\n")) == (2, 1)
         assert said in err
     assert list(tmp_path.iterdir()) == []
-    drawing.check_figure(out / "c.png", made=out)  # the command makes that folder
+    plots.check_figure(out / "c.png", made=out)  # the command makes that folder
     with pytest.raises(ConfigError, match="is no folder"):
-        drawing.check_figure(out / "c.png")
+        plots.check_figure(out / "c.png")
 
 
-def test_a_study_without_graded_lists_has_nothing_to_draw(command: Command, trained: Any, tmp_path: Path) -> None:
+def test_a_study_without_graded_lists_has_nothing_to_draw(ultr: Command, trained: Any, tmp_path: Path) -> None:
     (tmp_path / "study.toml").write_text(
         f'seeds = [0]\n[[log]]\nname = "real"\npath = "{trained[1].path}"\n[[method]]\nmodel = "pbm"\n'
     )
-    code, _, err = command("compare", tmp_path / "study.toml", "--out", tmp_path / "o", "--figure", tmp_path / "c.png")
+    code, _, err = ultr("compare", tmp_path / "study.toml", "--out", tmp_path / "o", "--figure", tmp_path / "c.png")
     assert code == 2
     assert "the study has no 'test' lists: leave --figure out" in err
     assert [path.name for path in tmp_path.iterdir()] == ["study.toml"]

@@ -15,7 +15,7 @@ from ultr.data import ClickLog, collapse
 from ultr.errors import ConfigError, DataError
 from ultr.models import ClickModel, LatentVariableModel
 from ultr.simulate import user
-from ultr.simulate.truth import truth_of
+from ultr.simulate.ground_truth import describe_user
 from ultr.study.nuisance import Harvest, fit_trust, read_propensities, true_alpha, true_examination
 from ultr.study.registry import MODELS, ModelConfig, build_model
 
@@ -59,15 +59,15 @@ def test_trust_of_a_log_that_tells_nothing_is_refused(tmp_path: Path) -> None:
 
 def test_true_examination_is_that_of_the_user_and_of_no_other() -> None:
     known = user("pbm", grades=3, ranks=3)
-    truth = truth_of(known, [], 3)
+    truth = describe_user(known, [], 3)
     np.testing.assert_array_equal(true_examination(truth), truth["examination"])
     np.testing.assert_array_equal(true_examination(truth | {"noise": {"flip": 0.1}}), truth["examination"])
     moved = {"examination": CURVE[::-1]}
     for other, said in (
         (None, "has none"),
         ({}, "has none"),
-        (truth_of(user("pbm-bottom-up", grades=3, ranks=3), [], 3), "upwards"),
-        (truth_of(user("pbm+dbn", grades=3, ranks=3), [], 3), "mixture"),
+        (describe_user(user("pbm-bottom-up", grades=3, ranks=3), [], 3), "upwards"),
+        (describe_user(user("pbm+dbn", grades=3, ranks=3), [], 3), "mixture"),
         (truth | {"drift": {"start": truth, "end": moved}}, "drifts"),
         (truth | {"contexts": {"device": {"desk": truth, "phone": moved}}}, "context 'device'"),
     ):
@@ -99,7 +99,7 @@ def test_true_affine_has_the_noise_of_the_clicks(log: ClickLog) -> None:
 
 def test_true_affine_of_a_user_without_an_examination_of_its_own(log: ClickLog) -> None:
     noise = {"flip": 0.05, "random_clicks": 0.1}
-    truth = truth_of(user("trust-affine", grades=4, ranks=3, **noise), [], 3)
+    truth = describe_user(user("trust-affine", grades=4, ranks=3, **noise), [], 3)
     alpha, beta = Harvest(log, source="true", truth=truth).affine
     relevance = np.array([0, 1, 3, 7, 15])[:, None] / 15
     clicked = np.array([0.35, 0.53, 0.55]) * relevance + np.array([0.65, 0.26, 0.15])
@@ -113,17 +113,17 @@ def test_true_affine_of_a_user_without_an_examination_of_its_own(log: ClickLog) 
     with pytest.raises(ConfigError, match=said):
         Harvest(log, source="true", truth=truth).propensity  # noqa: B018
     for name, why in (("trust-affine-bottom-up", "upwards"), ("trust-affine+pbm", "mixture")):
-        other = truth_of(user(name, grades=4, ranks=3), [], 3)
+        other = describe_user(user(name, grades=4, ranks=3), [], 3)
         assert true_alpha(other) is None
         with pytest.raises(ConfigError, match=why):
             Harvest(log, source="true", truth=other).affine  # noqa: B018
 
 
 def test_true_alpha_is_that_of_no_user_whose_trust_moves() -> None:
-    truth = truth_of(user("trust", grades=4, ranks=3), [], 3)
+    truth = describe_user(user("trust", grades=4, ranks=3), [], 3)
     np.testing.assert_array_equal(true_alpha(truth), truth["trust"]["alpha"])
     assert true_alpha(truth | {"drift": {"start": truth, "end": {"examination": CURVE[::-1]}}}) is None
-    assert true_alpha(truth_of(user("pbm", grades=4, ranks=3), [], 3)) is None
+    assert true_alpha(describe_user(user("pbm", grades=4, ranks=3), [], 3)) is None
     assert true_alpha(None) is None
 
 

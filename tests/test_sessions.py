@@ -196,4 +196,7 @@ def test_shared_features_are_picked_padded_and_joined_by_their_index() -> None:
 def test_row_weights_are_one_without_weights() -> None:
     np.testing.assert_array_equal(lists().row_weights(), [1.0, 2.0, 3.0])
     np.testing.assert_array_equal(lists().replace(weight=None).row_weights(), np.ones(3))
+    weights = lists().replace(weight=np.float32([2, 0, 0.5])).row_weights()
+    assert weights.tolist() == [2, 0, 0.5]
+    assert weights.dtype == np.float64
     np.testing.assert_array_equal(lists().pad(rows=5).shown(), [True, True, True, False, False])

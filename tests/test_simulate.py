@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from functools import cache
 from itertools import permutations
 from pathlib import Path
@@ -15,13 +14,12 @@ import numpy as np
 import pytest
 import reference
 
-from ultr import cli, models, propensity, simulate, towers
+from ultr import models, propensity, simulate, towers
 from ultr.data import ClickLog, Collection
 from ultr.errors import ConfigError, DataError
 from ultr.evaluation import evaluate
 from ultr.sessions import Sessions
 from ultr.simulate import entropy
-from ultr.simulate import log as simulate_log
 from ultr.training import solve
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
@@ -37,9 +35,11 @@ def shown(log: ClickLog) -> Sessions:
     return batch
 
 
-def simulated(lists: Collection, path: Path, policy: simulate.Policy, user: str = "pbm", n: int = 20_000) -> ClickLog:
+def simulated(
+    lists: Collection, path: Path, policy: simulate.Policy, user: str = "pbm", n: int = 20_000, **options: Any
+) -> ClickLog:
     model = simulate.user(user, grades=4, ranks=5)
-    return simulate.clicks(lists, policy, model, sessions=n, seed=1, out=path, ranks=5)
+    return simulate.clicks(lists, policy, model, sessions=n, seed=1, out=path, ranks=5, **options)
 
 
 def test_a_synthetic_collection_has_the_stated_grades(lists: Collection) -> None:
@@ -139,11 +139,9 @@ def test_the_same_seed_gives_the_same_bytes(lists: Collection, tmp_path: Path) -
     assert first["sessions-00000.parquet"] != content(2, "c")["sessions-00000.parquet"]
 
 
-def test_a_policy_without_chance_is_the_same_in_all_blocks(
-    lists: Collection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(simulate_log, "_BLOCK_CELLS", 12 * 300)  # 300 sessions each
-    batch = shown(simulated(lists, tmp_path / "log", simulate.Policy("oracle"), n=1000))
+def test_a_policy_without_chance_is_the_same_in_all_blocks(lists: Collection, tmp_path: Path) -> None:
+    blocks_of_300 = {"candidates_at_once": 12 * 300}
+    batch = shown(simulated(lists, tmp_path / "log", simulate.Policy("oracle"), n=1000, **blocks_of_300))
     rankings = np.column_stack([batch.query, np.asarray(batch.features["document"])])
     assert len(np.unique(rankings, axis=0)) == len(np.unique(batch.query)) == 40
 
@@ -296,7 +294,7 @@ def test_every_probability_of_a_user_is_that_of_the_enumeration(name: str, noise
             lambda c: (distribution.log_prob(c), distribution.conditional(c)),
             jnp.broadcast_to(jnp.asarray(VECTORS)[:, None, :], (8, *batch.shape)),
         )
-        return each, distribution.marginal(), clicks, entropy.entropies(distribution, clicks)
+        return each, distribution.marginal(), clicks, entropy.entropies(distribution, clicks, batch.mask)
 
     (joint, given), marginal, clicks, found = jax.device_get(everything(batch, jax.random.key(0)))
     extra = random_clicks * (1 - flip) + (1 - random_clicks) * flip
@@ -328,14 +326,13 @@ def test_every_probability_of_a_user_is_that_of_the_enumeration(name: str, noise
         assert (found.conditional[:, k:][row::2] == 0).all()
 
 
-def test_long_lists_have_unbiased_entropies(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_lists_have_unbiased_entropies() -> None:
     user, batch = simulate.user("mixture", grades=2, ranks=3, flip=0.05), two_lists(10_000)
-    monkeypatch.setattr(entropy, "ENUMERATED", 2)
 
     @jax.jit
     def sampled(batch: Sessions, key: jax.Array) -> jax.Array:
         distribution = user(batch)
-        return entropy.entropies(distribution, distribution.sample(key)).session
+        return entropy.entropies(distribution, distribution.sample(key), batch.mask, enumerated_ranks=2).session
 
     found = np.asarray(sampled(batch, jax.random.key(1)))
     tables = {"dbn": 0.7, "dbn-bottom-up": 0.3}
@@ -350,6 +347,7 @@ def test_long_lists_have_unbiased_entropies(monkeypatch: pytest.MonkeyPatch) -> 
 # The truth in the log
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "noise"), [("pbm", 0.0), ("ubm", 0.0), ("mixture", 0.03)])
 def test_no_model_beats_the_lowest_perplexity(name: str, noise: float, lists: Collection, tmp_path: Path) -> None:
     few = lists.select(slice(0, 8))
@@ -547,21 +545,17 @@ def test_a_context_that_cannot_be_is_refused(parts: Any, message: str) -> None:
         simulate.Context(*parts)
 
 
-def test_the_command_takes_every_option(lists: Collection, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_takes_every_option(ultr: Any, lists: Collection, tmp_path: Path) -> None:
     lists.save(tmp_path / "collection")
-    command = ["simulate", str(tmp_path / "collection"), "--out", str(tmp_path / "log"), "--sessions", "200"]
 
-    def run(*options: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as stop:
-            cli.main([*command, *options])
-        captured = capsys.readouterr()
-        return int(stop.value.code or 0), captured.out, captured.err
+    def run(*options: str) -> Any:
+        return ultr("simulate", tmp_path / "collection", "--out", tmp_path / "log", "--sessions", "200", *options)
 
-    code, out, _ = run("--model", "pbm+dctr", "--shares", ".7,.3", "--context", "device=desk:1:.6,phone:2:.4", "--json",
-                       "--drift", "2", "--flip", ".02", "--policy", "strength", "--strength", "-.5", "--epsilon", ".1",
-                       "--swaps", ".5", "--ranks", "3", "--zipf", "1", "--random-clicks", ".01")  # fmt: skip
-    assert code == 0
-    truth = json.loads(out)["truth"]
+    result = run("--model", "pbm+dctr", "--shares", ".7,.3", "--context", "device=desk:1:.6,phone:2:.4", "--json",
+                 "--drift", "2", "--flip", ".02", "--policy", "strength", "--strength", "-.5", "--epsilon", ".1",
+                 "--swaps", ".5", "--ranks", "3", "--zipf", "1", "--random-clicks", ".01")  # fmt: skip
+    assert result.code == 0
+    truth = result.json["truth"]
     assert truth["policy"]["strength"] == -0.5
     assert [part["user"] for part in truth["components"]] == ["PBM", "DCTR"]
     assert truth["contexts"]["device"]["phone"]["share"] == pytest.approx(0.4)

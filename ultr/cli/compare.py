@@ -12,10 +12,10 @@ from typing import Any
 
 import click
 
+from ultr import plots
 from ultr.cli import json_option, output
 from ultr.errors import ConfigError
 from ultr.files import write_text
-from ultr.plots import comparison, style
 
 
 @click.command()
@@ -63,7 +63,7 @@ def command(
     from ultr.study.cells import dumps
     from ultr.study.tables import LEGEND
 
-    style.check_figure(figure, made=out)
+    plots.check_figure(figure, made=out)
     study = read(config)
     _check_out(out)
     if figure is not None and study.data.test is None:
@@ -85,7 +85,7 @@ def command(
     write_text(out / "table.md", f"{text}\n{LEGEND}\n")
     if figure is not None:
         lines = [m.name for kind in ("logger", "full-information") for m in study.methods if m.model == kind]
-        comparison.draw(results, figure, lines)
+        plots.save_figure(plots.comparison(results, lines), figure)
     failed = results["failed"]
     click.echo(f"{counts['made']} cells made, {counts['kept']} kept, {len(failed)} failed", err=True)
     if failed:

@@ -7,41 +7,61 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ultr.cli import json_option, output, seed_option, table
+from ultr import plots
+from ultr.cli import json_option, output, seed_option
 from ultr.errors import ConfigError
-from ultr.plots import calibration as figure_of_calibration
-from ultr.plots import style
+from ultr.text import table
 
 if TYPE_CHECKING:
-    from ultr.evaluation import Bucket, Estimate
+    from ultr.data import ClickLog, Collection
+    from ultr.evaluation import Calibration, Estimate, FrequencyBucket
+
+_HEAD = ["value", "standard error", "95 % interval", "count", "excluded"]
 
 
-@click.command()
+class _WithMetrics(click.Command):
+    """A command whose help lists the metrics of the registry below the options."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        from ultr.evaluation.metrics import METRICS
+
+        super().format_options(ctx, formatter)
+        needs = dict.fromkeys(metric.needs for metric in METRICS.values())
+        for need in needs:
+            with formatter.section(f"Metrics of {need}"):
+                rows = [(", ".join(m.forms), m.description) for m in METRICS.values() if m.needs == need]
+                formatter.write_dl(rows)
+
+
+@click.command(cls=_WithMetrics)
 @click.argument("run", type=click.Path(path_type=Path))
 @click.argument("data", type=click.Path(path_type=Path))
 @click.option("--split", help="Only this split of the data.")
-@click.option("--metrics", help="Names joined by commas, such as ndcg@10,perplexity [all that the data allows].")
+@click.option(
+    "--metrics", help="Names from the list below joined by commas, such as ndcg@10,perplexity [all that data allows]."
+)
 @click.option(
     "--empty-queries",
     default="skip",
     show_default=True,
     type=click.Choice(["skip", "zero", "one"]),
-    help="What a query without a relevant document counts.",
+    help="The value of a query without a relevant document; skip leaves it out.",
 )
 @click.option(
     "--cluster",
     default="session",
     show_default=True,
     type=click.Choice(["session", "query"]),
-    help="What the standard errors of click metrics take for independent.",
+    help="The independent units of the standard errors of click metrics.",
 )
-@click.option("--calibration", is_flag=True, help="Predicted against observed clicks by rank too.")
+@click.option("--calibration", is_flag=True, help="Also compare predicted with observed clicks by rank.")
 @click.option("--figure", type=click.Path(path_type=Path), help="Also draw the --calibration: .png, .svg or .pdf.")
 @click.option(
     "--by-frequency",
     metavar="LOG",
     type=click.Path(path_type=Path),
-    help="The metrics by how often LOG, such as that of training, shows a query too [ndcg@10 or perplexity].",
+    help="Also average the metrics by how many sessions LOG, such as the training log, has of a query "
+    "[ndcg@10 or perplexity].",
 )
 @seed_option
 @json_option
@@ -58,23 +78,21 @@ def command(
     seed: int,
     as_json: bool,
 ) -> None:
-    """Judge a trained model on a log or a collection.
-
-    Graded data gives nDCG, DCG, MRR, MAP and ERR; a click log gives log-likelihood and perplexities.
+    """Evaluate a trained model on a click log or a collection of graded lists.
 
     \b
     Example:
       ultr evaluate run collection --metrics ndcg@10,mrr@10
-    Example: is the model's 10 % chance of a click 10 %?
+    Example: of documents with a predicted chance of 10 %, are 10 % clicked?
       ultr evaluate run log --calibration --figure calibration.png
     """
     if figure is not None and not calibration:
         raise ConfigError("--figure draws the calibration: add --calibration, or leave --figure out")
-    style.check_figure(figure)
+    plots.check_figure(figure)
     import jax
 
+    from ultr import evaluation
     from ultr.data import open_data
-    from ultr.evaluation import evaluate
     from ultr.towers import indexed_fields
     from ultr.training import load
     from ultr.training.checkpoint import read_meta
@@ -87,68 +105,61 @@ def command(
     if calibration:
         _check_calibration(model, opened)
     asked = [m.strip() for m in metrics.split(",")] if metrics else None
-    found = evaluate(
-        model,
-        opened,
-        metrics=asked,
-        key=jax.random.key(seed),
-        empty_queries=empty_queries,
-        cluster=cluster,
-    )
-    if _seen(trained_on.get("train"), getattr(opened, "identity", None)):
+    key = jax.random.key(seed)
+    found = evaluation.evaluate(model, opened, metrics=asked, key=key, empty_queries=empty_queries, cluster=cluster)
+    if _saw_sessions(trained_on.get("train"), opened.identity):
         click.echo(
             "note: the model was trained on sessions of this log; hold some out with `prepare --split`", err=True
         )
     result: dict[str, Any] = {name: estimate.to_json() for name, estimate in found.items()}
-    head = ["value", "standard error", "95 % interval", "count", "excluded"]
-    text = table([["metric", *head], *([name, *_cells(e)] for name, e in found.items())])
+    text = table([["metric", *_HEAD], *([name, *_estimate_row(e)] for name, e in found.items())])
     if calibration:
-        from ultr.evaluation import calibration as calibrate
-
-        cells = calibrate(model, opened, cluster=cluster)
-        result["calibration"] = cells.to_json()
-        text += f"\n\ncalibration by rank\n{table(cells.by_rank.rows())}\n"
-        text += "".join(
-            f"error {c.error} by {what}; {c.floor:.4f} would be luck\n"
-            for what, c in (("rank", cells.by_rank), ("rank and prediction", cells.by_prediction))
-        ).rstrip()
+        calibrated = evaluation.calibration(model, opened, cluster=cluster)
+        result["calibration"] = calibrated.to_json()
+        text += f"\n\n{_calibration_text(calibrated)}"
         if figure is not None:
-            figure_of_calibration.draw(cells, figure)
+            plots.save_figure(plots.calibration(calibrated), figure)
     if by_frequency is not None:
         from ultr.data import ClickLog
-        from ultr.evaluation import by_frequency as split_up
-        from ultr.evaluation import per_query, shared_vocabulary
 
         log = ClickLog.open(by_frequency)
-        shared_vocabulary(log, opened)
+        evaluation.check_shared_vocabulary(log, opened)
         chosen = asked or [next(name for name in ("ndcg@10", "perplexity") if name in found)]
-        each = per_query(model, opened, metrics=chosen, key=jax.random.key(seed), empty_queries=empty_queries)
+        each = evaluation.per_query(model, opened, metrics=chosen, key=key, empty_queries=empty_queries)
         result["by_frequency"] = {}
         for name in [name for name in each if name != "query"]:
-            buckets = split_up(each["query"], each[name], log)
+            buckets = evaluation.by_frequency(each["query"], each[name], log)
             result["by_frequency"][name] = [bucket.to_json() for bucket in buckets]
-            rows = [[b.name, _span(b), f"{b.sessions:,}", *_cells(b.value)] for b in buckets]
+            rows = [[b.name, _span(b), f"{b.sessions:,}", *_estimate_row(b.value)] for b in buckets]
             text += f"\n\n{name} by frequency of the query\n"
-            text += table([["queries", "sessions each", "sessions", *head], *rows])
+            text += table([["queries", "sessions each", "sessions", *_HEAD], *rows])
     output(result, text, as_json)
 
 
-def _check_calibration(model: Any, opened: Any) -> None:
-    """Before any work: there are clicks, and the model predicts some."""
+def _check_calibration(model: object, opened: ClickLog | Collection) -> None:
+    """Checks, before any work, that there are clicks and that the model predicts them."""
     from ultr.data import ClickLog
-    from ultr.evaluation.calls import Caller
+    from ultr.evaluation.compiled import CompiledModel
 
     need = "--calibration compares predicted with observed clicks: it needs a click log and a click model"
     if not isinstance(opened, ClickLog):
         raise ConfigError(f"{need}, found a graded collection. Give a click log, or leave --calibration out")
-    if not callable(model) or not Caller(model).is_click_model(next(iter(opened.batches(1)))):
+    if not CompiledModel(model).predicts_clicks(next(iter(opened.batches(1)))):
         raise ConfigError(
             f"{need}, found {type(model).__name__}, which predicts no clicks. Give a run of a click model, or leave "
             "--calibration out"
         )
 
 
-def _cells(estimate: Estimate) -> list[str]:
+def _calibration_text(found: Calibration) -> str:
+    errors = [
+        f"error {bins.error} by {what}; {bins.floor:.4f} is expected by chance"
+        for what, bins in (("rank", found.by_rank), ("rank and prediction", found.by_prediction))
+    ]
+    return "\n".join(["calibration by rank", table(found.by_rank.rows()), *errors])
+
+
+def _estimate_row(estimate: Estimate) -> list[str]:
     low, high = estimate.interval
     return [
         f"{estimate.value:.4f}",
@@ -159,12 +170,12 @@ def _cells(estimate: Estimate) -> list[str]:
     ]
 
 
-def _span(bucket: Bucket) -> str:
+def _span(bucket: FrequencyBucket) -> str:
     return f"{bucket.least:,}" if bucket.least == bucket.most else f"{bucket.least:,} to {bucket.most:,}"
 
 
-def _seen(train: dict[str, Any] | None, data: dict[str, Any] | None) -> bool:
-    """Whether the data holds sessions of the training split: the same log, and the whole of it or the same split."""
+def _saw_sessions(train: dict[str, Any] | None, data: dict[str, Any] | None) -> bool:
+    """Tells whether the data holds sessions of the training split: the same log, as a whole or in the same split."""
     if not train or not data or train.get("fingerprint") != data.get("fingerprint"):
         return False
     return not data.get("split") or data.get("split") == train.get("split")

@@ -1,4 +1,4 @@
-"""`ultr simulate`: graded lists to a click log with known truth."""
+"""`ultr simulate`: graded lists to a click log whose ground truth is known."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _GROUPS = {
 }
 
 
-class _Grouped(click.Command):
-    """Options under headings."""
+class _GroupedOptions(click.Command):
+    """A command whose help lists the options under headings."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         options = (p for p in self.get_params(ctx) if isinstance(p, click.Option))
@@ -57,7 +57,7 @@ def _contexts(ctx: click.Context, option: click.Parameter, values: tuple[str, ..
     return tuple(out)
 
 
-@click.command(cls=_Grouped)
+@click.command(cls=_GroupedOptions)
 @click.argument("collection", type=click.Path(path_type=Path))
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the new log.")
 @click.option(
@@ -65,38 +65,42 @@ def _contexts(ctx: click.Context, option: click.Parameter, values: tuple[str, ..
     default="pbm",
     show_default=True,
     help="gctr, rctr, dctr, rdctr, pbm, trust, trust-affine, additive, ubm, cascade, dcm, sdbn, dbn, ccm, mixture; "
-    "with -bottom-up behind it, reading upwards; several joined by +: a mixture of them.",
+    "followed by -bottom-up: reading upwards; joined by +: a mixture of users.",
 )
-@click.option("--shares", callback=_numbers, help="How many of the users are of each kind, for names joined by +.")
+@click.option("--shares", callback=_numbers, help="Shares of the users of each kind, for names joined by +.")
 @click.option("--eta", default=1.0, show_default=True, help="How fast examination falls: 1 / rank^eta.")
 @click.option("--examination", default="inverse", show_default=True, help="inverse (1/rank) or joachims (a table).")
-@click.option("--drift", type=float, help="eta at the end of the log, to which it moves in a straight line.")
+@click.option("--drift", type=float, help="eta at the end of the log, to which it changes linearly.")
 @click.option(
     "--context",
     multiple=True,
     callback=_contexts,
     metavar="NAME=VALUE:FACTOR[:SHARE],...",
-    help="A context column, drawn per session, and what eta is multiplied by under each of its values. Repeatable.",
+    help="A property of sessions, drawn at random, whose values multiply eta by a factor each. Repeatable.",
 )
-@click.option("--flip", default=0.0, show_default=True, help="Share of documents whose click is recorded wrongly.")
-@click.option("--random-clicks", default=0.0, show_default=True, help="Share of documents clicked by accident.")
+@click.option(
+    "--flip", default=0.0, show_default=True, help="Probability that the opposite of what the user did is recorded."
+)
+@click.option(
+    "--random-clicks", default=0.0, show_default=True, help="Probability of an accidental click on a document."
+)
 @click.option(
     "--policy", default="linear", show_default=True, help="random, oracle, noisy, linear, boosted or strength."
 )
 @click.option(
     "--temperature", default=0.0, show_default=True, help="Plackett-Luce randomness of the rankings; 0: none."
 )
-@click.option("--epsilon", default=0.0, show_default=True, help="At each rank, the chance of a random document.")
-@click.option("--swaps", default=0.0, show_default=True, help="Chance that two neighbours are exchanged.")
+@click.option("--epsilon", default=0.0, show_default=True, help="Probability of a random document at each rank.")
+@click.option("--swaps", default=0.0, show_default=True, help="Probability that two neighbours are exchanged.")
 @click.option("--noise", default=1.0, show_default=True, help="noisy: standard deviation of the error, in grades.")
 @click.option("--share", default=0.01, show_default=True, help="linear, boosted: share of the queries to train on.")
 @click.option(
     "--strength", default=1.0, show_default=True, help="strength: from -1 (the worst ranking) over 0 to 1 (the oracle)."
 )
-@click.option("--sessions", default=100_000, show_default=True)
-@click.option("--ranks", default=10, show_default=True, help="Documents shown per session, at most.")
-@click.option("--zipf", default=0.0, show_default=True, help="Exponent of the query frequencies; 0: uniform.")
-@click.option("--times", is_flag=True, help="Write a column time, from 0 to 1; with --drift there is one.")
+@click.option("--sessions", default=100_000, show_default=True, help="Number of sessions.")
+@click.option("--ranks", default=10, show_default=True, help="The most documents that a session shows.")
+@click.option("--zipf", default=0.0, show_default=True, help="Exponent of the query frequencies 1/i^zipf; 0: uniform.")
+@click.option("--times", is_flag=True, help="Write a column time, from 0 to 1; always written with --drift.")
 @click.option("--split", help="Only this split of the collection.")
 @seed_option
 @overwrite_option
@@ -186,7 +190,7 @@ def command(
     lines = [f"{name}: {facts[name]:,}" for name in names]
     lowest = facts["truth"]["lowest"]
     lines += [
-        f"log-likelihood of the truth, per session: {facts['truth']['log_likelihood']:.4f} "
+        f"log-likelihood of the true user, per session: {facts['truth']['log_likelihood']:.4f} "
         f"(expected: {-lowest['entropy']:.4f})",
         f"lowest possible perplexity: {lowest['perplexity']:.4f}, conditional: {lowest['conditional_perplexity']:.4f}",
     ]

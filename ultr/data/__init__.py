@@ -4,7 +4,7 @@ from ultr.data.click_log import ClickLog, open_data
 from ultr.data.collapsing import collapse, open_counted
 from ultr.data.collection import Collection, write_collection
 from ultr.data.counts import Counts
-from ultr.data.dataset import BatchSource, Dataset, Description, InMemory, SufficientStatistics, as_dataset
+from ultr.data.dataset import BatchSource, Dataset, DatasetLike, Description, InMemory, SufficientStatistics, as_dataset
 from ultr.data.splits import assign_split
 from ultr.data.vocabulary import Vocabulary
 from ultr.data.writer import LogWriter
@@ -15,6 +15,7 @@ __all__ = [
     "Collection",
     "Counts",
     "Dataset",
+    "DatasetLike",
     "Description",
     "InMemory",
     "LogWriter",

@@ -150,7 +150,10 @@ class _FromSource(Dataset):
         return self._source.batches(batch_size, seed=seed)
 
 
-def as_dataset(given: Dataset | BatchSource | Sessions) -> Dataset:
+DatasetLike = Dataset | BatchSource | Sessions
+
+
+def as_dataset(given: DatasetLike) -> Dataset:
     """Makes a dataset of sessions in memory or of an object that streams batches; a dataset stays as it is.
 
     Raises:

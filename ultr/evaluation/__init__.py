@@ -1,46 +1,74 @@
-"""Evaluation: how good a model is, how sure that is, and whether it is what it seems.
+"""Evaluation: how good a model is, how certain that is, and whether it learned what it seems to have learned.
 
-Ranking metrics over queries and click metrics over sessions, paired tests, calibration, the value of new rankers from
-logged clicks, likeness to the logger, results by query frequency, and files for trec_eval.
+    metrics.py                  the registry of metrics: a function and a row each
+    evaluating.py               `evaluate` and `per_query`
+    significance.py             paired tests, Holm's correction
+    click_calibration.py        `calibration`: predicted against observed clicks
+    counterfactual_values.py    `counterfactual`: the value of new rankers from logged clicks
+    logger_cloning.py           `cloning`: how close a model's order is to the logger's
+    conditional_information.py  `cmip`: information shared with the logger's order given the grades
+    policy_shift.py             `across_policies`: click metrics on logs of several logging policies
+    frequency_buckets.py        `by_frequency`: results by how often a query is searched
+    trec.py                     run and qrels files for trec_eval
+    contracts.py                what is asked of rankers and click models
+
+The names below load their modules when first used: the registry of metrics can be read without JAX.
 """
 
-from ultr.evaluation.buckets import Bucket, by_frequency, query_frequency, shared_vocabulary
-from ultr.evaluation.calibration import Calibration, Cells, calibration
-from ultr.evaluation.cloning import Cloning, Information, cloning, cmip
-from ultr.evaluation.counterfactual import Counterfactual, Support, counterfactual
-from ultr.evaluation.estimate import Estimate, paired_difference
-from ultr.evaluation.metrics import evaluate, per_query
-from ultr.evaluation.shift import Shift, across
-from ultr.evaluation.significance import Comparison, PairedTest, compare, holm, paired_t, randomisation
-from ultr.evaluation.trec import write_qrels, write_run
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "Bucket",
-    "Calibration",
-    "Cells",
-    "Cloning",
-    "Comparison",
-    "Counterfactual",
-    "Estimate",
-    "Information",
-    "PairedTest",
-    "Shift",
-    "Support",
-    "across",
-    "by_frequency",
-    "calibration",
-    "cloning",
-    "cmip",
-    "compare",
-    "counterfactual",
-    "evaluate",
-    "holm",
-    "paired_difference",
-    "paired_t",
-    "per_query",
-    "query_frequency",
-    "randomisation",
-    "shared_vocabulary",
-    "write_qrels",
-    "write_run",
-]
+from ultr.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from ultr.evaluation.click_calibration import Calibration as Calibration
+    from ultr.evaluation.click_calibration import CalibrationBins as CalibrationBins
+    from ultr.evaluation.click_calibration import calibration as calibration
+    from ultr.evaluation.conditional_information import ConditionalInformation as ConditionalInformation
+    from ultr.evaluation.conditional_information import cmip as cmip
+    from ultr.evaluation.contracts import ClickPredictor as ClickPredictor
+    from ultr.evaluation.contracts import PredictedClicks as PredictedClicks
+    from ultr.evaluation.contracts import Scorer as Scorer
+    from ultr.evaluation.counterfactual_values import CounterfactualValues as CounterfactualValues
+    from ultr.evaluation.counterfactual_values import LogSupport as LogSupport
+    from ultr.evaluation.counterfactual_values import counterfactual as counterfactual
+    from ultr.evaluation.estimate import Estimate as Estimate
+    from ultr.evaluation.estimate import paired_difference as paired_difference
+    from ultr.evaluation.evaluating import evaluate as evaluate
+    from ultr.evaluation.evaluating import per_query as per_query
+    from ultr.evaluation.frequency_buckets import FrequencyBucket as FrequencyBucket
+    from ultr.evaluation.frequency_buckets import by_frequency as by_frequency
+    from ultr.evaluation.frequency_buckets import check_shared_vocabulary as check_shared_vocabulary
+    from ultr.evaluation.frequency_buckets import query_frequency as query_frequency
+    from ultr.evaluation.logger_cloning import Cloning as Cloning
+    from ultr.evaluation.logger_cloning import cloning as cloning
+    from ultr.evaluation.logger_cloning import logged_order as logged_order
+    from ultr.evaluation.metrics import METRICS as METRICS
+    from ultr.evaluation.metrics import ClickMetric as ClickMetric
+    from ultr.evaluation.metrics import RankingMetric as RankingMetric
+    from ultr.evaluation.policy_shift import PolicyShift as PolicyShift
+    from ultr.evaluation.policy_shift import across_policies as across_policies
+    from ultr.evaluation.significance import BaselineComparison as BaselineComparison
+    from ultr.evaluation.significance import PairedTest as PairedTest
+    from ultr.evaluation.significance import compare as compare
+    from ultr.evaluation.significance import holm as holm
+    from ultr.evaluation.significance import paired_t as paired_t
+    from ultr.evaluation.significance import randomisation as randomisation
+    from ultr.evaluation.trec import write_qrels as write_qrels
+    from ultr.evaluation.trec import write_run as write_run
+
+_EXPORTS = {
+    "click_calibration": ("Calibration", "CalibrationBins", "calibration"),
+    "conditional_information": ("ConditionalInformation", "cmip"),
+    "contracts": ("ClickPredictor", "PredictedClicks", "Scorer"),
+    "counterfactual_values": ("CounterfactualValues", "LogSupport", "counterfactual"),
+    "estimate": ("Estimate", "paired_difference"),
+    "evaluating": ("evaluate", "per_query"),
+    "frequency_buckets": ("FrequencyBucket", "by_frequency", "check_shared_vocabulary", "query_frequency"),
+    "logger_cloning": ("Cloning", "cloning", "logged_order"),
+    "metrics": ("METRICS", "ClickMetric", "RankingMetric"),
+    "policy_shift": ("PolicyShift", "across_policies"),
+    "significance": ("BaselineComparison", "PairedTest", "compare", "holm", "paired_t", "randomisation"),
+    "trec": ("write_qrels", "write_run"),
+}
+__all__ = [name for names in _EXPORTS.values() for name in names]
+__getattr__, __dir__ = lazy_exports(__name__, _EXPORTS)

@@ -1,298 +1,296 @@
-"""`evaluate` and `per_query`: ranking metrics over queries and click metrics over sessions, with their uncertainty."""
+"""The registry of metrics: all that `evaluate` computes, by name.
+
+A new metric takes one function and one row of `METRICS`, both in this file. JAX is imported inside the functions, so
+that the command line can list the metrics without it.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
-import jax
-import numpy as np
+from ultr.errors import ConfigError
 
-from ultr.data.dataset import BatchSource as Source
-from ultr.data.dataset import InMemory
-from ultr.errors import ConfigError, DataError
-from ultr.evaluation.calls import Caller, fitting
-from ultr.evaluation.clicks import CLICK_METRICS, PERPLEXITIES, ClickTotals, click_terms
-from ultr.evaluation.estimate import Estimate
-from ultr.evaluation.ranking import EMPTY_QUERIES, RANKING_METRICS, query_metrics
-from ultr.sessions import Sessions
+if TYPE_CHECKING:
+    import jax
 
-_CUTOFFS = (1, 3, 5, 10)
-_DEFAULT_RANKING = tuple(f"{name}@{k}" for name in RANKING_METRICS for k in _CUTOFFS)
-_DEFAULT_CLICKS = (*CLICK_METRICS[:2], *(f"{name}{part}" for name in PERPLEXITIES for part in ("", "/rank")))
-_RANKING = re.compile(rf"({'|'.join(RANKING_METRICS)})(?:@([1-9]\d*))?")
-_CLICKS = re.compile(rf"({'|'.join(CLICK_METRICS[:2])})|({'|'.join(PERPLEXITIES)})(/rank(?:-([1-9]\d*))?)?")
+    from ultr.evaluation.contracts import PredictedClicks
+    from ultr.sessions import Array, Sessions
+
+DEFAULT_CUTOFFS = (1, 3, 5, 10)
 
 
-def evaluate(
-    model: Any,
-    data: Source | Sessions,
-    *,
-    metrics: Sequence[str] | None = None,
-    key: jax.Array,
-    batch_size: int = 4096,
-    empty_queries: str = "skip",
-    cluster: str = "session",
-    max_grade: float | None = None,
-) -> dict[str, Estimate]:
-    """How good a model is on data: metric name -> value with standard error, interval and counts.
+class RankedLists(NamedTuple):
+    """B ranked lists of at most K graded documents, as functions of ranking metrics get them.
 
-    Ranking metrics, by `model.score(sessions)` [B, K] where the data has labels:
-      `ndcg@k`, `dcg@k`, `mrr@k`, `map@k`, `err@k` for any k (without `@k`: the whole list). Gain 2^y - 1,
-      discount log2(rank + 1); MRR and MAP call y >= 1 relevant, and MAP divides by all relevant
-      documents; ERR stops with probability (2^y - 1) / 2^max_grade. Documents without a grade (NaN) are
-      left out, grades below 0 count as 0. The mean is over queries: a query with several lists counts
-      once, with their mean, and weights are not used. A click log is ranked over the judged candidates
-      of its queries (`log.collection()`), once per query. Equal scores are ordered at random by the key,
-      the query id (or the list's number) and the document's index in the list: the order of the input,
-      the batch size and the padding have no say.
-    Click metrics, by `model(sessions)` (a click distribution) where the data has clicks:
-      `log_likelihood`: mean over sessions of ln P(clicks).
-      `log_likelihood_per_document`: the same sum over the number of shown documents.
-      `perplexity`: mean over ranks of 2^(-mean log2 P(click at that rank)), by marginals, that is
-      without knowledge of the other clicks; `conditional_perplexity`: given the clicks above.
-      `perplexity/rank-3`: at rank 3 alone; `perplexity/rank` (and `conditional_...`): at every rank.
-      A session of weight w counts as w identical sessions, in value and standard error. Standard
-      errors of perplexities are by the delta method. `perplexity` is over all sessions, for any model,
-      and infinite where the model rules out what was observed at a rank. The other click metrics leave
-      out, and count as excluded, the sessions whose clicks have probability zero under the model.
+    Attributes:
+      ranks: [B, K] 1-based, without ties; documents outside `where` come last.
+      labels: [B, K] grades, at least 0.
+      where: [B, K] bool; the graded documents.
+      max_grade: the highest grade of the scale.
+    """
+
+    ranks: Array
+    labels: Array
+    where: Array
+    max_grade: Array | float
+
+    @property
+    def scores(self) -> Array:
+        """Returns scores [B, K] that put the documents in the order of the ranks."""
+        return -self.ranks.astype("float32")
+
+
+# A function of ranking metrics takes lists and cutoffs (None: the whole list), and returns the values [B] of the lists
+# at each cutoff. One of click metrics returns log-probabilities of the observed clicks.
+RankingFunction = Callable[[RankedLists, Sequence[int | None]], list["jax.Array"]]
+ClickFunction = Callable[["PredictedClicks", "Sessions"], "jax.Array"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RankingMetric:
+    """A mean over queries of what a ranking of graded documents is worth; `name@k` counts the first k ranks.
+
+    Attributes:
+      name: such as "ndcg".
+      description: one line for people.
+      function: computes the values of lists.
+      binary: whether a document is relevant from grade 1 on; otherwise any grade above 0 counts.
+      bounded: whether 1 is the best value; otherwise the best of a query without a relevant document is 0.
+      needs_max_grade: whether the function reads the highest grade of the scale.
+    """
+
+    kind: ClassVar[str] = "ranking"
+    needs: ClassVar[str] = "graded documents and a model that scores documents"
+
+    name: str
+    description: str
+    function: RankingFunction
+    binary: bool = False
+    bounded: bool = True
+    needs_max_grade: bool = False
+
+    @property
+    def forms(self) -> tuple[str, ...]:
+        """Returns the ways to write the metric, such as "ndcg@k"."""
+        return (f"{self.name}@k",)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ClickMetric:
+    """A measure of how well a click model predicts the clicks of sessions.
+
+    Attributes:
+      name: such as "perplexity".
+      description: one line for people.
+      function: computes log-probabilities of the observed clicks: [B] of sessions, or [B, K] for an average of "ranks",
+        0 on padding.
+      average: sum of the log-probabilities divided by the number of "sessions" or of shown "documents"; or the
+        perplexity of each rank, averaged over "ranks".
+      over_all_sessions: whether sessions count to whose clicks the model gives probability zero; they are counted as
+        excluded otherwise.
+    """
+
+    kind: ClassVar[str] = "clicks"
+    needs: ClassVar[str] = "sessions with clicks and a click model"
+
+    name: str
+    description: str
+    function: ClickFunction
+    average: Literal["sessions", "documents", "ranks"]
+    over_all_sessions: bool = False
+
+    @property
+    def forms(self) -> tuple[str, ...]:
+        """Returns the ways to write the metric, such as "perplexity" and "perplexity/rank-k"."""
+        return (self.name, f"{self.name}/rank-k") if self.average == "ranks" else (self.name,)
+
+
+Metric = RankingMetric | ClickMetric
+
+
+def ndcg(lists: RankedLists, cutoffs: Sequence[int | None]) -> list[jax.Array]:
+    """Computes nDCG: DCG divided by that of the best order of the same documents."""
+    import rax
+
+    return [rax.ndcg_metric(lists.scores, lists.labels, where=lists.where, topn=k, reduce_fn=None) for k in cutoffs]
+
+
+def dcg(lists: RankedLists, cutoffs: Sequence[int | None]) -> list[jax.Array]:
+    """Computes DCG: sum of (2^grade - 1) / log2(rank + 1) (Burges 2005)."""
+    import rax
+
+    return [rax.dcg_metric(lists.scores, lists.labels, where=lists.where, topn=k, reduce_fn=None) for k in cutoffs]
+
+
+def reciprocal_rank(lists: RankedLists, cutoffs: Sequence[int | None]) -> list[jax.Array]:
+    """Computes 1 / rank of the first document of grade 1 or more; 0 where none is within the cutoff."""
+    import rax
+
+    return [rax.mrr_metric(lists.scores, lists.labels, where=lists.where, topn=k, reduce_fn=None) for k in cutoffs]
+
+
+def average_precision(
+    lists: RankedLists, cutoffs: Sequence[int | None], *, pairs_at_once: int = 1 << 25
+) -> list[jax.Array]:
+    """Computes the mean over all documents of grade 1 or more of the precision at their ranks within the cutoff.
 
     Args:
-      model: has `score`, is callable as a click model, or both. An `nnx.Module` runs compiled, with
-        dropout and the like switched off; anything else is called as it is, with NumPy batches.
-      data: a ClickLog, a Collection, any other source, or sessions in memory.
-      metrics: names; None: all that model and data allow, at 1, 3, 5 and 10.
-      key: decides the order of documents with equal scores.
-      batch_size: lists per step.
-      empty_queries: what a query without a relevant document gives: "skip" (nothing, and it is counted
-        as excluded), "zero", or "one" (0 for DCG, whose best value there is 0).
-      cluster: "session" when sessions are independent; "query" when sessions of one query are not
-        (standard errors over queries; memory grows with the number of queries).
-      max_grade: highest grade of the scale, for ERR; None: the highest in the data.
-
-    Raises:
-      ConfigError: an unknown metric or option, or a metric name that is empty or no string.
-      DataError: data or model cannot give a metric that was asked for, a document id or rank lies beyond the
-        model's tables, or the model gives NaN.
+      lists, cutoffs: as for any ranking metric.
+      pairs_at_once: rax compares all pairs of documents of a list; so many are in memory at a time.
     """
-    if cluster not in ("session", "query"):
-        raise ConfigError(f"unknown cluster {cluster!r}; known: session, query")
-    found = _Collected(
-        model,
-        data,
-        metrics,
-        key=key,
-        batch_size=batch_size,
-        empty_queries=empty_queries,
-        by_query=cluster == "query",
-        max_grade=max_grade,
+    import jax
+    import rax
+
+    def at_cutoffs(one: tuple[Array, Array, Array]) -> list[jax.Array]:
+        scores, labels, where = one
+        return [rax.ap_metric(scores, labels, where=where, topn=k, reduce_fn=None) for k in cutoffs]
+
+    arrays = (lists.scores, lists.labels, lists.where)
+    rows = max(1, pairs_at_once // lists.ranks.shape[1] ** 2)
+    if len(lists.ranks) <= rows:
+        return at_cutoffs(arrays)
+    values: list[jax.Array] = jax.lax.map(at_cutoffs, arrays, batch_size=rows)
+    return values
+
+
+def expected_reciprocal_rank(lists: RankedLists, cutoffs: Sequence[int | None]) -> list[jax.Array]:
+    """Computes ERR: sum_r R_r / r prod_{i<r} (1 - R_i), with R = (2^grade - 1) / 2^max_grade (Chapelle 2009)."""
+    import jax.numpy as jnp
+
+    stop = jnp.where(lists.where, (jnp.exp2(lists.labels) - 1) / jnp.exp2(lists.max_grade), 0.0)
+    ordered = jnp.take_along_axis(stop, jnp.argsort(lists.ranks, axis=1), axis=1)
+
+    def at(cutoff: int | None) -> jax.Array:
+        stop = ordered[:, :cutoff]
+        arrive = jnp.cumprod(jnp.pad(1 - stop[:, :-1], ((0, 0), (1, 0)), constant_values=1.0), axis=1)
+        return jnp.sum(stop * arrive / jnp.arange(1, stop.shape[1] + 1)[None, :], axis=1)
+
+    return [at(cutoff) for cutoff in cutoffs]
+
+
+def session_log_prob(predicted: PredictedClicks, sessions: Sessions) -> jax.Array:
+    """Computes [B] ln P(clicks of the session)."""
+    import jax.numpy as jnp
+
+    return jnp.asarray(predicted.log_prob(_clicks(sessions)))
+
+
+def marginal_log_prob(predicted: PredictedClicks, sessions: Sessions) -> jax.Array:
+    """Computes [B, K] ln P(observed click or skip at the rank), given nothing but the list."""
+    from ultr.clicks import PositionClicks
+    from ultr.evaluation.log_probabilities import at_most_one, observed_from_marginal
+
+    clicks, mask = _clicks(sessions), sessions.mask
+    observed: Array = predicted.observed(clicks)
+    # Where the clicks above make no difference, conditional and marginal probabilities are the same.
+    if not (isinstance(predicted, PositionClicks) and predicted.logits.ndim == 2):
+        observed = observed_from_marginal(predicted.marginal(), observed, clicks, mask)
+    log_prob: jax.Array = at_most_one(observed, mask)
+    return log_prob
+
+
+def conditional_log_prob(predicted: PredictedClicks, sessions: Sessions) -> jax.Array:
+    """Computes [B, K] ln P(observed click or skip at the rank), given the clicks above it."""
+    from ultr.evaluation.log_probabilities import at_most_one
+
+    log_prob: jax.Array = at_most_one(predicted.observed(_clicks(sessions)), sessions.mask)
+    return log_prob
+
+
+def _clicks(sessions: Sessions) -> Array:
+    assert sessions.clicks is not None
+    return sessions.clicks
+
+
+LOG_LIKELIHOOD = ClickMetric(
+    "log_likelihood", "mean over sessions of ln P(clicks of the session)", session_log_prob, average="sessions"
+)
+METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        RankingMetric("ndcg", "DCG relative to that of the best order", ndcg),
+        RankingMetric("dcg", "sum of (2^grade - 1) / log2(rank + 1)", dcg, bounded=False),
+        RankingMetric("mrr", "1 / rank of the first document of grade 1 or more", reciprocal_rank, binary=True),
+        RankingMetric(
+            "map", "mean precision at the ranks of the documents of grade 1 or more", average_precision, binary=True
+        ),
+        RankingMetric(
+            "err",
+            "expected 1 / rank at which a user is satisfied, with chance (2^grade - 1) / 2^highest grade",
+            expected_reciprocal_rank,
+            needs_max_grade=True,
+        ),
+        LOG_LIKELIHOOD,
+        ClickMetric(
+            "log_likelihood_per_document",
+            "sum of ln P(clicks of the session) / number of shown documents",
+            session_log_prob,
+            average="documents",
+        ),
+        ClickMetric(
+            "perplexity",
+            "mean over ranks of 2^(-mean log2 P(click or skip)), without knowledge of other clicks",
+            marginal_log_prob,
+            average="ranks",
+            over_all_sessions=True,
+        ),
+        ClickMetric(
+            "conditional_perplexity",
+            "the same, given the clicks above the rank",
+            conditional_log_prob,
+            average="ranks",
+        ),
     )
-    estimates = {}
-    for name, metric in found.names():
-        if metric in found.values:
-            estimates[name] = Estimate.mean(found.values[metric])
-        else:
-            assert found.totals is not None
-            estimates[name] = found.totals.estimate(*metric)
-    return estimates
+}
+RANKING_METRICS = tuple(name for name, metric in METRICS.items() if isinstance(metric, RankingMetric))
 
 
-def per_query(
-    model: Any,
-    data: Source | Sessions,
-    *,
-    metrics: Sequence[str] | None = None,
-    key: jax.Array,
-    batch_size: int = 4096,
-    empty_queries: str = "skip",
-    max_grade: float | None = None,
-) -> dict[str, np.ndarray]:
-    """The metrics of `evaluate` for each query, for paired comparisons on the same data.
+class MetricRequest(NamedTuple):
+    """A metric as someone asked for it.
 
-    Returns:
-      "query": ids [Q], ascending; and for each metric its values [Q], NaN where a query has none
-      (no relevant document under "skip"; of the click metrics that leave out sessions that the model
-      cannot produce, no other session). A click metric's value is over the query's own sessions.
+    Attributes:
+      name: as asked, such as "ndcg@10" or "perplexity/rank".
+      metric: the row of the registry.
+      at: the cutoff of a ranking metric, or the one rank of a click metric; None: the whole list, or all ranks.
+      by_rank: whether a click metric is asked for rank by rank.
+    """
+
+    name: str
+    metric: Metric
+    at: int | None = None
+    by_rank: bool = False
+
+
+_NAME = re.compile(r"(\w+)(?:@([1-9]\d*)|(/rank)(?:-([1-9]\d*))?)?")
+
+
+def parse_metric(name: str) -> MetricRequest:
+    """Finds the metric of a name such as "ndcg", "ndcg@10", "perplexity", "perplexity/rank" or "perplexity/rank-3".
 
     Raises:
-      ConfigError, DataError: as `evaluate`.
+      ConfigError: an unknown or empty name.
     """
-    found = _Collected(
-        model,
-        data,
-        metrics,
-        key=key,
-        batch_size=batch_size,
-        empty_queries=empty_queries,
-        by_query=True,
-        max_grade=max_grade,
-    )
-    columns = {}
-    for name, metric in found.names():
-        if metric in found.values:
-            columns[name] = found.query, found.values[metric]
-        else:
-            assert found.totals is not None
-            columns[name] = found.totals.per_query(*metric)
-    query = np.unique(np.concatenate([found.query, found.totals.queries() if found.totals else found.query]))
-    table = {"query": query}
-    for name, (ids, values) in columns.items():
-        table[name] = np.full(len(query), np.nan)
-        table[name][np.searchsorted(query, ids)] = values
-    return table
-
-
-class _Collected:
-    """One or two passes over the data: click totals, and ranking metrics per query."""
-
-    def __init__(
-        self,
-        model: Any,
-        data: Source | Sessions,
-        metrics: Sequence[str] | None,
-        *,
-        key: jax.Array,
-        batch_size: int,
-        empty_queries: str,
-        by_query: bool,
-        max_grade: float | None,
-    ) -> None:
-        if empty_queries not in EMPTY_QUERIES:
-            raise ConfigError(f"unknown empty_queries {empty_queries!r}; known: {', '.join(EMPTY_QUERIES)}")
-        if batch_size < 1:
-            raise ConfigError(f"expected a batch_size of at least 1, found {batch_size}")
-        parsed = None if metrics is None else [parse_metric(name) for name in _asked(metrics)]
-        if isinstance(data, Sessions):
-            data = InMemory(data)
-            batch_size = max(1, min(batch_size, len(data)))
-        first = next(iter(data.batches(batch_size)), None)
-        if first is None:
-            raise DataError("expected at least one session or query to evaluate on, found none")
-        call = Caller(model)
-        judged, queries = _judged(data, first)
-        obstacles = {
-            "ranking": _no_ranking(model, judged),
-            "clicks": _no_clicks(call, first),
-        }
-        if parsed is None:
-            if None not in obstacles.values():
-                raise DataError(f"nothing to evaluate: {obstacles['ranking']}; {obstacles['clicks']}")
-            names = (() if obstacles["ranking"] else _DEFAULT_RANKING) + (
-                () if obstacles["clicks"] else _DEFAULT_CLICKS
-            )
-            parsed = [parse_metric(name) for name in names]
-        for name, kind, _ in parsed:
-            if obstacles[kind]:
-                raise DataError(f"metric {name!r} cannot be computed: {obstacles[kind]}")
-        self._parsed = parsed
-        self.query = np.zeros(0, np.int64)
-        self.values: dict[tuple[str, int | None], np.ndarray] = {}
-        ranking = tuple(dict.fromkeys(metric for _, kind, metric in parsed if kind == "ranking"))
-        if ranking:
-            assert judged is not None
-            if max_grade is None:
-                max_grade = _highest_grade(judged, batch_size) if "err" in dict(ranking) else np.inf
-            self.query, self.values = query_metrics(
-                call.scores,
-                judged.batches(fitting(batch_size, judged)),
-                ranking,
-                key=key,
-                max_grade=max_grade,
-                empty_queries=empty_queries,
-                queries=queries,
-            )
-        self.totals: ClickTotals | None = None
-        if any(kind == "clicks" for _, kind, _ in parsed):
-            chosen = {metric[0] for _, kind, metric in parsed if kind == "clicks"}
-            perplexities = tuple(name for name in PERPLEXITIES if name in chosen)
-            self.totals = ClickTotals(perplexities, by_query=by_query)
-            options = tuple(name in chosen for name in PERPLEXITIES)
-            for batch in data.batches(fitting(batch_size, data)):
-                self.totals.add(batch, jax.device_get(call(click_terms, batch, *options)))
-
-    def names(self) -> Iterator[tuple[str, tuple[str, int | None]]]:
-        """Metric names in the order asked, `/rank` spelt out, with (name, cutoff or rank)."""
-        for name, kind, metric in self._parsed:
-            if kind == "ranking" or "/rank" not in name:
-                yield name, metric
-                continue
-            assert self.totals is not None
-            ranks = self.totals.ranks(metric[0])
-            if metric[1] is not None and metric[1] not in ranks:
-                raise DataError(
-                    f"metric {name!r} cannot be computed: no session shows rank {metric[1]}",
-                    fix=f"The ranks shown go from {min(ranks, default=0)} to {max(ranks, default=0)}",
-                )
-            for rank in ranks if metric[1] is None else [metric[1]]:
-                yield f"{metric[0]}/rank-{rank}", (metric[0], rank)
-
-
-def _asked(metrics: Any) -> list[str]:
-    if isinstance(metrics, str):
-        return [metrics]
-    if not isinstance(metrics, Iterable):
-        raise ConfigError(f"expected metric names, found {metrics!r}")
-    names = list(metrics)
-    for name in names:
-        if not isinstance(name, str):
-            raise ConfigError(f"expected metric names as strings, found {name!r}")
-    return names
-
-
-def parse_metric(name: str) -> tuple[str, str, tuple[str, int | None]]:
-    """(name as asked, kind, (metric, cutoff or rank)).
-
-    Raises:
-      ConfigError: an unknown name.
-    """
-    if match := _RANKING.fullmatch(name):
-        return name, "ranking", (match[1], int(match[2]) if match[2] else None)
-    if match := _CLICKS.fullmatch(name):
-        return name, "clicks", (match[1] or match[2], int(match[4]) if match[4] else None)
+    match = _NAME.fullmatch(name)
+    metric = METRICS.get(match[1]) if match else None
+    if match and isinstance(metric, RankingMetric) and not match[3]:
+        return MetricRequest(name, metric, int(match[2]) if match[2] else None)
+    if match and isinstance(metric, ClickMetric) and not match[2] and (metric.average == "ranks" or not match[3]):
+        return MetricRequest(name, metric, int(match[4]) if match[4] else None, by_rank=bool(match[3]))
     if not name.strip():
         raise ConfigError("an empty metric name was given; is there a comma too many?")
-    known = [f"{m}@k" for m in RANKING_METRICS] + list(CLICK_METRICS) + [f"{m}/rank-k" for m in PERPLEXITIES]
+    known = [form for metric in METRICS.values() for form in metric.forms]
     raise ConfigError(f"unknown metric {name!r}; known: {', '.join(known)}")
 
 
-def _judged(data: Source, first: Sessions) -> tuple[Source | None, np.ndarray | None]:
-    """Where the labels are, and which queries of it count (None: all)."""
-    collection = getattr(data, "collection", None)
-    judged = collection() if callable(collection) else None
-    if judged is not None:
-        # The candidates are the whole vocabulary's; a split of the log shows a part of its queries.
-        shown = data.columns(["query"])  # type: ignore[attr-defined]
-        return judged, np.unique(np.concatenate([np.unique(rows["query"].to_numpy()) for rows in shown]))
-    return (data, None) if first.labels is not None else (None, None)
-
-
-def _no_ranking(model: Any, judged: Source | None) -> str | None:
-    if judged is None:
-        return "the data has no labels"
-    if not callable(getattr(model, "score", None)):
-        return f"{type(model).__name__} has no method score(sessions)"
-    return None
-
-
-def _no_clicks(call: Caller, first: Sessions) -> str | None:
-    if first.clicks is None:
-        return "the data has no clicks"
-    name = type(call.model).__name__
-    if not callable(call.model):
-        return f"{name} is not a click model (it cannot be called)"
-    try:
-        return None if call.is_click_model(first) else f"{name} is not a click model (no click distribution)"
-    except (TypeError, AttributeError) as error:  # a ranker that is called with something else than sessions
-        return f"{name} cannot be called as a click model ({error})"
-
-
-def _highest_grade(judged: Source, batch_size: int) -> float:
-    labels = getattr(judged, "labels", None)
-    if labels is not None:
-        return float(np.max(labels, where=~np.isnan(labels), initial=0))
-    highest = 0.0
-    for batch in judged.batches(batch_size):
-        labels = np.asarray(batch.labels)
-        highest = max(highest, float(np.max(labels, where=batch.mask & ~np.isnan(labels), initial=0)))
-    return highest
+def default_metrics(kind: str) -> list[MetricRequest]:
+    """Returns the metrics that `evaluate` computes unless told: "ranking" at each cutoff, "clicks" also by rank."""
+    if kind == RankingMetric.kind:
+        names = [f"{name}@{cutoff}" for name in RANKING_METRICS for cutoff in DEFAULT_CUTOFFS]
+    else:
+        clicks = [metric for metric in METRICS.values() if isinstance(metric, ClickMetric)]
+        by_rank = ["", "/rank"]
+        names = [m.name + part for m in clicks for part in (by_rank if m.average == "ranks" else [""])]
+    return [parse_metric(name) for name in names]

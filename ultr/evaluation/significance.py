@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy.special import stdtr
 
 from ultr.errors import ConfigError, DataError
 from ultr.evaluation.estimate import Estimate, paired_difference
+from ultr.files import json_values
 
-_ROOM = 1 << 23  # signs in memory at a time
-_EXACT = 16  # so many differences have all their sign vectors tried
+_EXACT = 16  # up to so many differences, all sign vectors are tried
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PairedTest:
-    """A two-sided paired test.
+    """The result of a two-sided paired test.
 
     Attributes:
       p_value: the chance of a mean difference at least as far from 0 if there were none; NaN where fewer than two
@@ -27,7 +26,7 @@ class PairedTest:
       difference: mean of a - b over those pairs with the interval of the t test; pairs without a value in both are
         its `excluded`.
       statistic: t, or the mean difference.
-      rounds: sign vectors drawn at random; 0 where all were tried, and for the t test.
+      rounds: number of sign vectors drawn at random; 0 where all were tried, and for the t test.
     """
 
     p_value: float
@@ -37,7 +36,7 @@ class PairedTest:
 
 
 def paired_t(a: np.ndarray, b: np.ndarray) -> PairedTest:
-    """Student's paired t test of equal means.
+    """Makes Student's paired t test of equal means.
 
     Args:
       a, b: [Q] values of one metric for two models over the same queries, as `per_query` gives them; NaN marks a
@@ -49,63 +48,71 @@ def paired_t(a: np.ndarray, b: np.ndarray) -> PairedTest:
     Raises:
       DataError: the arrays differ in shape, or a value is infinite.
     """
+    from scipy.stats import t as t_distribution
+
     found = _difference(a, b)
     if found.count < 2:
         return PairedTest(math.nan, found, math.nan)
     if found.standard_error == 0:
         return PairedTest(float(found.value == 0), found, math.copysign(math.inf, found.value) if found.value else 0.0)
     t = found.value / found.standard_error
-    return PairedTest(2 * float(stdtr(found.count - 1, -abs(t))), found, t)
+    return PairedTest(2 * float(t_distribution.sf(abs(t), found.count - 1)), found, t)
 
 
-def randomisation(a: np.ndarray, b: np.ndarray, *, seed: int, rounds: int = 10_000) -> PairedTest:
-    """Fisher's randomisation test: the signs of the differences are flipped at random (Smucker 2007).
+def randomisation(
+    a: np.ndarray, b: np.ndarray, *, seed: int, rounds: int = 10_000, signs_at_once: int = 1 << 23
+) -> PairedTest:
+    """Makes Fisher's randomisation test, which flips the signs of the differences at random (Smucker 2007).
 
-    If the two models were alike, each query's values could as well stand the other way round. The p-value is the
-    share of such exchanges whose mean difference is at least as far from 0. With up to 16 differences other than 0
-    all exchanges are tried and it is exact; with more, `rounds` are drawn and the observed one is counted with them,
-    (1 + those as far) / (1 + rounds), so that it is never 0 (Phipson and Smyth 2010).
+    If the two models were alike, each query's values could as well be exchanged. The p-value is the share of such
+    exchanges whose mean difference is at least as far from 0. With up to 16 differences other than 0 all exchanges are
+    tried and it is exact; with more, `rounds` are drawn and the observed one is counted with them, (1 + those as far)
+    / (1 + rounds), so that it is never 0 (Phipson and Smyth 2010).
 
     Args:
       a, b: as for `paired_t`.
-      seed: decides on the exchanges drawn.
-      rounds: how many.
+      seed: decides the exchanges drawn.
+      rounds: how many are drawn.
+      signs_at_once: bounds the memory.
 
     Raises:
       ConfigError: no rounds, or a seed below 0.
       DataError: as `paired_t`.
     """
+    from scipy.stats import monte_carlo_test, permutation_test
+
     if rounds < 1 or seed < 0:
         raise ConfigError(f"expected at least 1 round and a seed of at least 0, found {rounds} and {seed}")
     found = _difference(a, b)
     if found.count == 0:
         return PairedTest(math.nan, found, math.nan)
     differences = np.asarray(a, np.float64) - np.asarray(b, np.float64)
-    differences = differences[np.nan_to_num(differences) != 0]  # the sign of 0 is nothing
+    differences = differences[np.nan_to_num(differences) != 0]  # 0 has no sign
     n = len(differences)
-    largest = float(np.abs(differences).sum())
-    # Sums of the same numbers in another order differ by rounding.
-    least = abs(float(differences.sum())) - 1e-12 * largest
-    step = max(1, _ROOM // max(n, 1))
+    if n < 2:
+        return PairedTest(1.0, found, found.value)  # either sign is as far
+    batch = max(1, signs_at_once // n)
     if n <= _EXACT:
-        every = np.arange(1 << n)
-        flips: Iterable[np.ndarray] = ((every[i : i + step, None] >> np.arange(n)) & 1 for i in range(0, 1 << n, step))
-        as_far, drawn = _as_far(flips, differences, least), 0
-        p = as_far / (1 << n)
-    else:
-        rng = np.random.default_rng(seed)
-        parts = (min(step, rounds - i) for i in range(0, rounds, step))
-        flips = (np.unpackbits(rng.integers(0, 256, (m, -(-n // 8)), np.uint8), axis=1)[:, :n] for m in parts)
-        as_far, drawn = _as_far(flips, differences, least), rounds
-        p = (1 + as_far) / (1 + rounds)
-    return PairedTest(p, found, found.value, drawn)
+        test = permutation_test(
+            (differences,), _sums, permutation_type="samples", vectorized=True, n_resamples=np.inf, batch=batch
+        )
+        return PairedTest(float(_as_far(test.null_distribution, differences).mean()), found, found.value)
+    rng = np.random.default_rng(seed)
+
+    def exchanged(size: Sequence[int]) -> np.ndarray:
+        bits = rng.integers(0, 256, (size[0], -(-n // 8)), np.uint8)
+        return np.asarray(differences * (1.0 - 2.0 * np.unpackbits(bits, axis=1)[:, :n]))
+
+    test = monte_carlo_test(differences, exchanged, _sums, vectorized=True, n_resamples=rounds, batch=batch)
+    as_far = int(_as_far(test.null_distribution, differences).sum())
+    return PairedTest((1 + as_far) / (1 + rounds), found, found.value, rounds)
 
 
-def holm(p_values: Any) -> np.ndarray:
-    """Holm's (1979) step-down adjustment: compared with 5 %, the chance of any false alarm is at most 5 %.
+def holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
+    """Adjusts p-values by Holm's (1979) step-down method: below 5 %, the chance of any false alarm is at most 5 %.
 
     Args:
-      p_values: [M] in [0, 1]; NaN is no test, stays NaN and does not count.
+      p_values: [M] in [0, 1]; NaN stands for no test, stays NaN and does not count.
 
     Returns:
       [M] adjusted: the largest of (m - i) p_(i) so far over the ordered p-values, at most 1.
@@ -124,14 +131,14 @@ def holm(p_values: Any) -> np.ndarray:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Comparison:
-    """One method against the baseline.
+class BaselineComparison:
+    """The comparison of one method with the baseline.
 
     Attributes:
       name: the method.
       difference: its mean minus the baseline's, over the queries that have a value in both.
-      p_t, p_randomisation: of the two tests.
-      holm_t, holm_randomisation: the same, adjusted over all methods that were compared.
+      p_t, p_randomisation: p-values of the two tests.
+      holm_t, holm_randomisation: these p-values, adjusted over all methods that were compared.
     """
 
     name: str
@@ -142,18 +149,15 @@ class Comparison:
     holm_randomisation: float
 
     def to_json(self) -> dict[str, Any]:
-        """Plain numbers for `json.dumps`; NaN becomes None."""
-        out: dict[str, Any] = {"name": self.name, "difference": self.difference.to_json()}
-        for field in ("p_t", "p_randomisation", "holm_t", "holm_randomisation"):
-            p = getattr(self, field)
-            out[field] = None if math.isnan(p) else p
-        return out
+        """Returns plain values for JSON; numbers that are not finite become None."""
+        values: dict[str, Any] = json_values(self)
+        return values
 
 
 def compare(
     values: Mapping[str, np.ndarray], *, baseline: str, seed: int = 0, rounds: int = 10_000
-) -> list[Comparison]:
-    """Every method against one baseline on the same queries.
+) -> list[BaselineComparison]:
+    """Compares every method with one baseline on the same queries.
 
     Args:
       values: name -> [Q] values of one metric, as `per_query` gives them; NaN marks a query without a value.
@@ -174,13 +178,13 @@ def compare(
         raise ConfigError(f"expected methods to compare with the baseline '{baseline}', found none")
     base = values[baseline]
     ts = [paired_t(values[name], base) for name in others]
-    flips = [randomisation(values[name], base, seed=seed, rounds=rounds) for name in others]
-    adjusted = [holm([test.p_value for test in tests]).tolist() for tests in (ts, flips)]
-    rows = zip(others, ts, flips, *adjusted, strict=True)
-    return [Comparison(name, t.difference, t.p_value, r.p_value, ht, hr) for name, t, r, ht, hr in rows]
+    exchanges = [randomisation(values[name], base, seed=seed, rounds=rounds) for name in others]
+    adjusted = [holm([test.p_value for test in tests]).tolist() for tests in (ts, exchanges)]
+    rows = zip(others, ts, exchanges, *adjusted, strict=True)
+    return [BaselineComparison(name, t.difference, t.p_value, r.p_value, ht, hr) for name, t, r, ht, hr in rows]
 
 
-def _difference(a: Any, b: Any) -> Estimate:
+def _difference(a: np.ndarray, b: np.ndarray) -> Estimate:
     if np.isinf(np.asarray(a, np.float64)).any() or np.isinf(np.asarray(b, np.float64)).any():
         raise DataError(
             "expected finite values or NaN, found infinite ones",
@@ -189,7 +193,12 @@ def _difference(a: Any, b: Any) -> Estimate:
     return paired_difference(a, b)
 
 
-def _as_far(flips: Iterable[np.ndarray], differences: np.ndarray, least: float) -> int:
-    """How many of the sign vectors [m, n], given in pieces with 1 for minus, have a sum that far from 0."""
-    total = differences.sum()
-    return sum(int((np.abs(total - 2 * (piece.astype(np.float64) @ differences)) >= least).sum()) for piece in flips)
+def _sums(values: np.ndarray, axis: int) -> np.ndarray:
+    return np.asarray(values.sum(axis))
+
+
+def _as_far(sums: np.ndarray, differences: np.ndarray) -> np.ndarray:
+    """Tells [N] which sums of the differences with other signs are at least as far from 0 as their own."""
+    # Equal sums differ by rounding, by more than scipy allows for where they cancel almost to 0.
+    rounding = 1e-12 * float(np.abs(differences).sum())
+    return np.asarray(np.abs(sums) >= abs(float(differences.sum())) - rounding)

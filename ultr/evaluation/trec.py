@@ -8,29 +8,29 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
+from ultr.data import ClickLog, Collection
 from ultr.errors import ConfigError, DataError
-from ultr.evaluation.calls import Caller, fitting
-from ultr.evaluation.ranking import ranked, words
+from ultr.evaluation.compiled import CompiledModel, fitted_batch_size
+from ultr.evaluation.contracts import Scorer
+from ultr.evaluation.graded import shown_queries
+from ultr.evaluation.ranking import rank_documents, tie_seed
 from ultr.files import write_text
 from ultr.sessions import Sessions
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-    from ultr.data import ClickLog, Collection
 
 _SPACE = re.compile(r"\s")
 
 
 def write_run(
     path: str | os.PathLike[str],
-    model: Any,
+    model: Scorer | np.ndarray,
     data: Collection | ClickLog,
     *,
     name: str,
@@ -39,19 +39,20 @@ def write_run(
 ) -> None:
     """Writes a ranking of every list, one document per line: `query Q0 document rank score name`.
 
-    trec_eval orders by score and not by rank, as float32, and equal scores by the document's name. The file therefore
-    holds the scores of the model for queries whose scores are all different in float32; for the others it holds the
-    number of documents - rank, so that documents with equal scores stand in the random order in which `evaluate` with
-    the same key has them. Only the order of the scores of one query means something.
+    trec_eval orders by score and not by rank, as float32, and equal scores by the name of the document. The file
+    therefore holds the scores of the model for queries whose scores are all different in float32; for the others it
+    holds the number of documents minus the rank, so that documents with equal scores stand in the random order in which
+    `evaluate` with the same key ranks them. Only the order of the scores of one query has a meaning.
+
+    White space in names is written as %20 and the like, here and in `write_qrels`.
 
     Args:
       path: the file.
       model: has `score(sessions)`; or [D] finite scores, one per graded document in the order of the collection.
-      data: a collection, or a log with graded documents, of which the queries that it shows are ranked.
-      name: of the run, the last column.
-      key: as for `evaluate`.
-
-    Names that hold white space have it written as %20 and the like, here and in `write_qrels`.
+      data: a collection, or a log with graded documents, whose shown queries are ranked.
+      name: name of the run, the last column.
+      key: orders equal scores at random, as for `evaluate`.
+      batch_size: lists per step.
 
     Raises:
       ConfigError: no name, or one with white space; or scores of another shape.
@@ -59,16 +60,16 @@ def write_run(
     """
     if not name or _SPACE.search(name):
         raise ConfigError(f"expected the name of the run without white space, found {name!r}")
-    collection = judged(data)
+    collection = _graded_collection(data)
     score = _scores(model, collection)
-    seed = words(key)
+    seed = tie_seed(key)
     parts: list[tuple[np.ndarray, ...]] = []
-    for start, batch in _rows(collection, batch_size):
+    for start, batch in _batches_with_starts(collection, batch_size):
         mask = np.asarray(batch.mask)
         scores = score(start, batch)
-        ranks = np.asarray(ranked(scores, mask, seed=seed, query=np.asarray(batch.query)))
+        ranks = rank_documents(scores, mask, seed=seed, query=np.asarray(batch.query))
         length = mask.sum(1)
-        # By descending score, as float32; the end of the shorter lists is never looked at.
+        # By descending score, as float32; what lies beyond the end of a list is not used.
         order = np.argsort(ranks, axis=1)
         with np.errstate(over="ignore"):
             ordered = np.take_along_axis(scores, order, axis=1).astype(np.float32)
@@ -96,7 +97,7 @@ def write_qrels(path: str | os.PathLike[str], data: Collection | ClickLog, *, em
       empty_queries: "skip" leaves out queries without a document of grade 1 or more, which trec_eval would count
         with 0; "zero" writes them.
 
-    Grades below 0 are written as 0, which is what `evaluate` takes them for.
+    Grades below 0 are written as 0, as `evaluate` counts them.
 
     Raises:
       ConfigError: another value of `empty_queries`.
@@ -105,12 +106,12 @@ def write_qrels(path: str | os.PathLike[str], data: Collection | ClickLog, *, em
     """
     if empty_queries not in ("skip", "zero"):
         raise ConfigError(f"unknown empty_queries {empty_queries!r}; known: skip, zero")
-    collection = judged(data)
+    collection = _graded_collection(data)
     grades = np.maximum(collection.labels, 0)
     if (bad := grades != np.round(grades)).any():
         raise DataError(
             f"expected grades that are whole numbers, found {collection.labels[bad][0]:g}",
-            fix="TREC files know no others: map the grades to whole numbers",
+            fix="TREC files hold no others: map the grades to whole numbers",
             field="label",
         )
     lists = np.repeat(np.arange(len(collection)), np.diff(collection.offsets))
@@ -124,27 +125,25 @@ def write_qrels(path: str | os.PathLike[str], data: Collection | ClickLog, *, em
     _write(path, queries.take(lists[rows]), "0", documents.take(rows), grades[rows].astype(np.int64))
 
 
-def judged(data: Any) -> Collection:
-    """The graded lists of a collection, or of the queries that a log shows.
+def _graded_collection(data: Collection | ClickLog) -> Collection:
+    """Returns the graded lists of a collection, or of the queries that a log shows.
 
     Raises:
       DataError: there are none.
     """
-    collection = getattr(data, "collection", None)
-    found = data if collection is None else collection()
-    if found is not None and collection is not None:
-        shown = [np.unique(rows["query"].to_numpy()) for rows in data.columns(["query"])]
-        found = found.select(np.isin(found.query, np.concatenate(shown)))
+    found = data.collection() if isinstance(data, ClickLog) else data
+    if found is not None and isinstance(data, ClickLog):
+        found = found.select(np.isin(found.query, shown_queries(data)))
     if found is None or len(found) == 0:
         raise DataError("expected graded documents, found none", fix="Prepare the grades of the queries too")
     return found
 
 
-def _scores(model: Any, collection: Collection) -> Any:
-    """(first document [B], batch) -> [B, K] scores."""
-    if callable(getattr(model, "score", None)):
-        call = Caller(model)
-        return lambda start, batch: call.scores(batch)
+def _scores(model: Scorer | np.ndarray, collection: Collection) -> Callable[[np.ndarray, Sessions], np.ndarray]:
+    """Makes a function of (index of each list's first document [B], batch) that returns scores [B, K]."""
+    if isinstance(model, Scorer):
+        compiled = CompiledModel(model)
+        return lambda start, batch: compiled.scores(batch)
     values = np.asarray(model)
     if values.dtype.kind not in "biuf" or values.shape != collection.document.shape:
         raise ConfigError(
@@ -161,19 +160,17 @@ def _scores(model: Any, collection: Collection) -> Any:
     return pick
 
 
-def _rows(collection: Collection, batch_size: int) -> Iterator[tuple[np.ndarray, Sessions]]:
-    """Batches with the place [B] of each list's first document in the collection; masked rows have 0."""
+def _batches_with_starts(collection: Collection, batch_size: int) -> Iterator[tuple[np.ndarray, Sessions]]:
+    """Yields batches with the index [B] of each list's first document in the collection; 0 for masked rows."""
     place = dict(zip(collection.query.tolist(), collection.offsets[:-1].tolist(), strict=True))
-    for batch in collection.batches(fitting(batch_size, collection)):
+    for batch in collection.batches(fitted_batch_size(batch_size, collection)):
         real = np.asarray(batch.mask).any(1)
         start = [place[q] if r else 0 for q, r in zip(np.asarray(batch.query).tolist(), np.ravel(real), strict=True)]
         yield np.array(start, np.int64), batch
 
 
 def _names(collection: Collection) -> tuple[pa.Array, pa.Array]:
-    """Names of the queries [Q] and of the documents [D], without white space."""
-    import pyarrow as pa
-
+    """Returns the names of the queries [Q] and of the documents [D], without white space."""
     out = []
     lists = np.repeat(np.arange(len(collection)), np.diff(collection.offsets)).tolist()
     for what, column in (("query", collection.query_names), ("document", collection.document_names)):
@@ -185,7 +182,7 @@ def _names(collection: Collection) -> tuple[pa.Array, pa.Array]:
         if len(set(names if what == "query" else zip(lists, names, strict=True))) < len(names):
             raise DataError(
                 f"two names of a {what} are the same, or are once white space is written as %20",
-                fix="TREC files tell documents apart by their names alone: rename one of them",
+                fix="TREC files identify documents by their names alone: rename one of them",
                 field=what,
             )
         out.append(pa.array(names, pa.string()))
@@ -193,9 +190,6 @@ def _names(collection: Collection) -> tuple[pa.Array, pa.Array]:
 
 
 def _write(path: str | os.PathLike[str], *columns: Any) -> None:
-    """Writes arrays and repeated words as columns, a space between them."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
+    """Writes columns with a space between them: arrays, and strings that stand in every row."""
     parts = [x if isinstance(x, str | pa.Array) else pa.array(x).cast(pa.string()) for x in columns]
     write_text(path, "\n".join([*pc.binary_join_element_wise(*parts, " ").to_pylist(), ""]))

@@ -1,18 +1,22 @@
-"""What all figures share: how they look, which files they can be, and that they stand complete or not at all."""
+"""What all figures share: how they look, and how they are written to files."""
 
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ultr.errors import ConfigError
 from ultr.files import write_bytes
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 KINDS = (".png", ".svg", ".pdf")
-# That colour-blind people tell apart (Okabe and Ito 2008), grey in place of yellow.
+# Colours that colour-blind readers can distinguish (Okabe and Ito 2008), with grey in place of yellow.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#888888")
 MARKS = "osD^vPXp"
 GRID = {"color": "#dddddd", "lw": 0.6, "zorder": 0}
@@ -21,7 +25,7 @@ STYLE = {"font.size": 10, "svg.fonttype": "none", "axes.spines.top": False, "axe
 
 
 def matplotlib() -> Any:
-    """The module.
+    """Imports matplotlib.
 
     Raises:
       ConfigError: it is not installed.
@@ -36,16 +40,16 @@ def matplotlib() -> Any:
 
 
 def check_file(option: str, path: Path | None, kinds: Sequence[str], *, made: Path | None = None) -> None:
-    """Before any work: can a file of this kind be written there?
+    """Checks, before any work, that a file of this kind can be written.
 
     Args:
-      option: that named the file, for the message.
+      option: the option that named the file, for the message.
       path: the file; None: none is asked for.
-      kinds: endings that say what to write.
-      made: a folder that the command makes.
+      kinds: the endings that it may have.
+      made: a folder that the command will make.
 
     Raises:
-      ConfigError: another ending, no such folder, or a folder of that name.
+      ConfigError: another ending, no such folder, or a folder at the path.
     """
     if path is None:
         return
@@ -58,21 +62,41 @@ def check_file(option: str, path: Path | None, kinds: Sequence[str], *, made: Pa
 
 
 def check_figure(path: Path | None, *, made: Path | None = None) -> None:
-    """`check_file` of `--figure`, and that there is something to draw it with."""
+    """Checks, before any work, that the file of `--figure` can be written and that matplotlib is installed.
+
+    Args:
+      path: the file; None: none is asked for.
+      made: a folder that the command will make.
+
+    Raises:
+      ConfigError: the file cannot be written, or matplotlib is not installed.
+    """
     check_file("--figure", path, KINDS, made=made)
     if path is not None:
         matplotlib()
 
 
 @contextmanager
-def sheet(path: Path, width: float, height: float) -> Iterator[Any]:
-    """Gives an empty figure, in inches, and writes it to the file when the block ends without an exception."""
+def styled_figure(width: float, height: float) -> Iterator[Figure]:
+    """Gives an empty figure, in inches, to draw on in the common style."""
     style = matplotlib().rc_context(STYLE)
     from matplotlib.figure import Figure
 
     with style:
-        figure = Figure(figsize=(width, height), dpi=160, layout="constrained")
-        yield figure
-        content = io.BytesIO()
-        figure.savefig(content, format=path.suffix[1:])
+        yield Figure(figsize=(width, height), dpi=160, layout="constrained")
+
+
+def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
+    """Writes a figure to a file, whole or not at all; the ending says what kind: .png, .svg or .pdf."""
+    content = io.BytesIO()
+    with matplotlib().rc_context(STYLE):
+        figure.savefig(content, format=Path(path).suffix[1:])
     write_bytes(path, content.getvalue())
+
+
+@contextmanager
+def sheet(path: Path, width: float, height: float) -> Iterator[Figure]:
+    """Gives an empty figure and writes it to the file when the block ends without an exception."""
+    with styled_figure(width, height) as figure:
+        yield figure
+        save_figure(figure, path)

@@ -1,6 +1,6 @@
-"""The entropy of a click process: the lowest loss and the lowest perplexities that any model can have on its log.
+"""The entropy of simulated clicks: the lowest loss and the lowest perplexities that any model can have on a log.
 
-Given a list (with its contexts and the time), the expected -ln P(clicks) is least for the true process, where it is the
+Given a list (with its contexts and the time), the expected -ln P(clicks) is least for the true model, where it is the
 entropy; likewise for the click at one rank given nothing, and given the clicks above (Cover and Thomas 2006).
 """
 
@@ -15,13 +15,14 @@ import numpy as np
 
 from ultr.clicks import CascadeClicks, ClickDistribution, PositionClicks
 from ultr.logspace import log1mexp
-from ultr.simulate.processes import ScanClicks
+from ultr.sessions import Array
+from ultr.simulate.scan_clicks import ScanClicks
 
-ENUMERATED = 6  # ranks up to which all click vectors are summed over where there is no closed form
+ENUMERATED = 6  # ranks up to which all click vectors are enumerated where there is no closed form
 
 
 class Entropies(NamedTuple):
-    """In nats; 0 on padding.
+    """Entropies of the clicks on B lists, in nats; 0 on padding.
 
     Attributes:
       session: [B] entropy of the click vector.
@@ -34,26 +35,37 @@ class Entropies(NamedTuple):
     conditional: jax.Array
 
 
-def exactness(distribution: ClickDistribution) -> tuple[bool, bool]:
-    """Whether `entropies` gives exactly the entropy of sessions, and the conditional ones; else they are unbiased."""
+class ExactEntropies(NamedTuple):
+    """Which of the `Entropies` are exact; those that are not are unbiased estimates from sampled clicks."""
+
+    session: bool
+    conditional: bool
+
+
+def exact_entropies(distribution: ClickDistribution) -> ExactEntropies:
+    """Says which entropies of a distribution `entropies` computes exactly."""
     small = distribution.marginal().shape[1] <= ENUMERATED
     known = isinstance(distribution, PositionClicks | CascadeClicks)
-    turned = isinstance(distribution, ScanClicks) and not (distribution.extra or distribution.missed)
-    return known or turned or small, known or small
+    reordered = isinstance(distribution, ScanClicks) and not distribution.noise
+    return ExactEntropies(known or reordered or small, known or small)
 
 
-def entropies(distribution: ClickDistribution, clicks: jax.Array) -> Entropies:
-    """Entropies of clicks, in closed form where there is one.
+def entropies(
+    distribution: ClickDistribution, clicks: Array, mask: Array, *, enumerated_ranks: int = ENUMERATED
+) -> Entropies:
+    """Computes the entropies of clicks, in closed form where there is one.
 
-    Without noise and mixtures, what has been clicked tells all there is to know of the user's state, or all but how
-    far they read on since: K or K^2 cases, summed. Otherwise all 2^K click vectors, up to six ranks. Beyond that, the
-    conditional entropies are those given the sampled clicks above, whose expectation over clicks is what is looked for.
+    Without noise and mixtures, the state of the user follows from the last click, or from the last click and how far
+    they read on since: sums over K or K^2 cases. Otherwise all 2^K click vectors are enumerated, up to six ranks.
+    Beyond that, conditional entropies are given the sampled clicks above; their mean over clicks is the true one.
 
     Args:
       distribution: the true one.
       clicks: [B, K] drawn from it.
+      mask: [B, K] the shown documents.
+      enumerated_ranks: up to so many ranks, all click vectors are enumerated where there is no closed form.
     """
-    mask = jnp.asarray(distribution.mask)  # type: ignore[attr-defined]
+    clicks, mask = jnp.asarray(clicks), jnp.asarray(mask)
     marginal = _entropy(distribution.marginal(), mask)
     session = None
     if isinstance(distribution, PositionClicks) and distribution.logits.ndim == 2:
@@ -63,10 +75,10 @@ def entropies(distribution: ClickDistribution, clicks: jax.Array) -> Entropies:
     elif isinstance(distribution, CascadeClicks):
         conditional = _cascade(distribution)
     else:
-        # The order of reading is another order of the chain rule.
-        if isinstance(distribution, ScanClicks) and not (distribution.extra or distribution.missed):
-            session = entropies(distribution.clean, clicks).session
-        if mask.shape[1] <= ENUMERATED:
+        # The chain rule gives the same entropy in the order of reading.
+        if isinstance(distribution, ScanClicks) and not distribution.noise:
+            session = entropies(distribution.clean, clicks, distribution.clean.mask).session
+        if mask.shape[1] <= enumerated_ranks:
             conditional = _enumerated(distribution, mask)
         else:
             conditional = _entropy(distribution.conditional(clicks), mask)
@@ -75,7 +87,7 @@ def entropies(distribution: ClickDistribution, clicks: jax.Array) -> Entropies:
 
 
 def _entropy(log_p: jax.Array, mask: jax.Array) -> jax.Array:
-    """Entropy of a click of log-probability log_p; 0 where it is certain, or not shown."""
+    """Computes the entropy of a click of log-probability log_p; 0 where it is certain, or not shown."""
     log_p = jnp.where(mask, jnp.minimum(log_p, 0.0), -1.0)
     p = jnp.exp(log_p)
     unsure = mask & (p > 0) & (p < 1)
@@ -84,7 +96,7 @@ def _entropy(log_p: jax.Array, mask: jax.Array) -> jax.Array:
 
 
 def _last_click(distribution: PositionClicks) -> jax.Array:
-    """UBM: the clicks above matter by the last one only, whose distribution is carried along."""
+    """Computes [B, K] conditional entropies of a UBM from the distribution of the last click above each rank."""
     logits = jnp.moveaxis(jnp.asarray(distribution.logits), 1, 0)
     k, b, states = logits.shape
 
@@ -96,11 +108,15 @@ def _last_click(distribution: PositionClicks) -> jax.Array:
         return jnp.where(shown[:, None], on, last), jnp.where(shown, jnp.sum(last * each, axis=1), 0.0)
 
     steps = (jnp.arange(k), logits, jnp.asarray(distribution.mask).T)
-    return jax.lax.scan(step, jnp.zeros((b, states)).at[:, 0].set(1.0), steps)[1].T
+    conditional: jax.Array = jax.lax.scan(step, jnp.zeros((b, states)).at[:, 0].set(1.0), steps)[1].T
+    return conditional
 
 
 def _cascade(distribution: CascadeClicks) -> jax.Array:
-    """The clicks above matter by the last one; below it, each document skipped makes it likelier that reading ended."""
+    """Computes [B, K] conditional entropies of a cascade from the distribution of the last click above each rank.
+
+    Below the last click, each document skipped makes it likelier that reading has ended.
+    """
     d = distribution
     fields = (d.click, d.skip, d.go_after_click, d.stop_after_click, d.go_after_skip, d.stop_after_skip)
     steps = tuple(jnp.exp(jnp.asarray(x)).T for x in fields)
@@ -122,12 +138,14 @@ def _cascade(distribution: CascadeClicks) -> jax.Array:
         return state, jnp.where(shown, jnp.sum(found, axis=1), 0.0)
 
     start = jnp.zeros((b, k + 1)).at[:, 0].set(1.0), jnp.zeros((b, k + 1))
-    return jax.lax.scan(step, start, (jnp.arange(k), jnp.asarray(d.mask).T, steps))[1].T
+    conditional: jax.Array = jax.lax.scan(step, start, (jnp.arange(k), jnp.asarray(d.mask).T, steps))[1].T
+    return conditional
 
 
 def _enumerated(distribution: ClickDistribution, mask: jax.Array) -> jax.Array:
+    """Computes [B, K] conditional entropies by a sum over all click vectors."""
     k = mask.shape[1]
-    # Vectors that differ on padding only are the same clicks, and come this often.
+    # Vectors that differ on padding alone are the same clicks: each is counted this many times.
     times = jnp.exp2(k - jnp.sum(mask, axis=1, keepdims=True))
 
     def add(number: jax.Array, total: jax.Array) -> jax.Array:
@@ -136,18 +154,19 @@ def _enumerated(distribution: ClickDistribution, mask: jax.Array) -> jax.Array:
         each = p * _entropy(distribution.conditional(clicks), mask)
         return total + jnp.where(p > 0, each, 0.0)
 
-    return jax.lax.fori_loop(0, 2**k, add, jnp.zeros(mask.shape)) / times
+    conditional: jax.Array = jax.lax.fori_loop(0, 2**k, add, jnp.zeros(mask.shape)) / times
+    return conditional
 
 
-class Lowest:
-    """Sums over the sessions of a log, and the bounds that follow from them.
+class EntropyTotals:
+    """Running totals of the entropies of a log's sessions, and the lowest loss and perplexities that follow.
 
     Args:
       ranks: K.
-      exact: as of `exactness`.
+      exact: which entropies are exact.
     """
 
-    def __init__(self, ranks: int, exact: tuple[bool, bool]) -> None:
+    def __init__(self, ranks: int, exact: ExactEntropies) -> None:
         self._exact = exact
         self._count = 0
         self._shown = np.zeros(ranks)
@@ -165,9 +184,10 @@ class Lowest:
         self._conditional += conditional.sum(0), (conditional**2).sum(0)
 
     def to_json(self) -> dict[str, Any]:
-        """`entropy` per session in nats; `perplexity` and `conditional_perplexity` as `ultr.evaluation` has them.
+        """Returns `entropy` per session in nats, `perplexity` and `conditional_perplexity`, for JSON.
 
-        Each with its standard error, 0 where the value is exact, and the perplexities with those of every rank.
+        Entropy and conditional perplexity have standard errors, 0 where the value is exact; the perplexities, which are
+        defined as in `ultr.evaluation`, have values of every rank.
         """
         shown = self._shown > 0
         count = self._shown[shown]
@@ -176,9 +196,9 @@ class Lowest:
         spread = np.sqrt(np.maximum(self._conditional[1, shown] / count - given**2, 0) / count)
         given = np.exp(given)
         mean, square = self._session / self._count
-        session_error = 0.0 if self._exact[0] else math.sqrt(max(square - mean**2, 0) / self._count)
-        # Ranks of one session go together: the error of their mean is at most the mean of their errors.
-        given_error = 0.0 if self._exact[1] else float((given * spread).mean())
+        session_error = 0.0 if self._exact.session else math.sqrt(max(square - mean**2, 0) / self._count)
+        # Ranks of one session are dependent: the error of their mean is at most the mean of their errors.
+        given_error = 0.0 if self._exact.conditional else float((given * spread).mean())
         return {
             "entropy": float(mean),
             "entropy_standard_error": session_error,

@@ -1,10 +1,9 @@
-"""Logging policies: which rankings a simulated log shows, and the logger as a ranker of other lists."""
+"""Logging policies: which rankings a simulated log shows, and the fitted policy as a ranker of any lists."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 
@@ -13,16 +12,16 @@ from ultr.errors import ConfigError
 from ultr.sessions import Sessions, SharedFeature
 
 RANKERS = ("random", "oracle", "noisy", "linear", "boosted", "strength")
-_ROUNDS = 100
+_BOOSTING_ROUNDS = 100
 
 
 @dataclasses.dataclass(frozen=True)
 class Policy:
-    """A logging policy: a ranker, and how much chance there is in its rankings.
+    """A logging policy: a ranker, and how much randomness there is in its rankings.
 
-    Chance comes in this order, and each kind goes with every ranker: `temperature` draws a ranking, `epsilon` puts
-    random documents into it, `swaps` exchanges neighbours of what is shown. Without any, a query is ranked the same
-    in each session (`random` apart).
+    Randomness is added in this order, each kind with any ranker: `temperature` draws a ranking, `epsilon` puts random
+    documents into it, `swaps` exchanges neighbours of what is shown. Without any, a query is ranked the same in each
+    session, except by `random`.
 
     Attributes:
       ranker: `random` (a fresh uniform permutation in each session), `oracle` (the expert grades),
@@ -37,9 +36,9 @@ class Policy:
         of them (epsilon-greedy, Hofmann 2013).
       swaps: in each session, the ranks 1-2, 3-4, ... or 2-3, 4-5, ... (either with one half) are paired, and each
         pair is exchanged with this probability; one half is FairPairs (Radlinski and Joachims 2006).
-      strength: `strength` only, a in [-1, 1]: scores a z + (1 - |a|) e, of the standardised grades z and one fixed
-        standard normal e per document. 1 is the oracle, 0 a ranker that knows nothing, -1 the worst ranking: how
-        strongly the logger's order goes with relevance, the knob of the confounding studies (Zhang 2023, Hager 2025).
+      strength: `strength` only, a in [-1, 1]: scores are a z + (1 - |a|) e, with z the standardised grades and e one
+        fixed standard normal error per document. 1 is the oracle, 0 a ranker that knows nothing, -1 the worst ranking:
+        how strongly the logger's order depends on relevance in confounding studies (Zhang 2023, Hager 2025).
 
     Raises:
       ConfigError: an unknown ranker or a number out of range.
@@ -67,12 +66,12 @@ class Policy:
                 f"{self.epsilon}, {self.swaps}, {self.strength}"
             )
 
-    def fitted(self, collection: Collection, *, seed: int) -> Logger:
-        """The logger of the collection's log, as a ranker that can be evaluated on other lists.
+    def fitted(self, collection: Collection, *, seed: int) -> FittedPolicy:
+        """Fits the policy to a collection; the result is a ranker that can be evaluated on other lists.
 
         Args:
-          collection: what the log is simulated on, with features for `linear` and `boosted`.
-          seed: of the log.
+          collection: that of the log, with features for `linear` and `boosted`.
+          seed: that of the log.
 
         Raises:
           ConfigError: the collection has no features, or LightGBM is not installed.
@@ -80,47 +79,53 @@ class Policy:
         rng = np.random.default_rng(seed)
         labels = np.nan_to_num(np.asarray(collection.labels, np.float64))
         if self.ranker == "random":
-            return Logger(self, lambda x, y, d: np.zeros(d.shape))
+            return FittedPolicy(self, lambda features, grades, document: np.zeros(document.shape))
         if self.ranker in ("linear", "boosted"):
             raw = (_ridge if self.ranker == "linear" else _boosted)(collection, labels, self.share, rng)
         else:
             raw = _graded(self, labels, seed)
-        logger = Logger(self, raw)
+        fitted = FittedPolicy(self, raw)
         scores = raw(collection.features, labels, collection.document)
         deviation = scores.std()
-        logger.centre, logger.scale = float(scores.mean()), float(deviation) if deviation > 0 else 1.0
-        return logger
+        fitted.centre, fitted.scale = float(scores.mean()), float(deviation) if deviation > 0 else 1.0
+        return fitted
 
     def scores(self, collection: Collection, *, seed: int) -> np.ndarray:
-        """[D] scores of the collection's documents, standard deviation 1 unless they are all equal."""
-        logger = self.fitted(collection, seed=seed)
+        """Computes scores [D] of the documents, of standard deviation 1 unless they are all equal."""
+        fitted = self.fitted(collection, seed=seed)
         labels = np.nan_to_num(np.asarray(collection.labels, np.float64))
-        return logger.standard(collection.features, labels, collection.document)
+        return fitted.standard(collection.features, labels, collection.document)
 
 
-class Logger:
-    """A fitted logging policy as a ranker: `score(sessions)`, which `ultr.evaluation.evaluate` can judge.
+class _RawScores(Protocol):
+    """Computes raw scores [D] of documents with features [D, F] or None, grades [D] and ids [D]."""
 
-    Scores are those that the log's rankings start from, before any chance.
+    def __call__(self, features: np.ndarray | None, grades: np.ndarray, document: np.ndarray) -> np.ndarray: ...
+
+
+class FittedPolicy:
+    """A logging policy fitted to a collection, as a ranker that `ultr.evaluation.evaluate` can judge.
+
+    Its scores are those that the rankings of a log start from, before any randomness.
 
     Attributes:
       policy: the policy.
       centre, scale: mean and standard deviation of the raw scores of the collection that it was fitted on.
     """
 
-    def __init__(self, policy: Policy, raw: Callable[[Any, np.ndarray, np.ndarray], np.ndarray]) -> None:
+    def __init__(self, policy: Policy, raw: _RawScores) -> None:
         self.policy, self._raw = policy, raw
         self.centre, self.scale = 0.0, 1.0
 
-    def standard(self, features: Any, labels: np.ndarray, document: np.ndarray) -> np.ndarray:
-        """[D] scores of documents with features [D, F], grades [D] and ids [D]."""
+    def standard(self, features: np.ndarray | None, labels: np.ndarray, document: np.ndarray) -> np.ndarray:
+        """Computes standardised scores [D] of documents with features [D, F], grades [D] and ids [D]."""
         return (self._raw(features, labels, document) - self.centre) / self.scale
 
     def score(self, sessions: Sessions) -> np.ndarray:
-        """[B, K] scores; reads features (`linear`, `boosted`), or grades and, for their errors, document ids.
+        """Computes scores [B, K] from features (`linear`, `boosted`), or from grades and document ids.
 
         Raises:
-          ConfigError: the sessions have not what the policy ranks by.
+          ConfigError: the sessions lack what the policy ranks by.
         """
         shape, ranker = sessions.shape, self.policy.ranker
         given = sessions.features.get("features")
@@ -138,39 +143,42 @@ class Logger:
         return np.where(np.asarray(sessions.mask), scores.reshape(shape), 0.0).astype(np.float32)
 
 
-def _graded(policy: Policy, labels: np.ndarray, seed: int) -> Callable[..., np.ndarray]:
+def _graded(policy: Policy, labels: np.ndarray, seed: int) -> _RawScores:
+    """Makes scores from grades and a fixed error per document."""
     mean, deviation = labels.mean(), labels.std()
     deviation = deviation if deviation > 0 else 1.0
     a = policy.strength
 
     def error(document: np.ndarray) -> np.ndarray:
-        # By id, so that a document has one error wherever it is seen; id 0 (unseen) has that of id 1.
+        # By id, so that a document has the same error in all lists; id 0 (unseen) has that of id 1.
         drawn = np.random.default_rng(seed).normal(0.0, 1.0, max(int(document.max(initial=1)), 1))
-        return drawn[np.maximum(document, 1) - 1]
+        return np.asarray(drawn[np.maximum(document, 1) - 1])
 
-    def raw(features: Any, grades: np.ndarray, document: np.ndarray) -> np.ndarray:
+    def raw(features: np.ndarray | None, grades: np.ndarray, document: np.ndarray) -> np.ndarray:
         if policy.ranker == "oracle":
             return grades
         if policy.ranker == "noisy":
             return grades + policy.noise * error(document)
-        return a * (grades - mean) / deviation + (1 - abs(a)) * error(document)
+        return np.asarray(a * (grades - mean) / deviation + (1 - abs(a)) * error(document))
 
     return raw
 
 
-def _drawn(collection: Collection, share: float, rng: np.random.Generator, name: str) -> list[np.ndarray]:
-    """Rows of each of the queries to train on."""
+def _training_queries(collection: Collection, share: float, rng: np.random.Generator, name: str) -> list[np.ndarray]:
+    """Draws the queries to train on, and returns the rows of each."""
     if collection.features is None:
-        raise ConfigError(f"the policy '{name}' needs document features; choose random, oracle, noisy or strength")
+        raise ConfigError(
+            f"the policy '{name}' needs document features, which the collection lacks: choose random, oracle, noisy or "
+            "strength"
+        )
     queries = len(collection.offsets) - 1
     chosen = rng.choice(queries, max(1, round(share * queries)), replace=False)
     return [np.arange(collection.offsets[q], collection.offsets[q + 1]) for q in np.sort(chosen)]
 
 
-def _ridge(
-    collection: Collection, labels: np.ndarray, share: float, rng: np.random.Generator
-) -> Callable[..., np.ndarray]:
-    rows = np.concatenate(_drawn(collection, share, rng, "linear"))
+def _ridge(collection: Collection, labels: np.ndarray, share: float, rng: np.random.Generator) -> _RawScores:
+    """Fits a ridge regression of the grades on standardised features."""
+    rows = np.concatenate(_training_queries(collection, share, rng, "linear"))
     x = np.asarray(collection.features, np.float64)
     mean, deviation = x.mean(0), x.std(0)
     deviation = np.where(deviation > 0, deviation, 1.0)
@@ -180,10 +188,9 @@ def _ridge(
     return lambda features, grades, document: ((np.asarray(features, np.float64) - mean) / deviation) @ weights
 
 
-def _boosted(
-    collection: Collection, labels: np.ndarray, share: float, rng: np.random.Generator
-) -> Callable[..., np.ndarray]:
-    lists = _drawn(collection, share, rng, "boosted")
+def _boosted(collection: Collection, labels: np.ndarray, share: float, rng: np.random.Generator) -> _RawScores:
+    """Trains LambdaMART on the grades."""
+    lists = _training_queries(collection, share, rng, "boosted")
     try:
         import lightgbm
     except ImportError as error:
@@ -202,5 +209,5 @@ def _boosted(
         "seed": int(rng.integers(2**31)),
         "verbosity": -1,
     }
-    trees = lightgbm.train(options, data, num_boost_round=_ROUNDS)
+    trees = lightgbm.train(options, data, num_boost_round=_BOOSTING_ROUNDS)
     return lambda features, grades, document: np.asarray(trees.predict(np.asarray(features, np.float64), num_threads=1))

@@ -1,4 +1,4 @@
-"""Collections made up for demonstrations and tests."""
+"""Synthetic collections for demonstrations and tests."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from ultr.data import Collection
 
 
 def collection(*, queries: int, documents: int = 20, features: int = 16, noise: float = 0.3, seed: int) -> Collection:
-    """A synthetic collection: graded lists whose grades are a smooth, not linear, function of the features.
+    """Makes a synthetic collection, whose grades are a smooth non-linear function of the features.
 
-    A document's quality is a random two-layer function of its features plus normal noise. The best twentieth of all
-    documents gets grade 4, then come shares of .1, .15 and .2 for the grades 3, 2 and 1; the rest is 0.
+    The quality of a document is a random two-layer function of its features plus normal noise. The best 5 % of all
+    documents have grade 4, the next 10, 15 and 20 % the grades 3, 2 and 1, and the rest grade 0.
 
     Args:
       queries, documents: number of queries, and of documents per query.
       features: number of features F.
-      noise: standard deviation of what the features do not tell, in standard deviations of what they tell.
-      seed: decides everything.
+      noise: standard deviation of the noise, relative to that of the function of the features.
+      seed: decides everything that is random.
     """
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(queries * documents, features)).astype(np.float32)

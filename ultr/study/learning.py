@@ -210,13 +210,13 @@ def weighted_dcg(ranker: Any, log: Prepared, by: By, weights: np.ndarray, *, mos
       weights: [R] by displayed rank.
       most: lists that are looked at, the first of the distinct ones.
     """
-    from ultr.evaluation.calls import Caller
+    from ultr.evaluation.compiled import CompiledModel
 
-    call = Caller(ranker)
+    compiled = CompiledModel(ranker)
     total = sessions = 0.0
     lists = 0
     for batch in log.distinct("valid", by).batches(4096):
-        scores = np.asarray(call.scores(batch), np.float64)
+        scores = np.asarray(compiled.scores(batch), np.float64)
         total += float(_gains(scores, batch, weights))
         rows = np.asarray(batch.mask).any(1)
         sessions += float(rows.sum() if batch.weight is None else np.asarray(batch.weight, np.float64)[rows].sum())

@@ -14,8 +14,7 @@ from typing import Any
 
 from ultr import simulate
 from ultr.errors import ConfigError
-from ultr.evaluation.metrics import parse_metric
-from ultr.evaluation.ranking import RANKING_METRICS
+from ultr.evaluation.metrics import RANKING_METRICS, parse_metric
 from ultr.study.methods import CLICK_MODELS, KINDS, kind_of
 from ultr.study.registry import MODELS
 from ultr.study.spec import Data, Log, Method, Study, policy_of, slug, user_of
@@ -374,7 +373,7 @@ def _check(study: Study, where: str) -> None:
 def _check_metrics(metrics: Sequence[str], where: str) -> None:
     for name in metrics:
         try:
-            kind = parse_metric(name)[1]
+            kind = parse_metric(name).metric.kind
         except ConfigError:
             kind = None
         if kind != "ranking":

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from ultr.data.dataset import BatchSource, Dataset, as_dataset
+from ultr.data.dataset import Dataset, DatasetLike, as_dataset
 from ultr.errors import ConfigError, DataError
 from ultr.sessions import Array, Sessions, SharedFeature
 from ultr.towers.base import read_feature
@@ -48,7 +48,7 @@ class Scaler(nnx.Module):
 
     def fit(
         self,
-        data: Dataset | BatchSource | Sessions,
+        data: DatasetLike,
         *,
         feature: str | Sequence[str] = "features",
         batch_size: int = 8192,

@@ -10,12 +10,13 @@ import jax
 import numpy as np
 
 from ultr.data import ClickLog, Dataset, collapse
+from ultr.data.dataset import DatasetLike
 from ultr.errors import ConfigError
 from ultr.models import LatentVariableModel
 from ultr.sessions import Sessions
 from ultr.towers import check_bounds, read_feature
 from ultr.training.feed import BLOCK_SESSIONS, BatchBlock, largest_indices, one_pass
-from ultr.training.inputs import DatasetLike, count_rows, session_sums, training_data
+from ultr.training.inputs import count_rows, session_sums, training_data
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,12 +7,9 @@ import math
 import numpy as np
 from flax import nnx
 
-from ultr.data.dataset import BatchSource, Dataset, as_dataset
+from ultr.data.dataset import Dataset, DatasetLike, as_dataset
 from ultr.errors import ConfigError, DataError, UltrError
 from ultr.rankers import Ranker
-from ultr.sessions import Sessions
-
-DatasetLike = Dataset | BatchSource | Sessions
 
 
 def training_data(given: DatasetLike, model: nnx.Module, name: str) -> Dataset:

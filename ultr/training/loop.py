@@ -21,12 +21,12 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
-from ultr.data.dataset import Dataset
+from ultr.data.dataset import Dataset, DatasetLike
 from ultr.errors import ConfigError
 from ultr.towers import Component, check_bounds, needs_no_features, row_tables
 from ultr.training.checkpoint import describe, read_meta, restore_arrays, save, save_arrays
 from ultr.training.feed import BLOCK_SESSIONS, BatchBlock, StackedBatches, largest_indices, one_pass, stream_blocks
-from ultr.training.inputs import DatasetLike, batch_weight, count_rows, session_sums, training_data
+from ultr.training.inputs import batch_weight, count_rows, session_sums, training_data
 from ultr.training.optimizers import adam
 from ultr.training.rows import RowSparse, lazy_adam
 from ultr.training.steps import Trainer

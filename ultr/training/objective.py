@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ultr.data.dataset import DatasetLike
 from ultr.models import DBN, DCM, DCTR, GCTR, RCTR, RDCTR, SDBN, CascadeModel, LatentVariableModel
 from ultr.training.device_data import DeviceData, SolverMemory
 from ultr.training.e_step import ExpectedOutcomes, expected_outcomes
-from ultr.training.inputs import DatasetLike
 from ultr.training.model_tables import ModelTables
 
 PRIOR_OUTCOMES = 2.0  # outcomes that a prior is worth where it is not fitted

@@ -13,11 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from ultr.data.dataset import DatasetLike
 from ultr.errors import ConfigError
 from ultr.models import DCM, DCTR, GCTR, RCTR, RDCTR, SDBN, CascadeModel, LatentVariableModel
 from ultr.training.device_data import DeviceData, SolverMemory
 from ultr.training.e_step import ExpectedOutcomes
-from ultr.training.inputs import DatasetLike
 from ultr.training.loop import Fitted
 from ultr.training.objective import PenalisedLikelihood
 from ultr.training.steps import evaluation_sums

@@ -7,53 +7,54 @@ import numpy as np
 from ultr.data import Collection
 from ultr.simulate.policies import Policy
 
-_SMALLEST = 16  # candidates: lists are ranked together by size, in powers of two from here
+_SMALLEST = 16  # lists of at most 16, 32, 64, ... candidates are ranked together
 
 
-class Rankings:
-    """Draws the lists that a policy shows.
+class RankingSampler:
+    """Draws the ranked lists that a policy shows.
 
     Args:
-      collection: its documents.
+      collection: the documents.
       policy: the policy.
-      scores: [D] of the policy.
-      top: how many documents are shown at most.
-      seed: of the exploration (`epsilon`, `swaps`).
+      scores: [D] scores of the documents by the policy.
+      top: the most documents shown.
+      seed: decides the exploration (`epsilon`, `swaps`).
     """
 
     def __init__(self, collection: Collection, policy: Policy, scores: np.ndarray, *, top: int, seed: int) -> None:
         self._offsets, self._scores, self._policy, self._top = collection.offsets, scores, policy, top
-        self._chance = 1.0 if policy.ranker == "random" else policy.temperature
+        self._temperature = 1.0 if policy.ranker == "random" else policy.temperature
         self._explore = np.random.default_rng(np.random.SeedSequence([seed, 3]))
         self._best: np.ndarray | None = None
 
     def draw(self, query: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """[n, top] rows of the collection in displayed order, -1 beyond the end of a list.
+        """Draws [n, top] rows of the collection in displayed order, -1 beyond the end of a list.
 
         Args:
           query: [n] indices of lists.
-          rng: draws rankings of a temperature, and how equal scores are ordered.
+          rng: draws the rankings where there is a temperature, and the order of equal scores.
         """
         start, size = self._offsets[query], np.diff(self._offsets)[query]
         places = self._places(size) if self._policy.epsilon > 0 else None
-        rows = self._sampled(start, size, places, rng) if self._chance > 0 else self._fixed(start, places, rng)
+        rows = self._sampled(start, size, places, rng) if self._temperature > 0 else self._fixed(start, places, rng)
         inside = np.arange(self._top) < size[:, None]
         shown = np.where(inside, rows, -1)
         return self._swapped(shown, np.minimum(size, self._top)) if self._policy.swaps > 0 else shown
 
     def _fixed(self, start: np.ndarray, places: np.ndarray | None, rng: np.random.Generator) -> np.ndarray:
-        # Equal scores are ordered at random, the same in each session, never by the order of the file.
+        # Equal scores are ordered at random, the same in each session, and not by the order of the file.
         tie = rng.random(len(self._scores))
         if self._best is None:
             owner = np.repeat(np.arange(len(self._offsets) - 1), np.diff(self._offsets))
             self._best = np.lexsort((tie, -self._scores, owner))
         places = np.arange(self._top) if places is None else places
-        return self._best[np.minimum(start[:, None] + places, len(self._best) - 1)]
+        return np.asarray(self._best[np.minimum(start[:, None] + places, len(self._best) - 1)])
 
     def _sampled(
         self, start: np.ndarray, size: np.ndarray, places: np.ndarray | None, rng: np.random.Generator
     ) -> np.ndarray:
-        # Least first. -log of an exponential variable is Gumbel: adding it to score / chance samples Plackett-Luce.
+        # By rising cost. -log of an exponential variable is Gumbel: adding it to score / temperature samples
+        # Plackett-Luce.
         exponential = rng.standard_exponential((len(size), int(size.max())))
         out = np.zeros((len(size), self._top), np.int64)
         low, width = 0, _SMALLEST
@@ -73,7 +74,7 @@ class Rankings:
         column = np.arange(width)
         inside = column < size[:, None]
         row = np.where(inside, start[:, None] + column, 0)
-        cost = np.where(inside, np.log(exponential) - self._scores[row] / self._chance, np.inf)
+        cost = np.where(inside, np.log(exponential) - self._scores[row] / self._temperature, np.inf)
         keep = width if places is not None else min(self._top, width)
         first = np.broadcast_to(column, row.shape)
         if keep < width:
@@ -85,7 +86,7 @@ class Rankings:
         return np.take_along_axis(row, np.take_along_axis(first, np.minimum(places, keep - 1), 1), 1)
 
     def _places(self, size: np.ndarray) -> np.ndarray:
-        """[n, top] which place of the policy's ranking each rank shows; beyond the end of a list anything."""
+        """Draws [n, top] the place in the policy's ranking that each rank shows; anything beyond the end of a list."""
         rng, n = self._explore, len(size)
         explored = rng.random((n, self._top)) < self._policy.epsilon
         pick = rng.random((n, self._top))
@@ -93,7 +94,7 @@ class Rankings:
         taken = np.zeros((n, 0), np.int64)  # places shown so far, in increasing order
         for rank in range(self._top):
             left = np.maximum(size - rank, 1)
-            # The how-manieth of those that are left, then its place among all.
+            # The index among the documents that are left, then the place among all.
             place = np.where(explored[:, rank], np.minimum((pick[:, rank] * left).astype(np.int64), left - 1), 0)
             for i in range(rank):
                 place = place + (taken[:, i] <= place)
@@ -102,6 +103,7 @@ class Rankings:
         return out
 
     def _swapped(self, shown: np.ndarray, size: np.ndarray) -> np.ndarray:
+        """Exchanges pairs of neighbours at random."""
         rng, n = self._explore, len(size)
         first = rng.integers(0, 2, n)[:, None]
         chosen = rng.random((n, self._top // 2 + 1)) < self._policy.swaps

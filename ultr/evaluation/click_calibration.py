@@ -1,4 +1,4 @@
-"""Does a click model's 10 % mean 10 %: predicted against observed clicks, by rank and by what was predicted."""
+"""Calibration of a click model: predicted against observed clicks, by rank and by what was predicted."""
 
 from __future__ import annotations
 
@@ -11,36 +11,37 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ultr.data.dataset import BatchSource as Source
-from ultr.data.dataset import InMemory
+from ultr.data.dataset import Dataset, DatasetLike
 from ultr.errors import ConfigError, DataError
-from ultr.evaluation.calls import Caller
-from ultr.evaluation.estimate import Estimate
+from ultr.evaluation.compiled import CompiledModel, evaluation_data
+from ultr.evaluation.contracts import ClickPredictor
+from ultr.evaluation.estimate import Estimate, wilson_interval
+from ultr.files import json_values
 from ultr.sessions import Sessions
 
-_FINE = 1024  # bins of the prediction's logit, from which those of the table are put together
-_REACH = 16.0  # the first and last of them hold all beyond logits of this size
-_GROUPS = 64  # of sessions or queries, between which errors are told
+_FINE = 1024  # fine bins of the logit of the prediction, which are joined to those of the table
+_REACH = 16.0  # logits beyond this size are in the first and the last fine bin
+_GROUPS = 64  # of sessions or queries, between which the standard error is taken
 BY = ("click", "relevance")
 
 
 @dataclasses.dataclass(frozen=True)
-class Cells:
-    """C cells of impressions, and how far predictions are off over all of them.
+class CalibrationBins:
+    """C bins of impressions, with predicted and observed clicks, and the calibration error over all of them.
 
     Attributes:
       rank: [C] 1-based.
-      bin: [C] from 0, by what was predicted; None in the table by rank.
-      low, high: [C] between which predictions (or relevances) of the cell lie, as probabilities.
-      predicted: [C] mean predicted chance of a click.
+      bin: [C] number of the bin among those of its rank, from 0, by rising prediction; None in the table by rank.
+      low, high: [C] the least and the highest prediction (or relevance) that the bin can hold, as probabilities.
+      predicted: [C] mean predicted probability of a click.
       observed: [C] clicks per impression.
-      standard_error: [C] of `observed`, binomial; sessions are independent, and a cell has one impression of each.
+      standard_error: [C] of `observed`, binomial; sessions are independent, and a bin has one impression of each.
       count: [C] impressions, weights included.
-      error: expected calibration error: the mean over impressions of |observed - predicted| of their cell
+      error: expected calibration error: the mean over impressions of |observed - predicted| of their bin
         (Naeini 2015).
-      floor: what the error would be on average if the model were right: luck alone makes cells differ.
-      excess: (error - floor) / the standard deviation that luck gives the error (cells taken for independent); above 2
-        or 3 the model is off.
+      floor: the mean of the error if the model were right: chance alone makes bins differ.
+      excess: (error - floor) / the standard deviation that chance gives the error (bins taken for independent); above
+        2 or 3 the model is off.
     """
 
     rank: np.ndarray
@@ -55,8 +56,12 @@ class Cells:
     floor: float
     excess: float
 
+    def interval(self) -> tuple[np.ndarray, np.ndarray]:
+        """Computes the ends [C], [C] of the 95 % binomial intervals (Wilson) of `observed`."""
+        return wilson_interval(self.observed, self.count)
+
     def rows(self) -> list[list[str]]:
-        """The table for people: a head, then one row per cell."""
+        """Returns the table for people: a head, then one row per bin."""
         head = ["rank", *(["prediction"] if self.bin is not None else [])]
         out = [[*head, "predicted", "observed", "standard error", "impressions"]]
         for i, rank in enumerate(self.rank.tolist()):
@@ -66,12 +71,22 @@ class Cells:
         return out
 
     def to_json(self) -> dict[str, Any]:
-        """Plain numbers for `json.dumps`."""
-        names = ["rank", *(["bin"] if self.bin is not None else []), "low", "high", "predicted", "observed"]
-        columns = [getattr(self, name).tolist() for name in [*names, "standard_error", "count"]]
-        cells = [dict(zip([*names, "standard_error", "count"], row, strict=True)) for row in zip(*columns, strict=True)]
-        excess = self.excess if math.isfinite(self.excess) else None
-        return {"error": self.error.to_json(), "floor": self.floor, "excess": excess, "cells": cells}
+        """Returns plain values for JSON, with an object per bin; numbers that are not finite become None."""
+        columns = {
+            "rank": self.rank,
+            **({} if self.bin is None else {"bin": self.bin}),
+            "low": self.low,
+            "high": self.high,
+            "predicted": self.predicted,
+            "observed": self.observed,
+            "standard_error": self.standard_error,
+            "count": self.count,
+        }
+        bins = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        values: dict[str, Any] = json_values(
+            {"error": self.error, "floor": self.floor, "excess": self.excess, "bins": bins}
+        )
+        return values
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,21 +94,21 @@ class Calibration:
     """Predicted against observed clicks.
 
     Attributes:
-      by_rank: a cell per rank.
-      by_prediction: a cell per rank and bin of what was predicted there.
+      by_rank: a bin per rank.
+      by_prediction: bins per rank by what was predicted there.
     """
 
-    by_rank: Cells
-    by_prediction: Cells
+    by_rank: CalibrationBins
+    by_prediction: CalibrationBins
 
     def to_json(self) -> dict[str, Any]:
-        """Plain numbers for `json.dumps`."""
+        """Returns plain values for JSON; numbers that are not finite become None."""
         return {"by_rank": self.by_rank.to_json(), "by_prediction": self.by_prediction.to_json()}
 
 
 def calibration(
-    model: Any,
-    log: Source | Sessions,
+    model: ClickPredictor,
+    log: DatasetLike,
     *,
     bins: int = 10,
     by: str = "click",
@@ -101,7 +116,7 @@ def calibration(
     cluster: str = "session",
     batch_size: int = 4096,
 ) -> Calibration:
-    """Compares predicted chances of clicks with clicks, in one pass.
+    """Compares predicted click probabilities with clicks, in one pass.
 
     A model may be right on average at every rank and still wrong for good and bad documents: the usual sign of
     confounded position and relevance. The bins of a rank hold about equally many impressions each, but impressions
@@ -109,12 +124,12 @@ def calibration(
 
     Args:
       model: a click model: called with sessions, it gives a click distribution.
-      log: sessions with clicks; weights count as so many sessions.
-      bins: of every rank.
-      by: bins of the predicted chance of a click ("click"), or of the relevance that `model.score` gives ("relevance",
-        whose ends are the same at all ranks).
-      conditional: predictions given the clicks above, in place of predictions before any click.
-      cluster: "session" or "query", which of them the standard error of `error` takes for independent. It is told
+      log: sessions with clicks; a session of weight w counts as w sessions.
+      bins: number of bins of every rank.
+      by: whether bins are of the predicted probability of a click ("click"), or of the relevance that `model.score`
+        gives ("relevance"; the same bins at all ranks).
+      conditional: whether predictions are given the clicks above, in place of before any click.
+      cluster: "session" or "query", which of them the standard error of `error` takes for independent. It is computed
         between 64 groups of them.
 
     Raises:
@@ -126,41 +141,45 @@ def calibration(
             f"expected by click or relevance, cluster session or query, and at least 1 bin, found {by!r}, {cluster!r} "
             f"and {bins}"
         )
-    if isinstance(log, Sessions):
-        log, batch_size = InMemory(log), max(1, min(batch_size, len(log)))
-    call = Caller(model)
-    sums = _Sums()
-    for batch, query in _clicked(call, log, batch_size, cluster):
-        found = jax.device_get(call(_predicted, batch, conditional))
-        predicted = np.exp(np.minimum(np.asarray(found, np.float64), 0.0))
-        step = _logit(np.asarray(found, np.float64))
+    dataset, batch_size = evaluation_data(log, batch_size)
+    compiled = CompiledModel(model)
+    sums = _FineBins()
+    for batch, unit in _sessions_with_clicks(compiled, dataset, batch_size, cluster):
+        log_prob = np.asarray(jax.device_get(compiled(_log_prob_of_click, batch, conditional)), np.float64)
+        predicted = np.exp(np.minimum(log_prob, 0.0))
+        logit = _logit(log_prob)
         if by == "relevance":
-            step = call.scores(batch.unbiased()).astype(np.float64)
+            logit = compiled.scores(batch.unbiased()).astype(np.float64)
         bad = np.isnan(predicted) & np.asarray(batch.mask)
         if bad.any():
             raise DataError(
                 f"the model predicts NaN for {int(bad.sum())} impressions of a batch",
                 fix="Its parameters or the features are not finite: check them, or lower the learning rate",
             )
-        sums.add(batch, predicted, step, query)
-    return sums.tables(bins, within_rank=by == "click")
+        sums.add(batch, predicted, logit, unit)
+    return sums.calibration(bins, within_rank=by == "click")
 
 
-def _predicted(model: Any, sessions: Sessions, conditional: bool) -> jax.Array:
-    """[B, K] log-probability of a click."""
-    clicks = model(sessions)
-    return jnp.asarray(clicks.conditional(sessions.clicks) if conditional else clicks.marginal())
+def _log_prob_of_click(model: ClickPredictor, sessions: Sessions, conditional: bool) -> jax.Array:
+    """Computes [B, K] log-probabilities of a click."""
+    predicted = model(sessions)
+    if conditional:
+        assert sessions.clicks is not None
+        return jnp.asarray(predicted.conditional(sessions.clicks))
+    return jnp.asarray(predicted.marginal())
 
 
-def _clicked(call: Caller, log: Source, batch_size: int, cluster: str) -> Iterator[tuple[Sessions, np.ndarray]]:
-    """Batches with clicks, and [B] the number of each session or its query."""
+def _sessions_with_clicks(
+    compiled: CompiledModel, log: Dataset, batch_size: int, cluster: str
+) -> Iterator[tuple[Sessions, np.ndarray]]:
+    """Yields batches with clicks, and [B] the number of the independent unit of each session: itself or its query."""
     number = 0
     for batch in log.batches(batch_size):
         if number == 0:
             if batch.clicks is None:
                 raise DataError("expected sessions with clicks, found none", field="clicks")
-            if not callable(call.model) or not call.is_click_model(batch):
-                raise DataError(f"{type(call.model).__name__} is not a click model: it predicts no clicks")
+            if not compiled.predicts_clicks(batch):
+                raise DataError(f"{type(compiled.model).__name__} is not a click model: it predicts no clicks")
             if cluster == "query" and batch.query is None:
                 raise DataError("expected query ids, found none", field="query", fix='Use cluster="session"')
         own = np.arange(number, number + len(batch)) if cluster == "session" else np.asarray(batch.query)
@@ -170,13 +189,13 @@ def _clicked(call: Caller, log: Source, batch_size: int, cluster: str) -> Iterat
         raise DataError("expected at least one session, found none")
 
 
-def _logit(log_chance: np.ndarray) -> np.ndarray:
-    chance = np.minimum(log_chance, -1e-12)
-    return chance - np.log(-np.expm1(chance))
+def _logit(log_prob: np.ndarray) -> np.ndarray:
+    log_prob = np.minimum(log_prob, -1e-12)
+    return np.asarray(log_prob - np.log(-np.expm1(log_prob)))
 
 
-class _Sums:
-    """Sums of impressions, predictions, clicks and variances per rank and fine bin, and of errors per group."""
+class _FineBins:
+    """Sums of impressions, predictions, clicks and variances per rank and fine bin, and of errors per group too."""
 
     def __init__(self) -> None:
         self._positions = np.zeros(0, np.int64)
@@ -184,10 +203,9 @@ class _Sums:
         self._errors = np.zeros((0, _FINE, _GROUPS))
         self._weights = np.zeros(_GROUPS)
 
-    def add(self, batch: Sessions, predicted: np.ndarray, step: np.ndarray, unit: np.ndarray) -> None:
-        """Adds a batch with [B, K] chances, [B, K] logits to bin by, and [B] the number of an independent unit."""
-        mask = np.asarray(batch.mask)
-        weight = np.ones(len(mask)) if batch.weight is None else np.asarray(batch.weight, np.float64)
+    def add(self, batch: Sessions, predicted: np.ndarray, logit: np.ndarray, unit: np.ndarray) -> None:
+        """Adds a batch with [B, K] probabilities, [B, K] logits to bin by, and [B] numbers of the independent units."""
+        mask, weight = np.asarray(batch.mask), batch.row_weights()
         row, at = np.nonzero(mask & (weight > 0)[:, None])
         position = np.asarray(batch.position)[row, at]
         new = np.setdiff1d(position, self._positions)
@@ -197,17 +215,18 @@ class _Sums:
             self._errors = np.pad(self._errors, [(0, len(new)), (0, 0), (0, 0)])
         order = np.argsort(self._positions)
         rank = order[np.searchsorted(self._positions, position, sorter=order)] if len(position) else position
-        place = np.clip((step[row, at] + _REACH) / (2 * _REACH) * _FINE, 0, _FINE - 1).astype(np.int64)
+        place = np.clip((logit[row, at] + _REACH) / (2 * _REACH) * _FINE, 0, _FINE - 1).astype(np.int64)
         w, p = weight[row], predicted[row, at]
         click = np.asarray(batch.clicks)[row, at] != 0
         for total, each in zip(self._sums, (w, w * p, w * click, w * p * (1 - p)), strict=True):
             np.add.at(total, (rank, place), each)
-        # Neighbouring numbers in different groups, whatever the order of the units.
+        # A multiplicative hash: neighbouring numbers are in different groups.
         group = (unit[row].astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(58)
         np.add.at(self._errors, (rank, place, group.astype(np.int64)), w * (click - p))
         self._weights += np.bincount(group.astype(np.int64), w, _GROUPS)
 
-    def tables(self, bins: int, *, within_rank: bool) -> Calibration:
+    def calibration(self, bins: int, *, within_rank: bool) -> Calibration:
+        """Joins fine bins to `bins` of every rank, equally full within each rank or over all ranks."""
         order = np.argsort(self._positions)
         rank, sums, errors = self._positions[order] + 1, self._sums[:, order], self._errors[order]
         count = sums[0]
@@ -216,7 +235,7 @@ class _Sums:
         over = count if within_rank else np.broadcast_to(count.sum(0), count.shape)
         before = np.cumsum(over, axis=1) - over
         total = over.sum(1, keepdims=True)
-        # A fine bin belongs where the middle of its impressions stands among those of the rank.
+        # A fine bin goes where the middle of its impressions stands among those of the rank.
         bin = np.minimum(((before + over / 2) * bins / np.maximum(total, 1e-300)).astype(np.int64), bins - 1)
         cell = np.arange(len(rank))[:, None] * bins + bin
         used = np.flatnonzero(count.ravel() > 0)
@@ -231,13 +250,13 @@ class _Sums:
         grouped = np.stack([np.bincount(cells, x, len(names)) for x in flat])
         errors_of = np.zeros((len(names), _GROUPS))
         np.add.at(errors_of, cells, errors.reshape(-1, _GROUPS)[used])
-        by_rank = _cells(rank, None, np.zeros(len(rank)), np.ones(len(rank)), sums.sum(2), errors.sum(1), self._weights)
+        by_rank = _bins(rank, None, np.zeros(len(rank)), np.ones(len(rank)), sums.sum(2), errors.sum(1), self._weights)
         return Calibration(
-            by_rank, _cells(rank[names // bins], names % bins, low, high, grouped, errors_of, self._weights)
+            by_rank, _bins(rank[names // bins], names % bins, low, high, grouped, errors_of, self._weights)
         )
 
 
-def _cells(
+def _bins(
     rank: np.ndarray,
     bin: np.ndarray | None,
     low: np.ndarray,
@@ -245,20 +264,20 @@ def _cells(
     sums: np.ndarray,
     errors: np.ndarray,
     weights: np.ndarray,
-) -> Cells:
+) -> CalibrationBins:
     kept = sums[0] > 0
     rank, low, high, sums, errors = rank[kept], low[kept], high[kept], sums[:, kept], errors[kept]
     count, predicted, observed = sums[0], sums[1] / sums[0], sums[2] / sums[0]
     total = count.sum()
     value = float(np.abs(sums[2] - sums[1]).sum() / total)
-    # A sum of differences with fixed signs, as long as none of them is close to 0, over a sum of weights.
+    # The error is a ratio of sums, with the signs of the differences taken as fixed: right unless one is close to 0.
     own = (np.sign(sums[2] - sums[1])[:, None] * errors).sum(0) - value * weights
     groups = int((weights > 0).sum())
     spread = math.sqrt(float((own**2).sum()) * groups / (groups - 1)) / total if groups > 1 else math.nan
-    luck = np.sqrt(sums[3])  # standard deviation of the clicks of a cell, were the model right
-    floor = float(math.sqrt(2 / math.pi) * luck.sum() / total)
+    by_chance = np.sqrt(sums[3])  # standard deviation of the clicks of a bin, if the model were right
+    floor = float(math.sqrt(2 / math.pi) * by_chance.sum() / total)
     deviation = math.sqrt(float((1 - 2 / math.pi) * sums[3].sum())) / total
-    return Cells(
+    return CalibrationBins(
         rank=rank,
         bin=None if bin is None else bin[kept],
         low=low,
@@ -267,7 +286,7 @@ def _cells(
         observed=observed,
         standard_error=np.sqrt(np.maximum(observed * (1 - observed), 0.0) / count),
         count=count,
-        error=Estimate.of(value, spread, count=total, freedom=groups - 1, least=0.0),
+        error=Estimate.of(value, spread, count=total, degrees_of_freedom=groups - 1, lower_bound=0.0),
         floor=floor,
         excess=(value - floor) / deviation if deviation > 0 else math.nan,
     )

@@ -1,32 +1,33 @@
-"""Results by how often a query is searched: where a log has much to learn from, and where it has nothing."""
+"""Results by how often a query is searched: for queries of which a log shows many sessions, few, or none."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ultr.data.dataset import BatchSource as Source
-from ultr.data.dataset import InMemory
+from ultr.data import ClickLog, Collection
+from ultr.data.dataset import DatasetLike, as_dataset
+from ultr.data.vocabulary import known_documents
 from ultr.errors import ConfigError, DataError
 from ultr.evaluation.estimate import Estimate, paired_difference
-from ultr.sessions import Sessions
+from ultr.files import json_values
 
 HEAD_TORSO_TAIL = "head-torso-tail"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Bucket:
-    """Queries of similar frequency.
+class FrequencyBucket:
+    """Queries of similar frequency, and the mean of a metric over them.
 
     Attributes:
       name: such as "unseen", "head", or "5 to 20".
-      least, most: sessions per query, both inside; (0, 0) for queries that the log does not show.
-      queries: how many, whether or not they have a value.
-      sessions: of the log, over these queries.
+      least, most: the fewest and the most sessions that one of the queries has in the log; 0 for unseen queries.
+      queries: number of queries, whether or not they have a value.
+      sessions: number of sessions that the log shows of these queries.
       value: mean over the queries that have a value; the others are its `excluded`.
     """
 
@@ -38,19 +39,13 @@ class Bucket:
     value: Estimate
 
     def to_json(self) -> dict[str, Any]:
-        """Plain numbers for `json.dumps`."""
-        return {
-            "name": self.name,
-            "least": self.least,
-            "most": self.most,
-            "queries": self.queries,
-            "sessions": self.sessions,
-            "value": self.value.to_json(),
-        }
+        """Returns plain values for JSON; numbers that are not finite become None."""
+        values: dict[str, Any] = json_values(self)
+        return values
 
 
-def query_frequency(log: Source | Sessions, queries: np.ndarray) -> np.ndarray:
-    """[Q] float64 sessions of each query in a log, weights included; 0 for a query that it does not show.
+def query_frequency(log: DatasetLike, queries: np.ndarray) -> np.ndarray:
+    """Counts the sessions of each query in a log: [Q] float64, weights included; 0 for a query that it does not show.
 
     Args:
       log: a ClickLog, or anything else with query ids.
@@ -61,7 +56,7 @@ def query_frequency(log: Source | Sessions, queries: np.ndarray) -> np.ndarray:
     """
     ids: list[np.ndarray] = [np.zeros(0, np.int64)]
     sums: list[np.ndarray] = [np.zeros(0)]
-    for query, weight in _queries(log):
+    for query, weight in _query_weights(log):
         found, inverse = np.unique(query, return_inverse=True)
         ids.append(found)
         sums.append(np.bincount(inverse, weight, len(found)))
@@ -76,28 +71,28 @@ def query_frequency(log: Source | Sessions, queries: np.ndarray) -> np.ndarray:
 def by_frequency(
     query: np.ndarray,
     values: np.ndarray,
-    log: Source | Sessions,
+    log: DatasetLike,
     *,
     minus: np.ndarray | None = None,
     buckets: int | str | Sequence[float] = HEAD_TORSO_TAIL,
-) -> list[Bucket]:
-    """A metric, or the difference of two methods, by how many sessions a query has in a log.
+) -> list[FrequencyBucket]:
+    """Averages a metric, or the difference of two methods, over queries that have similarly many sessions in a log.
 
     Args:
       query: [Q] ids, as `per_query` gives them.
       values: [Q] of any metric; NaN where a query has none.
-      log: usually the log of training, with the query ids of `query` (open test data with `vocabulary=` the log, or
-        simulate both from one collection; see `shared_vocabulary`).
-      minus: [Q] values of another method: means are then over the queries that have both, of the differences.
-      buckets: "head-torso-tail" for the most frequent queries that together have a third of the sessions, those that
-        have the next third, and the rest; a number for so many buckets of about equally many queries; or the least
-        sessions of each bucket, such as [1, 10, 100]. Queries of equal frequency are never separated.
+      log: usually the training log, with the query ids of `query` (open test data with `vocabulary=` the log, or
+        simulate both from one collection; see `check_shared_vocabulary`).
+      minus: [Q] values of another method: the means are then of the differences, over the queries that have both.
+      buckets: "head-torso-tail" for the most frequent queries, which together have a third of the sessions, those that
+        have the next third, and the rest; a number of buckets of about equally many queries; or the fewest sessions of
+        a query of each bucket, such as [1, 10, 100]. Queries of equal frequency are never separated.
 
     Returns:
-      The buckets that have a query, by falling frequency, and at last "unseen": queries that the log does not show.
+      The buckets with at least one query, by falling frequency, and last "unseen": queries that the log does not show.
 
     Raises:
-      ConfigError: other buckets.
+      ConfigError: buckets of another form.
       DataError: arrays of different lengths, query ids that are not unique, or sessions without query ids.
     """
     query, values = np.asarray(query), np.asarray(values, np.float64)
@@ -130,20 +125,22 @@ def by_frequency(
     return out
 
 
-def shared_vocabulary(*sources: Any) -> None:
-    """Makes sure that logs and collections have ids of one vocabulary, so that a number means the same in all.
+def check_shared_vocabulary(*sources: DatasetLike) -> None:
+    """Checks that the ids of logs and collections come from one vocabulary, so that an id means the same in all.
 
     Args:
-      sources: opened ClickLogs and Collections; what has no vocabulary (sessions in memory) is left out.
+      sources: ClickLogs and Collections; others, which have no vocabulary, are not looked at.
 
     Raises:
-      DataError: two have other ids; names them.
+      DataError: the ids of two of them mean different documents.
     """
-    from ultr.data.vocabulary import known_documents
-
-    own = [source for source in sources if getattr(source, "vocabulary", None) is not None]
-    for other in own[1:]:
-        known_documents(other.vocabulary, own[0], file=Path(getattr(other, "path", "the data")))
+    first: ClickLog | Collection | None = None
+    for source in sources:
+        if isinstance(source, ClickLog | Collection):
+            if first is not None:
+                file = source.path if isinstance(source, ClickLog) else Path("the data")
+                known_documents(source.vocabulary, first, file=file)
+            first = first or source
 
 
 def _bucket(
@@ -154,13 +151,13 @@ def _bucket(
     sessions: np.ndarray,
     values: np.ndarray,
     other: np.ndarray,
-) -> Bucket:
+) -> FrequencyBucket:
     value = paired_difference(values[inside], other[inside])
-    return Bucket(name, least, most, int(inside.sum()), round(float(sessions[inside].sum())), value)
+    return FrequencyBucket(name, least, most, int(inside.sum()), round(float(sessions[inside].sum())), value)
 
 
 def _edges(sessions: np.ndarray, buckets: int | str | Sequence[float]) -> tuple[np.ndarray, dict[float, str]]:
-    """[N] least sessions of each bucket, ascending, and names for them."""
+    """Returns [N] the fewest sessions of a query of each bucket, ascending, and the names of buckets by that number."""
     ordered = np.sort(sessions)
     if isinstance(buckets, str):
         if buckets != HEAD_TORSO_TAIL:
@@ -169,7 +166,8 @@ def _edges(sessions: np.ndarray, buckets: int | str | Sequence[float]) -> tuple[
             return ordered, {}
         more = ordered[::-1].cumsum()[::-1] - ordered  # sessions of more frequent queries
         shares = {"tail": 1, "torso": 2 / 3, "head": 1 / 3}
-        # The query that crosses a share is the last of its bucket; where two end alike, the more frequent has it.
+        # The query that crosses a share is the last of its bucket; where two buckets would end with the same query, the
+        # more frequent one has it.
         names = {float(ordered[more < share * ordered.sum() * (1 - 1e-12)][0]): name for name, share in shares.items()}
         return np.array(sorted(names)), names
     if isinstance(buckets, int | np.integer):
@@ -178,23 +176,20 @@ def _edges(sessions: np.ndarray, buckets: int | str | Sequence[float]) -> tuple[
         return np.unique(ordered[np.arange(buckets) * len(ordered) // buckets]) if len(ordered) else ordered, {}
     edges = np.asarray(buckets, np.float64)
     if edges.ndim != 1 or not len(edges) or not (np.diff(edges) > 0).all() or not edges[0] > 0:
-        raise ConfigError(f"expected the least sessions of each bucket, rising from above 0, found {buckets}")
+        raise ConfigError(f"expected the fewest sessions of each bucket, above 0 and rising, found {buckets}")
     return edges, {}
 
 
-def _queries(log: Source | Sessions) -> Any:
-    """Query ids and weights of the sessions, in pieces."""
-    columns = getattr(log, "columns", None)
-    if callable(columns):  # of a log only these columns are read
-        weighted = bool(getattr(log, "weighted", False))
-        for batch in columns(["query", *(["weight"] if weighted else [])]):
-            query = batch["query"].to_numpy()
-            yield query, batch["weight"].to_numpy().astype(np.float64) if weighted else np.ones(len(query))
+def _query_weights(log: DatasetLike) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yields query ids [n] and weights [n] of the sessions, in pieces."""
+    if isinstance(log, ClickLog):  # only these columns are read
+        for rows in log.columns(["query", "weight"] if log.weighted else ["query"]):
+            query = rows["query"].to_numpy()
+            yield query, rows["weight"].to_numpy().astype(np.float64) if log.weighted else np.ones(len(query))
         return
-    source = InMemory(log) if isinstance(log, Sessions) else log
+    source = as_dataset(log)
     for batch in source.batches(4096):
         if batch.query is None:
             raise DataError("expected sessions with query ids, found none", field="query")
-        weight = np.ones(len(batch)) if batch.weight is None else np.asarray(batch.weight, np.float64)
         real = np.asarray(batch.mask).any(1)
-        yield np.asarray(batch.query)[real], weight[real]
+        yield np.asarray(batch.query)[real], batch.row_weights()[real]

@@ -1,7 +1,7 @@
 """How far a simulated user reads: examination by rank, which contexts and time may change.
 
-Everything that a user's bias depends on is one exponent, eta: a rank whose examination is p at eta = 1 has p^eta. So
-eta = 0 is a user who sees everything, and the larger it is, the less is seen below the top.
+The position bias of a user is one exponent, eta: a rank whose examination is p at eta = 1 has p^eta. A user of eta = 0
+examines everything; the larger eta is, the less is examined below the top.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ _CERTAIN = 40.0  # the logit of probability 1, as in towers.logits
 
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """Something about a session that is drawn at random, stands in the log, and changes how far the user reads.
+    """A property of sessions, such as the device, that is drawn at random, logged, and changes how far the user reads.
 
     Attributes:
-      name: of the log's column, such as `device`; the log has it as `context.device`.
+      name: name of the property, such as `device`; its column of the log is `context.device`.
       values: names of the values, such as ("desk", "phone").
       factors: what eta is multiplied by under each value.
-      shares: how often each value comes; None: all equally often.
+      shares: relative frequency of each value; None: all equally frequent.
     """
 
     name: str
@@ -40,8 +40,10 @@ class Context:
     shares: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
-        for field in ("values", "factors") + (("shares",) if self.shares is not None else ()):
-            object.__setattr__(self, field, tuple(getattr(self, field)))
+        object.__setattr__(self, "values", tuple(self.values))
+        object.__setattr__(self, "factors", tuple(self.factors))
+        if self.shares is not None:
+            object.__setattr__(self, "shares", tuple(self.shares))
         sizes = {len(self.values), len(self.factors), len(self.shares or self.values)}
         if len(sizes) > 1 or not self.values or len(set(self.values)) < len(self.values):
             raise ConfigError(
@@ -53,23 +55,24 @@ class Context:
         if not all(0 < x < np.inf for x in self.chances):
             raise ConfigError(f"context '{self.name}': expected shares above 0, found {self.shares}")
         if self.name in ("document", "features", "time", ""):
-            raise ConfigError(f"'{self.name}' cannot be the name of a context: it is that of another column")
+            raise ConfigError(f"'{self.name}' cannot be the name of a context: another column has that name")
 
     @property
     def chances(self) -> np.ndarray:
-        """[C] probability of each value."""
+        """Returns the probability [C] of each value."""
         shares = np.ones(len(self.values)) if self.shares is None else np.asarray(self.shares, np.float64)
-        return shares / shares.sum()
+        return np.asarray(shares / shares.sum())
 
 
 @dataclasses.dataclass(frozen=True)
-class Bias:
-    """The exponent of a session: (eta + (drift - eta) time) times the factors of its contexts.
+class BiasExponent:
+    """The exponent of the position bias in a session: (eta + (drift - eta) time) times the factors of its contexts.
 
     Attributes:
-      eta: at the start of the log (time 0).
-      drift: eta at its end (time 1); None: it stays. A tower then reads the feature `time` [B, K].
-      contexts: their features [B, K] hold the category, from 1; 0 is unknown, with a factor of 1.
+      eta: the exponent at the start of the log (time 0).
+      drift: eta at the end of the log (time 1), with the feature `time` [B, K] between; None: eta does not change.
+      contexts: properties of sessions whose features [B, K] hold the category, from 1; 0 is unknown, with a factor
+        of 1.
     """
 
     eta: float = 1.0
@@ -87,22 +90,22 @@ class Bias:
 
     @property
     def constant(self) -> bool:
-        """Whether every session has the same exponent."""
+        """Tells whether every session has the same exponent."""
         return self.drift is None and not self.contexts
 
     def exponent(self, sessions: Sessions) -> jax.Array:
-        """[B, K]."""
+        """Computes the exponent [B, K] of each impression."""
         eta = jnp.full(sessions.shape, self.eta, jnp.float32)
         if self.drift is not None:
-            eta = eta + (self.drift - self.eta) * read_feature(sessions, "time", "Curve")
+            eta = eta + (self.drift - self.eta) * read_feature(sessions, "time", "RankCurve")
         for context in self.contexts:
             table = jnp.asarray((1.0, *context.factors), jnp.float32)
-            eta = eta * jnp.take(table, read_feature(sessions, context.name, "Curve").astype(jnp.int32), axis=0)
+            eta = eta * jnp.take(table, read_feature(sessions, context.name, "RankCurve").astype(jnp.int32), axis=0)
         return eta
 
 
 def examination(kind: str, ranks: int) -> np.ndarray:
-    """[ranks] examination at eta = 1: `inverse` 1/rank, or `joachims`, the eye tracking of Joachims 2005.
+    """Returns [ranks] examination at eta = 1: `inverse` 1/rank, or `joachims`, the eye tracking of Joachims 2005.
 
     Raises:
       ConfigError: an unknown kind, or more ranks than the ten of the table.
@@ -112,22 +115,24 @@ def examination(kind: str, ranks: int) -> np.ndarray:
     if kind == "inverse":
         return 1.0 / np.arange(1, ranks + 1)
     if ranks > len(JOACHIMS):
-        raise ConfigError(f"the table 'joachims' has {len(JOACHIMS)} ranks, found {ranks}: cut the lists, or 'inverse'")
+        raise ConfigError(
+            f"the table 'joachims' has {len(JOACHIMS)} ranks, found {ranks}: cut the lists or use 'inverse'"
+        )
     return np.asarray(JOACHIMS[:ranks])
 
 
-class Curve(Tower):
-    """A fixed tower: logit of base_k^eta, with the exponent of each session. Not trained.
+class RankCurve(Tower):
+    """A fixed tower that gives the logit of base_k^eta at rank k, with the exponent of each session.
 
     Args:
       base: [R] probability at each rank for eta = 1.
       bias: the exponent.
-      additive: give eta ln(base_k) instead, a summand of an additive logit.
+      additive: whether to give eta ln(base_k) instead, a summand of an additive logit.
     """
 
     pointwise = True
 
-    def __init__(self, base: Sequence[float] | np.ndarray, *, bias: Bias, additive: bool = False) -> None:
+    def __init__(self, base: Sequence[float] | np.ndarray, *, bias: BiasExponent, additive: bool = False) -> None:
         self.base, self.bias, self.additive = tuple(float(x) for x in base), bias, additive
 
     @property
@@ -140,15 +145,15 @@ class Curve(Tower):
         return log_p if self.additive else _logit(log_p)
 
 
-class GapCurve(Tower):
-    """The same for UBM: logits [B, K, K+1] of base_gap^eta, where gap is the distance to the last click above.
+class ClickGapCurve(Tower):
+    """A fixed tower for UBM that gives logits [B, K, K+1] of base_gap^eta, by the distance to the last click above.
 
     Args:
-      base: [R] probability at each distance (from 1; rank 1 counts as one below the top) for eta = 1.
+      base: [R] probability at each distance, from 1, for eta = 1; without a click, rank k is at distance k.
       bias: the exponent.
     """
 
-    def __init__(self, base: Sequence[float] | np.ndarray, *, bias: Bias) -> None:
+    def __init__(self, base: Sequence[float] | np.ndarray, *, bias: BiasExponent) -> None:
         self.base, self.bias = tuple(float(x) for x in base), bias
 
     @property
@@ -163,8 +168,8 @@ class GapCurve(Tower):
         return _logit(self.bias.exponent(sessions)[:, :, None] * jnp.take(log_base, gap - 1, axis=0))
 
 
-class Product(Tower):
-    """Logit of the product of the probabilities of two towers."""
+class ProductTower(Tower):
+    """A tower whose probability is the product of the probabilities of two towers."""
 
     pointwise = True
 

@@ -1,4 +1,4 @@
-"""Click metrics on the lists of another policy: what knows users, and not only the logger, predicts those as well."""
+"""Click metrics on the lists of several logging policies: a model of users predicts clicks on all of them."""
 
 from __future__ import annotations
 
@@ -9,22 +9,23 @@ from typing import Any
 
 import jax
 
-from ultr.data.dataset import BatchSource as Source
+from ultr.data.dataset import DatasetLike
 from ultr.errors import ConfigError
-from ultr.evaluation.buckets import shared_vocabulary
+from ultr.evaluation.contracts import ClickPredictor, Scorer
 from ultr.evaluation.estimate import Estimate
-from ultr.evaluation.metrics import evaluate
-from ultr.sessions import Sessions
+from ultr.evaluation.evaluating import evaluate
+from ultr.evaluation.frequency_buckets import check_shared_vocabulary
+from ultr.files import json_values
 
 
 @dataclasses.dataclass(frozen=True)
-class Shift:
-    """One metric of one model on several logs.
+class PolicyShift:
+    """One metric of one model on logs of several policies.
 
     Attributes:
-      metric: its name.
+      metric: name of the metric.
       values: log -> value.
-      differences: log -> value there - value on the first log; the logs are independent samples of sessions.
+      differences: log -> its value minus that of the first log; the logs are independent samples of sessions.
     """
 
     metric: str
@@ -32,27 +33,25 @@ class Shift:
     differences: dict[str, Estimate]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain numbers for `json.dumps`."""
-        return {
-            "metric": self.metric,
-            "values": {name: value.to_json() for name, value in self.values.items()},
-            "differences": {name: value.to_json() for name, value in self.differences.items()},
-        }
+        """Returns plain values for JSON; numbers that are not finite become None."""
+        values: dict[str, Any] = json_values(self)
+        return values
 
 
-def across(
-    model: Any,
-    logs: Mapping[str, Source | Sessions],
+def across_policies(
+    model: Scorer | ClickPredictor,
+    logs: Mapping[str, DatasetLike],
     *,
     metrics: Sequence[str] = ("perplexity", "conditional_perplexity", "log_likelihood_per_document"),
     key: jax.Array | None = None,
     cluster: str = "session",
     batch_size: int = 4096,
-) -> list[Shift]:
-    """A model's metrics on several logs side by side: those of the policy it was trained on, and of others.
+) -> list[PolicyShift]:
+    """Computes a model's metrics on the log of the policy it was trained on and on logs of other policies.
 
-    Perplexity on the training policy's lists says how well a model predicts there, whether from users or from where
-    the logger puts documents. On lists of another policy, best shuffled ones, only the first helps (Deffayet 2022).
+    Perplexity on lists of the training policy says how well a model predicts there, be it from how users behave or from
+    where the logger puts documents. On lists of another policy, best shuffled ones, only the former helps (Deffayet
+    2022).
 
     The logs must have the same ids: simulate them from one collection with different policies, as in
     `simulate.clicks(collection, policy=Policy("random"), ...)`, or prepare the second against the first
@@ -60,23 +59,23 @@ def across(
 
     Args:
       model: as for `evaluate`.
-      logs: name -> log; the first is the one that the others are compared with.
+      logs: name -> log; the others are compared with the first.
       metrics: names that `evaluate` knows.
-      key: for ranking metrics, which order equal scores at random; None: a fixed one.
+      key: orders equal scores at random, for ranking metrics; None: a fixed one.
       cluster: "session" or "query", as for `evaluate`.
 
     Returns:
-      One row per metric (`perplexity/rank` is one per rank that all logs show). Differences have the standard error
-      of independent logs, the root of the sum of squares, with an interval by Welch's degrees of freedom; where the
-      logs share their queries and queries differ much, it is too large rather than too small.
+      One row per metric (`perplexity/rank` gives one per rank that all logs show). The standard error of a difference
+      is that of independent logs, the root of the sum of squares, and its interval has Welch's degrees of freedom;
+      where the logs share their queries and queries differ much, both are too large rather than too small.
 
     Raises:
       ConfigError: fewer than two logs, or as `evaluate`.
-      DataError: logs with other ids, or as `evaluate`.
+      DataError: logs whose ids mean different documents, or as `evaluate`.
     """
     if len(logs) < 2:
         raise ConfigError(f"expected at least two logs to compare, found {len(logs)}")
-    shared_vocabulary(*logs.values())
+    check_shared_vocabulary(*logs.values())
     key = jax.random.key(0) if key is None else key
     options: dict[str, Any] = {"metrics": metrics, "key": key, "cluster": cluster, "batch_size": batch_size}
     found = {name: evaluate(model, log, **options) for name, log in logs.items()}
@@ -85,7 +84,7 @@ def across(
     for metric, base in found[first].items():
         if all(metric in found[name] for name in others):
             values = {name: found[name][metric] for name in found}
-            rows.append(Shift(metric, values, {name: _difference(values[name], base) for name in others}))
+            rows.append(PolicyShift(metric, values, {name: _difference(values[name], base) for name in others}))
     return rows
 
 
@@ -94,4 +93,4 @@ def _difference(a: Estimate, b: Estimate) -> Estimate:
     each = sum(s**2 / max(e.count - 1, 1) for s, e in zip(squares, (a, b), strict=True))
     freedom = sum(squares) ** 2 / each if each > 0 else float(min(a.count, b.count) - 1)
     value = a.value - b.value if math.isfinite(a.value) or math.isfinite(b.value) else math.nan
-    return Estimate.of(value, math.sqrt(sum(squares)), count=min(a.count, b.count), freedom=freedom)
+    return Estimate.of(value, math.sqrt(sum(squares)), count=min(a.count, b.count), degrees_of_freedom=freedom)

@@ -1,42 +1,46 @@
-"""What a new ranker would be worth to users, from the clicks on the rankings of another one."""
+"""Counterfactual evaluation: what a new ranker would be worth to users, from clicks on another one's rankings."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 
-from ultr.data.dataset import BatchSource as Source
-from ultr.data.dataset import InMemory
+from ultr.data.dataset import DatasetLike
 from ultr.errors import ConfigError, DataError
-from ultr.evaluation.calls import Caller
-from ultr.evaluation.estimate import Estimate, Moments
-from ultr.evaluation.placing import LOGGED, Plan, Table
-from ultr.evaluation.ranking import words
-from ultr.sessions import Sessions
+from ultr.evaluation.compiled import CompiledModel, evaluation_data
+from ultr.evaluation.contracts import Scorer
+from ultr.evaluation.estimate import Estimate
+from ultr.evaluation.examination_table import ExaminationTable
+from ultr.evaluation.moments import WeightedMoments
+from ultr.evaluation.ranking import tie_seed
+from ultr.evaluation.reranking import LOGGED, Reranking
+from ultr.files import json_values
 
 if TYPE_CHECKING:
     from ultr.data import Collection
+    from ultr.propensity import Propensities
 
 METHODS = ("ips", "snips", "dr")
 _DCG = re.compile(r"dcg(?:@([1-9]\d*))?")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Support:
-    """How much of the log an estimate rests on.
+class LogSupport:
+    """The part of the log that an estimate rests on.
 
     Attributes:
-      clicks: how many count: at a document that the ranker places within the cutoff.
+      clicks: number of clicks that count: on documents that the ranker places within the cutoff.
       effective_sample_size: Kish's (sum w)^2 / sum w^2 of the weights of those clicks: as many clicks of equal weight
-        would give as sure an estimate.
-      clipped: share of those clicks whose weight was cut off.
-      unsupported: documents within the cutoff that were never shown; their value is the regression's alone ("dr").
+        would give an equally certain estimate.
+      clipped: share of those clicks whose weight was clipped.
+      unsupported: number of documents within the cutoff that were never shown; their value is that of the regression
+        alone ("dr").
     """
 
     clicks: float
@@ -45,23 +49,25 @@ class Support:
     unsupported: int = 0
 
 
-class Counterfactual:
+class CounterfactualValues:
     """The values of several rankers from one log, and their differences.
 
     Attributes:
       method, metric: as asked.
-      values: name -> value with the interval; `logged` is the order in which the documents were shown (with
-        candidates: at the ranks where they were, on what was shown alone).
-      support: name -> what it rests on.
+      values: name -> value with the interval; `logged` is the value of the order in which the documents were shown
+        (with candidates: of the shown documents alone, at the ranks where they were).
+      support: name -> how much of the log the value rests on.
     """
 
-    def __init__(self, method: str, metric: str, support: dict[str, Support], moments: Moments, by_query: bool) -> None:
+    def __init__(
+        self, method: str, metric: str, support: dict[str, LogSupport], moments: WeightedMoments, by_query: bool
+    ) -> None:
         self.method, self.metric, self.support = method, metric, support
         self._names, self._moments, self._by_query = list(support), moments, by_query
         self.values = {name: self._estimate({name: 1.0}) for name in support}
 
     def difference(self, a: str, b: str) -> Estimate:
-        """Value of `a` - value of `b` on the same sessions; paired, so mostly surer than either.
+        """Estimates the value of `a` minus that of `b`; paired by session, so mostly more certain than either.
 
         Raises:
           ConfigError: no such ranker.
@@ -72,17 +78,13 @@ class Counterfactual:
         return self._estimate({a: 1.0, b: -1.0} if a != b else {a: 0.0})
 
     def to_json(self) -> dict[str, Any]:
-        """Plain numbers for `json.dumps`."""
-        return {
-            "method": self.method,
-            "metric": self.metric,
-            "values": {
-                name: self.values[name].to_json() | dataclasses.asdict(self.support[name]) for name in self._names
-            },
-        }
+        """Returns plain values for JSON; numbers that are not finite become None."""
+        rows = {name: self.values[name].to_json() | dataclasses.asdict(self.support[name]) for name in self._names}
+        values: dict[str, Any] = json_values({"method": self.method, "metric": self.metric, "values": rows})
+        return values
 
     def _estimate(self, signs: Mapping[str, float]) -> Estimate:
-        """A signed sum of values, from rows of (1, and for each ranker the weight of its clicks and its DCG)."""
+        """Estimates a signed sum of values, from rows of (1, per ranker the weight of its clicks and its DCG)."""
         totals = self._moments.totals[0]
         units = totals[0]
         if self._by_query:
@@ -97,51 +99,53 @@ class Counterfactual:
             value += sign * ratio
             gradient[0, own + 1] += sign / totals[below]
             gradient[0, below] -= sign * ratio / totals[below]
-        return Estimate.of(value, self._moments.standard_error(gradient, units), count=totals[0], freedom=units - 1)
+        return Estimate.of(
+            value, self._moments.standard_error(gradient, units), count=totals[0], degrees_of_freedom=units - 1
+        )
 
 
 def counterfactual(
-    log: Source | Sessions,
-    rankers: Any,
+    log: DatasetLike,
+    rankers: Scorer | Mapping[str, Scorer],
     *,
-    propensity: Any,
+    propensity: np.ndarray | Sequence[float] | Propensities,
     metric: str = "dcg@10",
     method: str = "ips",
-    regression: Any = None,
-    false_clicks: Any = None,
+    regression: Scorer | None = None,
+    false_clicks: np.ndarray | Sequence[float] | None = None,
     clip: float | None = None,
     candidates: Collection | None = None,
     cluster: str = "session",
     key: jax.Array,
     batch_size: int = 4096,
-) -> Counterfactual:
-    """The DCG that users would have had of new rankers, from a click log.
+) -> CounterfactualValues:
+    """Estimates from a click log the DCG that new rankers would have given the users.
 
     A click at rank k happens with probability o_k r_d + b_k: examination (or trust) by rank times the relevance of the
-    document, and false clicks. The value of a ranker that places document d at rank k'_d is the mean over sessions of
-    the sum over documents of r_d / log2(k'_d + 1), as far as k'_d lies within the cutoff. Note that the gain is the
-    chance that an examining user clicks, and not 2^grade - 1.
+    document, plus false clicks. The value of a ranker that places document d at rank k'_d is the mean over sessions of
+    the sum of r_d / log2(k'_d + 1) over the documents with k'_d within the cutoff. Note that the gain is the
+    probability that an examining user clicks, and not 2^grade - 1.
 
     Which documents are ranked:
-      Without `candidates` those that a session shows, so that k' is the rank among them; what was not shown in that
-      session is worth nothing to it. The weight of an impression is 1 / o_k.
-      With `candidates` all candidates of the session's query, whether shown or not; the weight is 1 / (mean of o at
-      the ranks where the document was shown, 0 where it was not, over the sessions of its query), so that documents
-      that only some sessions show count right (policy-aware, Oosterhuis and de Rijke 2020). A document that a ranker
-      places within the cutoff and that was never shown has no value here: an error, except by "dr".
+      Without `candidates` those that a session shows, so that k' is the rank among them; documents that a session does
+      not show have no value in it. The weight of an impression is 1 / o_k.
+      With `candidates` all candidates of the session's query, shown or not; the weight is 1 / (mean over the sessions
+      of the query of o at the rank where the document was shown, 0 where it was not), so that documents that only some
+      sessions show are weighted right (policy-aware, Oosterhuis and de Rijke 2020). A document that a ranker places
+      within the cutoff and that was never shown has no value: an error, except by "dr".
 
     Methods, each a mean over sessions with w the weight, c the click, m = 1 / log2(k' + 1) within the cutoff, else 0:
       "ips": sum of w (c - b_k) m (Joachims 2017). Unbiased where `propensity` and `false_clicks` are right.
-      "snips": the same divided by the mean of the sum of w (c - b_k): how high a relevant document stands, from 0 to
-        1, no DCG. Propensities that are all off by one factor give the same; consistent, a little biased
-        (Swaminathan and Joachims 2015).
+      "snips": "ips" divided by the mean of the sum of w (c - b_k): how high relevant documents stand, from 0 to 1; not
+        a DCG. A common factor of all propensities has no effect; consistent, with a small bias (Swaminathan and
+        Joachims 2015).
       "dr": sum over documents of m r', and of w (c - o_k r' - b_k) m over impressions, with r' the regression's
         relevance (Oosterhuis 2023). With right `propensity` and `false_clicks` it is unbiased where no weight is
-        clipped, and also where weights are clipped or documents not shown, but the regression is right there. Without
-        either it is the same number as "ips".
+        clipped and all documents are shown, and is then the same number as "ips"; elsewhere it is unbiased where the
+        regression is right.
 
     Args:
-      log: sessions with clicks; weights count as so many sessions.
+      log: sessions with clicks; a session of weight w counts as w sessions.
       rankers: a model with `score(sessions)`, called "new" in the result; or name -> model. Equal scores are ordered
         at random by the key and the query.
       propensity: [R] examination by rank, the first for rank 1; or a `Propensities` table. Relative ones (1 at rank 1)
@@ -150,16 +154,18 @@ def counterfactual(
       regression: for "dr": a model whose score is the logit of relevance, such as a PBM trained on another log.
       false_clicks: [R] b by rank, or None for none; with trust bias, P(click) = alpha_k r + beta_k, `propensity` is
         alpha and this is beta (Vardasbi 2020).
-      clip: the largest weight, as of the baselines; larger ones are cut off to it. Trades bias for variance.
-      candidates: graded or other lists of the log's vocabulary, one per query; the log is then read twice.
-      cluster: "session", or "query" where sessions of one query are not independent, such as when the errors are to
-        hold for other queries.
+      clip: the largest weight, as for the baselines; larger ones are cut off to it. Trades bias for variance.
+      candidates: lists with ids of the log's vocabulary, one per query; the log is then read twice.
+      cluster: "session", or "query" where sessions of one query are not independent: the intervals then hold for other
+        queries too.
+      key: orders equal scores at random.
+      batch_size: sessions per step.
 
     Raises:
       ConfigError: an unknown option; a propensity of zero or NaN at a rank that is shown; a clip below every weight; no
-        ranker, or something that is none.
-      DataError: no clicks; a rank beyond the table; never-shown candidates, sessions of queries without candidates;
-        or other document ids than those of `candidates`.
+        ranker, or something that is no ranker.
+      DataError: no clicks; a rank beyond the table; candidates that are never shown; sessions of queries without
+        candidates; or a log and candidates whose ids mean different documents.
     """
     match = _DCG.fullmatch(metric)
     if match is None:
@@ -168,37 +174,35 @@ def counterfactual(
         known = f"method {', '.join(METHODS)} and cluster session or query"
         raise ConfigError(f"expected {known}, found {method!r} and {cluster!r}")
     if (method == "dr") != (regression is not None):
-        raise ConfigError("method='dr' needs regression=, a model of relevance; the other methods have no use for it")
+        raise ConfigError("method='dr' needs regression=, a model of relevance, which has no effect with other methods")
     if clip is not None and not 0 < clip < math.inf:
         raise ConfigError(f"expected clip above 0, the largest weight, found {clip}")
     named = rankers if isinstance(rankers, Mapping) else {"new": rankers}
     if not named or LOGGED in named:
         raise ConfigError(f"expected rankers, none of them called '{LOGGED}', found {list(named)}")
-    if isinstance(log, Sessions):
-        log, batch_size = InMemory(log), max(1, min(batch_size, len(log)))
-    table = Table(propensity, false_clicks)
+    dataset, batch_size = evaluation_data(log, batch_size)
+    table = ExaminationTable(propensity, false_clicks)
     least = 1 / max(table.examined[(table.examined > 0) & np.isfinite(table.examined)], default=math.inf)
     if clip is not None and clip < least:
         raise ConfigError(
             f"expected clip, the largest weight 1 / propensity, of at least {least:g}, which is the least weight of "
-            f"these propensities, found {clip:g}: all would be cut off to it, and say nothing of propensity. Raise it"
+            f"these propensities, found {clip:g}: all weights would be cut off to it and be equal. Raise it"
         )
-    plan = Plan(
-        {name: Caller(model) for name, model in named.items()},
+    reranking = Reranking(
+        {name: CompiledModel(model) for name, model in named.items()},
         table,
         cutoff=int(match[1]) if match[1] else None,
-        regression=None if regression is None else Caller(regression),
-        seed=words(key),
+        regression=None if regression is None else CompiledModel(regression),
+        seed=tie_seed(key),
     )
     if candidates is not None:
-        plan.rank_candidates(log, candidates, batch_size)
+        reranking.rank_candidates(dataset, candidates, batch_size)
     names = [*named, LOGGED]
-    moments = Moments(1, grouped=cluster == "query")
-    tallies = np.zeros((len(names), 4))
+    moments = WeightedMoments(1, grouped=cluster == "query")
+    weight_sums = np.zeros((len(names), 4))  # of the clicks that count: number, weights, squared weights, clipped
     clicks, most = 0.0, math.inf if clip is None else clip
-    for batch in log.batches(batch_size):
-        weight = np.ones(len(batch)) if batch.weight is None else np.asarray(batch.weight, np.float64)
-        weight = np.where(np.asarray(batch.mask).any(1), weight, 0.0)
+    for batch in dataset.batches(batch_size):
+        weight = np.where(np.asarray(batch.mask).any(1), batch.row_weights(), 0.0)
         kept = weight > 0
         if not kept.any():
             continue
@@ -209,13 +213,15 @@ def counterfactual(
         click = (np.asarray(batch.clicks) != 0) & np.asarray(batch.mask)
         clicks += float(click[kept].sum())
         rows: list[np.ndarray] = [np.ones(len(weight))]
-        for i, (chance, discount, excess, model) in enumerate(plan.placed(batch, click)):
+        for i, ranked in enumerate(reranking.ranked(batch, click)):
+            chance, discount = ranked.examination, ranked.discount
             whole = np.where(chance > 0, 1 / np.where(chance > 0, chance, 1.0), 0.0)
             w = np.minimum(whole, most)
-            rows += [(w * excess).sum(1), (w * excess * discount).sum(1) + model]
+            rows += [(w * ranked.excess_clicks).sum(1)]
+            rows += [(w * ranked.excess_clicks * discount).sum(1) + ranked.regression_value]
             counted = (click & (discount > 0) & (w > 0)) * weight[:, None]
             sums = [x.sum() for x in (counted, counted * w, counted * w**2, counted * (whole > most))]
-            tallies[i] += sums
+            weight_sums[i] += sums
         query = None if batch.query is None else np.asarray(batch.query)[kept]
         moments.add(np.stack(rows, axis=1)[kept][:, None], weight[kept], query)
     if clicks == 0:
@@ -225,7 +231,9 @@ def counterfactual(
             field="clicks",
         )
     support = {
-        name: Support(n, first**2 / second if second else 0.0, cut / n if n else 0.0, plan.unsupported.get(name, 0))
-        for name, (n, first, second, cut) in zip(names, tallies.tolist(), strict=True)
+        name: LogSupport(
+            n, first**2 / second if second else 0.0, cut / n if n else 0.0, reranking.unsupported.get(name, 0)
+        )
+        for name, (n, first, second, cut) in zip(names, weight_sums.tolist(), strict=True)
     }
-    return Counterfactual(method, metric, support, moments, cluster == "query")
+    return CounterfactualValues(method, metric, support, moments, cluster == "query")

@@ -1,0 +1,49 @@
+"""Where the graded documents of data are."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from ultr.data import ClickLog, Collection
+from ultr.data.dataset import Dataset
+from ultr.sessions import Sessions
+
+
+class GradedLists(NamedTuple):
+    """Graded lists and which of them count.
+
+    Attributes:
+      source: the lists.
+      queries: ids of the queries that count; None: all.
+    """
+
+    source: Dataset
+    queries: np.ndarray | None = None
+
+
+def graded_lists(data: Dataset, first: Sessions) -> GradedLists | None:
+    """Finds the graded lists of data, a batch of which is `first`; None where there are none.
+
+    A log's graded candidates are those of the whole vocabulary; the queries that its sessions show count.
+    """
+    if isinstance(data, ClickLog) and (collection := data.collection()) is not None:
+        return GradedLists(collection, shown_queries(data))
+    return GradedLists(data) if first.labels is not None else None
+
+
+def shown_queries(log: ClickLog) -> np.ndarray:
+    """Returns the ids of the queries that a log shows, ascending."""
+    return np.unique(np.concatenate([np.unique(rows["query"].to_numpy()) for rows in log.columns(["query"])]))
+
+
+def highest_grade(lists: Dataset, batch_size: int) -> float:
+    """Finds the highest grade, at least 0."""
+    if isinstance(lists, Collection):
+        return float(np.max(lists.labels, where=~np.isnan(lists.labels), initial=0))
+    highest = 0.0
+    for batch in lists.batches(batch_size):
+        labels = np.asarray(batch.labels)
+        highest = max(highest, float(np.max(labels, where=np.asarray(batch.mask) & ~np.isnan(labels), initial=0)))
+    return highest
