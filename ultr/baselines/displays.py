@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 
 from ultr.data import ClickLog, Counts
-from ultr.data.collapsing import tally
+from ultr.data.counting import count_cells
 from ultr.errors import ConfigError, DataError
 from ultr.sessions import Array, InMemory, Sessions
 from ultr.towers.networks import Statistic
@@ -62,7 +62,7 @@ class Displays(nnx.Module):
           ConfigError: sessions without queries or documents.
         """
         if isinstance(log, ClickLog):
-            made = tally(log)
+            made = count_cells(log)
             queries = log.vocabulary.document_query[: log.documents + 1]
             sessions = np.zeros(log.vocabulary.queries)
             names = ["query", *(["weight"] if log.weighted else [])]

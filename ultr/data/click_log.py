@@ -18,9 +18,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ultr.data.batching import WORKERS, Rows, ahead, join, rebatch, used_widths
+from ultr.background import run_ahead
+from ultr.data.batching import WORKERS, PaddedRows, concatenate_rows, rebatch, used_widths
 from ultr.data.collection import Collection
-from ultr.data.columns import CONTEXT, FEATURE, Block, Layout, check, unpack
+from ultr.data.columns import CONTEXT, FEATURE, RaggedRows, SessionColumns, check_rows, unpack_columns
 from ultr.data.splits import OUTSIDE, assign_by_time, assign_split, check_fractions
 from ultr.data.storage import (
     COLLECTION_FORMAT,
@@ -28,13 +29,13 @@ from ultr.data.storage import (
     LOG_FORMAT,
     METADATA_FILE,
     check_columns,
-    check_records,
+    check_fields,
+    check_file_records,
     content_fingerprint,
-    no_split,
+    missing_split,
     open_parquet,
     read_metadata,
     read_row_groups,
-    require,
 )
 from ultr.data.vocabulary import Vocabulary, known_documents
 from ultr.data.writer import LogWriter
@@ -78,11 +79,11 @@ class _Kept:
     """Padded rows of row groups, up to so many bytes in all."""
 
     def __init__(self, size: int) -> None:
-        self.parts: dict[int, list[tuple[int, Rows]]] = {}  # by the first row of the group
+        self.parts: dict[int, list[tuple[int, PaddedRows]]] = {}  # by the first row of the group
         self._room = size
         self._lock = threading.Lock()
 
-    def add(self, row: int, parts: list[tuple[int, Rows]]) -> None:
+    def add(self, row: int, parts: list[tuple[int, PaddedRows]]) -> None:
         size = sum(x.nbytes for _, rows in parts for x in rows.values())
         with self._lock:
             if size <= self._room:
@@ -140,8 +141,8 @@ class ClickLog(Stream):
         folder = Path(path)
         metadata = read_metadata(folder, [LOG_FORMAT])
         file = folder / METADATA_FILE
-        require(metadata, file, _FIELDS)
-        check_records(metadata["files"], file)
+        check_fields(metadata, file, _FIELDS)
+        check_file_records(metadata["files"], file)
         if not all(length.isdecimal() for length in metadata["lengths"]):
             raise DataError(
                 f"expected lengths of lists, found {list(metadata['lengths'])}",
@@ -312,7 +313,7 @@ class ClickLog(Stream):
     def _named(self, split: str) -> ClickLog:
         known = self.metadata["splits"]
         if not known.get(split):
-            raise no_split(split, known, self.path, f"{self.sessions:,} sessions")
+            raise missing_split(split, known, self.path, f"{self.sessions:,} sessions")
         codes = np.full(self.sessions, OUTSIDE, np.uint8)
         for group in self._groups:
             column = self._table(group, ["split"])["split"]
@@ -356,13 +357,13 @@ class ClickLog(Stream):
             )
         return read_row_groups(group.file, [group.index], names, footer=group.footer, threads=threads)
 
-    def _block(self, group: _Group, table: pa.Table) -> Block:
+    def _block(self, group: _Group, table: pa.Table) -> RaggedRows:
         numeric = {name: table[name] for name in table.column_names if name not in ("session", "split")}
-        block = unpack(numeric, file=group.file, start=group.file_row)
-        check(block, self._layout, file=group.file, start=group.file_row)
+        block = unpack_columns(numeric, file=group.file, start=group.file_row)
+        check_rows(block, self._layout, file=group.file, start=group.file_row)
         return block
 
-    def _pools(self, rng: np.random.Generator | None) -> Iterator[tuple[int, Rows]]:
+    def _pools(self, rng: np.random.Generator | None) -> Iterator[tuple[int, PaddedRows]]:
         """(width, rows) of whole pools: single row groups in stored order, or unions of several in random order."""
         kept = [g.rows if (keep := self._keep(g)) is None else int(keep.sum()) for g in self._groups]
         used = [g for g, n in zip(self._groups, kept, strict=True) if n]
@@ -380,19 +381,20 @@ class ClickLog(Stream):
                 held += sizes[i]
         widths = used_widths(np.array([int(n) for n in self.metadata["lengths"]]))
         # So that the next pool is in memory when one ends, or two row groups where they are used one by one.
-        loaded = ahead(
+        loaded = run_ahead(
             (functools.partial(self._load, group, widths) for pool in pools for group in pool),
             depth=max([WORKERS, *map(len, pools)]),
+            workers=WORKERS,
         )
         for pool in pools:
-            found: dict[int, list[Rows]] = {}
+            found: dict[int, list[PaddedRows]] = {}
             for parts in itertools.islice(loaded, len(pool)):
                 for width, rows in parts:
                     found.setdefault(width, []).append(rows)
             for width in sorted(found):
-                yield width, join(found.pop(width))
+                yield width, concatenate_rows(found.pop(width))
 
-    def _load(self, group: _Group, widths: np.ndarray) -> list[tuple[int, Rows]]:
+    def _load(self, group: _Group, widths: np.ndarray) -> list[tuple[int, PaddedRows]]:
         """The view's rows of one row group, by width."""
         if self._kept is not None and (kept := self._kept.parts.get(group.row)) is not None:
             return kept
@@ -419,7 +421,7 @@ class ClickLog(Stream):
         return out
 
     def _batch(
-        self, rows: Rows, width: int, whole: Callable[[int, int], tuple[np.ndarray, np.ndarray]], shared: bool
+        self, rows: PaddedRows, width: int, whole: Callable[[int, int], tuple[np.ndarray, np.ndarray]], shared: bool
     ) -> Sessions:
         lengths = rows["length"]
         mask, position = whole(len(lengths), width)
@@ -463,10 +465,10 @@ def open_data(
     return (ClickLog if kind == LOG_FORMAT else Collection).open(path, split=split, vocabulary=vocabulary)
 
 
-def _layout(path: Path, metadata: Mapping[str, Any], groups: Sequence[_Group]) -> Layout:
+def _layout(path: Path, metadata: Mapping[str, Any], groups: Sequence[_Group]) -> SessionColumns:
     files = {group.file: group.footer.schema.to_arrow_schema() for group in groups}
     first = next(iter(files.values()))
-    layout = Layout(
+    layout = SessionColumns(
         queries=metadata["queries"],
         documents=metadata["documents"],
         ranks=metadata["ranks"],

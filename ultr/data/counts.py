@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ultr.data.grouping import starts
+from ultr.data.grouping import group_starts
 from ultr.data.storage import (
     DOCUMENTS_FILE,
     METADATA_FILE,
@@ -21,14 +21,14 @@ from ultr.data.storage import (
     QUERIES_FILE,
     SCHEMA,
     check_columns,
-    check_records,
-    describe,
+    check_fields,
+    check_file_records,
+    file_record,
+    new_data_folder,
     open_parquet,
     prepared_format,
     read_metadata,
     read_row_groups,
-    require,
-    staged,
     write_metadata,
 )
 from ultr.data.vocabulary import Vocabulary
@@ -124,8 +124,8 @@ class Counts(Stream):
             )
         metadata = read_metadata(folder, [COUNTS_FORMAT])
         file = folder / METADATA_FILE
-        require(metadata, file, _FIELDS)
-        check_records(metadata["files"], file)
+        check_fields(metadata, file, _FIELDS)
+        check_file_records(metadata["files"], file)
         names = [record["name"] for record in metadata["files"]]
         if metadata["by"] not in COUNTS_BY or names != [COUNTS_FILE]:
             raise DataError(
@@ -160,7 +160,7 @@ class Counts(Stream):
         Raises:
           DataError: something stands at `path`.
         """
-        with staged(path) as folder:
+        with new_data_folder(path) as folder:
             self._write(folder)
 
     def __len__(self) -> int:
@@ -227,7 +227,7 @@ class Counts(Stream):
     @cached_property
     def _first(self) -> np.ndarray:
         """Where in `_rows` those of each document begin."""
-        return starts(self.document[self._rows >> 1])
+        return group_starts(self.document[self._rows >> 1])
 
     @cached_property
     def _rows(self) -> np.ndarray:
@@ -279,12 +279,12 @@ class Counts(Stream):
                 "known": self.documents,
                 "ranks": self.ranks,
                 "features": list(self.vocabulary.feature_names),
-                "files": [describe(folder / COUNTS_FILE, len(self))],
+                "files": [file_record(folder / COUNTS_FILE, len(self))],
                 "identity": self.identity,
                 "vocabulary": {
                     "fingerprint": self.vocabulary.fingerprint,
                     "parent": self.vocabulary.parent,
-                    "files": [describe(folder / name, n) for name, n in rows.items()],
+                    "files": [file_record(folder / name, n) for name, n in rows.items()],
                 },
             },
         )

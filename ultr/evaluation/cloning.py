@@ -137,9 +137,9 @@ def logged_order(log: ClickLog) -> tuple[Collection, np.ndarray]:
       gains), and [D] the mean rank of each document.
     """
     from ultr.data import Collection
-    from ultr.data.collapsing import tally
+    from ultr.data.counting import count_cells
 
-    counts = tally(log)
+    counts = count_cells(log)
     known = counts.document > 0
     document, cells = np.unique(counts.document[known], return_inverse=True)
     if not len(document):

@@ -18,9 +18,9 @@ from tqdm import tqdm
 
 from ultr.data.click_log import ClickLog, open_data
 from ultr.data.collection import Collection, split_counts, write_collection
-from ultr.data.columns import CONTEXT, FEATURE, RESERVED
+from ultr.data.columns import CONTEXT, FEATURE, RESERVED_NAMES
 from ultr.data.splits import assign_by_time, assign_split, check_fractions
-from ultr.data.storage import OVERWRITE
+from ultr.data.storage import OVERWRITE_FIX
 from ultr.data.vocabulary import Vocabulary
 from ultr.data.writer import LogWriter
 from ultr.errors import ConfigError, DataError
@@ -123,7 +123,7 @@ def prepare(
     _check_options(request, format, engine, labels, split, split_by)
     target = Path(os.path.abspath(out))
     if not overwrite and os.path.lexists(target) and not (target.is_dir() and not any(target.iterdir())):
-        raise DataError("something already stands here", fix=OVERWRITE, file=target)
+        raise DataError("something already stands here", fix=OVERWRITE_FIX, file=target)
     files = expand([inputs] if isinstance(inputs, str | os.PathLike) else inputs)
     parent = open_data(vocabulary) if isinstance(vocabulary, str | os.PathLike) else vocabulary
     bar = tqdm(desc="reading", unit=" lists", disable=not progress)
@@ -184,7 +184,7 @@ def _check_options(
     for what, names in (("features", request.features), ("context", request.context)):
         if doubled := sorted({name for name in names if names.count(name) > 1}):
             raise ConfigError(f"expected each of the {what} once, found {doubled} twice")
-    if taken := [name for name in request.context if name in RESERVED]:
+    if taken := [name for name in request.context if name in RESERVED_NAMES]:
         raise ConfigError(f"context columns cannot be called {taken}: batches have fields of that name")
     if format in COLLECTIONS and (request != Request() or labels is not None or (split and split_by == "time")):
         raise ConfigError(f"{format} files take no columns, features, context, labels, and no split by time")
