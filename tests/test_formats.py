@@ -17,6 +17,7 @@ from ultr.data.click_log import ClickLog
 from ultr.data.collection import Collection
 from ultr.errors import ConfigError, DataError
 from ultr.ingest.preparing import prepare
+from ultr.ingest.readers.letor import parse_letor
 
 
 def lists(log: ClickLog, *more: str) -> list[tuple[Any, ...]]:
@@ -499,17 +500,16 @@ def test_bad_letor_lines(tmp_path, line, message):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.txt", "b.txt"]
 
 
-def test_letor_blocks_do_not_show(tmp_path, monkeypatch):
+def test_letor_blocks_do_not_show(tmp_path):
     rng = np.random.default_rng(0)
     values = rng.random((50, 5)).round(4)
     lines = [
         f"{i % 3} qid:{i // 7} " + " ".join(f"{j + 1}:{v}" for j, v in enumerate(row)) for i, row in enumerate(values)
     ]
     raw = text(tmp_path / "a.txt", "\n".join(lines))
-    monkeypatch.setattr("ultr.ingest.sources.LINE_BYTES", 97)
-    found = prepare(raw, tmp_path / "out", format="letor")
+    found = parse_letor([raw], block_bytes=97)
     np.testing.assert_array_equal(found.features, values.astype(np.float32))
-    assert found.labels.tolist() == [i % 3 for i in range(50)]
+    assert found.label.tolist() == [i % 3 for i in range(50)]
 
 
 def test_qrels(tmp_path):
