@@ -66,12 +66,18 @@ def _column_options(command: Callable[..., None]) -> Callable[..., None]:
     help="Format of the inputs; the formats are listed below.",
 )
 @_column_options
-@click.option("--feature", "features", multiple=True, metavar="COLUMN", help="Numeric column per shown document.")
-@click.option("--context", multiple=True, metavar="COLUMN", help="Column that is constant in a session.")
-@click.option("--labels", type=click.Path(path_type=Path), help="Grades per (query, document): qrels or CSV.")
-@click.option("--vocabulary", type=click.Path(path_type=Path), help="Log or collection whose ids to keep.")
-@click.option("--split", help="Named shares, such as train=.8,valid=.1,test=.1.")
-@click.option("--split-by", default="query", show_default=True, type=click.Choice(["query", "session", "time"]))
+@click.option("--feature", "features", multiple=True, metavar="COLUMN", help="Number per shown document.")
+@click.option("--context", multiple=True, metavar="COLUMN", help="Number or text per list.")
+@click.option("--labels", type=click.Path(path_type=Path), help="Grades per query and document: qrels or a table.")
+@click.option("--vocabulary", type=click.Path(path_type=Path), help="Prepared log or collection whose ids are kept.")
+@click.option("--split", help="Splits and their shares of the lists, such as train=.8,valid=.1,test=.1.")
+@click.option(
+    "--split-by",
+    default="query",
+    show_default=True,
+    type=click.Choice(["query", "session", "time"]),
+    help="Draw the lists of a query together, or each list, or take the earliest lists for the first split.",
+)
 @click.option("--memory-limit", help="Most memory of the query engine, such as 4GB; beyond it, disk is used.")
 @seed_option
 @overwrite_option

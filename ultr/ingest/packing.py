@@ -13,7 +13,7 @@ FlatColumns = dict[str, np.ndarray]  # name -> [rows]
 
 @dataclass
 class PackedLists:
-    """n lists of rows.
+    """Holds n lists of rows as flat arrays.
 
     Attributes:
       number: [n] the `list` of each.

@@ -104,7 +104,7 @@ def prepare(
         rows = check_raw_rows(engine, found, request)
         if found.graded:
             if grades is not None:
-                raise ConfigError("these files are grades themselves: labels do not apply")
+                raise ConfigError("the files are graded annotations themselves: labels do not apply to them")
             report |= {"rows": rows.read, "dropped": rows.dropped}
             return write_graded_lists(engine, output, rows.table, found.features, unique_pairs=False, report=report)
         graded_by = None if grades_file is None else grades_file.name
@@ -133,7 +133,7 @@ def _check_options(
     if reader.kind == "graded lists" and (
         request != ColumnRequest() or labels is not None or (split and split_by == "time")
     ):
-        raise ConfigError(f"{format} files take no columns, features, context, labels, and no split by time")
+        raise ConfigError(f"{format} files take no columns, features, context or labels, and no split by time")
     reader.check(request)
     return reader
 

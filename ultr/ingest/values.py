@@ -19,7 +19,7 @@ LARGEST_FLOAT32 = 3.4028234e38
 LARGEST_GRADE = 31  # nDCG computes the gain 2 ** grade - 1
 
 
-def as_name(column: Any) -> Any:
+def as_name(column: ir.Column) -> ir.Value:
     """Converts a column to names: strings, null where empty; floats that are whole are written as integers."""
     if column.type().is_floating():
         whole = column.try_cast("int64")

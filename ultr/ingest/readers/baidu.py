@@ -58,7 +58,7 @@ class _File:
           DataError: names the column.
         """
         lists = names["document"] in self.schema.names and self.listed(names["document"])
-        wanted = names if lists else names | {LIST_NUMBER: LIST_NUMBER}
+        wanted = names if lists else names | {"": LIST_NUMBER}
         for ours, theirs in wanted.items():
             if theirs not in self.schema.names:
                 raise missing_column(self.path, ours, theirs, self.schema.names)
@@ -217,7 +217,7 @@ def _embeddings(files: list[_File]) -> DocumentFeatures | None:
         return None
     if not all(having):
         bad = files[having.index(False)]
-        raise missing_column(bad.path, EMBEDDING, EMBEDDING, bad.schema.names)
+        raise missing_column(bad.path, "", EMBEDDING, bad.schema.names)
     width = next((len(matrix[0]) for file in files for _, matrix in _matrices(file, None) if len(matrix)), 0)
 
     def fill(slots: np.ndarray, targets: np.ndarray, out: np.ndarray) -> None:

@@ -170,7 +170,7 @@ ReadFunction = Callable[["Engine", "list[Path]", ColumnRequest], "RawRows | Grad
 
 
 def column_option(name: str) -> str:
-    """Says how to choose the column of a file that holds one of `COLUMNS`."""
+    """Says how to choose the column of the files that holds one of our columns."""
     return f"Name it with --{name} COLUMN (in Python: columns={{'{name}': ...}})."
 
 
@@ -179,10 +179,11 @@ def missing_column(path: Path, name: str, in_file: str, found: Sequence[str]) ->
 
     Args:
       path: the file.
-      name: our name of the column.
+      name: our name of the column, "feature.<name>" or "context.<name>"; empty where its name in the file is fixed.
       in_file: the name that it should have in the file.
       found: names of the columns of the file.
     """
-    wanted = f"a column '{in_file}'" + (f" for '{name}'" if name in COLUMNS and name != in_file else "")
-    fix = column_option(name) if name in COLUMNS else "Check its name."
+    ours = bool(name) and not name.startswith(("feature.", "context."))
+    wanted = f"a column '{in_file}'" + (f" for '{name}'" if ours and name != in_file else "")
+    fix = column_option(name) if ours else "Check its name."
     return DataError(f"expected {wanted}, found the columns {list(found)}", fix=fix, file=path, field=in_file)
