@@ -11,10 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ultr.data import ClickLog, LogWriter
-from ultr.data.storage import describe
+from ultr.data.storage import file_record
 
 QUERIES = [f"query {i}" for i in range(7)]
 PER_QUERY = 20
+SMALL_FILES: dict[str, Any] = {"group_rows": 8, "file_groups": 2}  # sessions per row group, row groups per file
 CONTEXT = {"device": {"kind": "category", "values": ["phone", "desk"]}, "price": {"kind": "number"}}
 
 
@@ -93,7 +94,7 @@ def rewrite(log: ClickLog, change: Any, *, name: str = "sessions-00000.parquet")
     for records in (metadata["files"], metadata["vocabulary"]["files"]):
         for i, record in enumerate(records):
             if record["name"] == name:
-                records[i] = describe(file, len(table))
+                records[i] = file_record(file, len(table))
     (log.path / "metadata.json").write_text(json.dumps(metadata))
 
 
@@ -110,3 +111,13 @@ def replace(name: str, row: int, value: Any) -> Any:
         return table.set_column(at, name, pa.array(values, kind))
 
     return change
+
+
+def flip(file: Path, column: str, *, group: int = 0) -> None:
+    """Flips a bit in the last byte that a row group holds of a column."""
+    about = pq.read_metadata(file).row_group(group)
+    (chunk,) = (c for c in map(about.column, range(about.num_columns)) if c.path_in_schema.split(".list.")[0] == column)
+    content = bytearray(file.read_bytes())
+    start = chunk.data_page_offset if chunk.dictionary_page_offset is None else chunk.dictionary_page_offset
+    content[start + chunk.total_compressed_size - 1] ^= 1
+    file.write_bytes(content)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import sys
 from collections import defaultdict
 from collections.abc import Callable
 from functools import cache
@@ -20,11 +19,12 @@ from stored import PER_QUERY, QUERIES, documents_table, make_rows, plain, replac
 
 from ultr import models, towers
 from ultr.data import ClickLog, Counts, collapse
-from ultr.data.grouping import Groups, Table, starts, sums
+from ultr.data.counting import cell_sums, count_cells, last_click_key
+from ultr.data.distinct import session_hashes, write_distinct_sessions
+from ultr.data.grouping import DenseSums, SortedGroups, group_starts, sum_by_key
 from ultr.errors import ConfigError, DataError
 from ultr.sessions import Sessions, concatenate
 
-MODULE = sys.modules[collapse.__module__]
 COLUMNS = ("document", "rank", "last_click", "impressions", "clicks")
 BY = ("rank", "last-click")
 LARGE, TINY = 1 << 30, 2000  # memory: all of a test's log, and some fifty impressions
@@ -99,16 +99,18 @@ def test_counts_are_those_of_a_dictionary(tmp_path: Path, by: Any, memory: int, 
 
 
 @every_by
-def test_a_table_and_sorted_runs_count_the_same(tmp_path: Path, by: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dense_sums_and_sorted_runs_count_the_same(tmp_path: Path, by: Any) -> None:
     for name, rows in {"plain": unweighted(repeating()), "weighted": repeating()}.items():
         log = write_log(tmp_path / name, rows)
-        found = []
-        for dense, unused in ((0, "Table"), (1 << 40, "Groups")):
-            with monkeypatch.context() as patch:
-                patch.setattr(MODULE, "_DENSE", dense)
-                patch.setattr(MODULE, unused, None)
-                found.append(collapse(log, by))
-        assert_same(*found)
+        extra = last_click_key(log) if by == "last-click" else None
+        counts = collapse(log, by)
+        wanted = (counts.document, counts.rank, counts.last_click, counts.impressions, counts.clicks, counts.weight)
+        for dense_keys, used in ((0, SortedGroups), (1 << 40, DenseSums)):
+            assert type(cell_sums(log, extra, memory=LARGE, dense_keys=dense_keys)) is used
+            found = count_cells(log, extra, memory=LARGE, dense_keys=dense_keys)
+            for field, x, y in zip(found._fields, found, wanted, strict=True):
+                np.testing.assert_array_equal(x, y, err_msg=field)
+                assert getattr(x, "dtype", None) == getattr(y, "dtype", None)
 
 
 @every_by
@@ -141,7 +143,7 @@ def test_impression_features_are_refused_and_context_left_out(tmp_path: Path) ->
     rows = make_rows(50)
     log = write_log(tmp_path / "log", rows)
     for by in BY:
-        with pytest.raises(ConfigError, match=r"impression features \(bm25, age\).*by='list'"):
+        with pytest.raises(ConfigError, match=r"impression features \(bm25, age\).*sufficient_statistics='list'"):
             collapse(log, by)
     rows = [{name: value for name, value in row.items() if not name.startswith("feature.")} for row in rows]
     counts = collapse(write_log(tmp_path / "context", rows), "rank")
@@ -151,7 +153,7 @@ def test_impression_features_are_refused_and_context_left_out(tmp_path: Path) ->
 
 def test_unusable_arguments(tmp_path: Path) -> None:
     log = write_log(tmp_path / "log", repeating(20))
-    with pytest.raises(ConfigError, match="expected by='rank', 'last-click', 'list', found 'query'"):
+    with pytest.raises(ConfigError, match="sufficient_statistics of 'rank', 'last-click', 'list', found 'query'"):
         collapse(log, "query")  # type: ignore[call-overload]
     with pytest.raises(ConfigError, match="pass directory="):
         collapse(log, "list", directory=None)
@@ -387,7 +389,7 @@ def test_a_view_is_made_distinct(tmp_path: Path) -> None:
     assert len(made) == len({content for content, _ in contents(inside)})
 
 
-def test_lists_that_differ_anywhere_stay_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lists_that_differ_anywhere_stay_apart(tmp_path: Path) -> None:
     row = make_rows(1, length=3)[0] | {"weight": 1.0}
     documents, ranks = row["documents"], row["ranks"]
     variants: list[dict[str, Any]] = [
@@ -406,11 +408,16 @@ def test_lists_that_differ_anywhere_stay_apart(tmp_path: Path, monkeypatch: pyte
     log = write_log(tmp_path / "log", [row | variant for variant in variants] * 2)
     assert collapse(log, "list", directory=tmp_path / "lists").sessions == len(variants)
     # Also where half of the hash is of no use.
-    hashed = MODULE._hashed
-    for name, half in {"first": lambda x: np.zeros_like(x), "few": lambda x: x % np.uint64(4)}.items():
-        monkeypatch.setattr(MODULE, "_hashed", lambda *args, half=half: (half(hashed(*args)[0]), hashed(*args)[1]))
+    halves: dict[str, Callable[[Any], Any]] = {"first": np.zeros_like, "few": lambda x: x % np.uint64(4)}
+    for name, half in halves.items():
+
+        def weak(*args: Any, half: Callable[[Any], Any] = half) -> tuple[np.ndarray, np.ndarray]:
+            first, second = session_hashes(*args)
+            return half(first), second
+
         for memory in (LARGE, TINY):
-            made = collapse(log, "list", directory=tmp_path / f"{name} {memory}", memory=memory)
+            folder = tmp_path / f"{name} {memory}"
+            made = write_distinct_sessions(log, folder, memory=memory, hash_sessions=weak)
             assert stored(made, ["weight"]) == [{"weight": 2.0}] * len(variants)
 
 
@@ -536,7 +543,10 @@ def test_the_loss_on_distinct_lists_is_that_on_the_log(statistics: dict[str, Any
 def test_groups_in_bounded_memory(tmp_path: Path, memory: int, kind: Any, valued: bool, span: int) -> None:
     rng = np.random.default_rng(0)
     wanted: defaultdict[int, float] = defaultdict(float)
-    with Groups(sums, memory=memory, beside=tmp_path) as groups, Table(span, np.dtype(np.float64)) as table:
+    with (
+        SortedGroups(sum_by_key, memory=memory, beside=tmp_path) as groups,
+        DenseSums(span, np.dtype(np.float64)) as table,
+    ):
         for _ in range(30):
             key = np.minimum(rng.geometric(8 / span, int(rng.integers(50))), span - 1).astype(kind)
             value = rng.integers(1, 9, len(key)).astype(np.float64) if valued else np.ones(len(key))
@@ -560,8 +570,8 @@ def test_groups_in_bounded_memory(tmp_path: Path, memory: int, kind: Any, valued
 
 
 def test_groups_of_nothing(tmp_path: Path) -> None:
-    with Groups(sums, memory=100, beside=tmp_path) as groups:
+    with SortedGroups(sum_by_key, memory=100, beside=tmp_path) as groups:
         groups.add(np.zeros(0, np.uint32))
         assert list(groups) == []
-    assert starts(np.zeros(0)).tolist() == []
-    assert starts(np.array([1, 1, 2, 2, 2]), np.array([1, 1, 1, 3, 3])).tolist() == [0, 2, 3]
+    assert group_starts(np.zeros(0)).tolist() == []
+    assert group_starts(np.array([1, 1, 2, 2, 2]), np.array([1, 1, 1, 3, 3])).tolist() == [0, 2, 3]

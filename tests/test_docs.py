@@ -12,7 +12,7 @@ import pytest
 
 import ultr
 from ultr import cli
-from ultr.ingest.preparing import FORMATS
+from ultr.ingest.readers import READERS
 from ultr.study.registry import MODELS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -63,7 +63,7 @@ def test_the_table_of_the_readme_names_what_there_is() -> None:
     classes -= {"ClickModel", "LatentVariableModel"}  # which are abstract
     for name in classes:
         assert name in README, name
-    assert len(FORMATS) == 8
+    assert len(READERS) == 8
     assert len(ultr.simulate.USERS) == 15
     assert len(ultr.simulate.RANKERS) == 6
     assert {"pbm", "ubm", "dbn", "naive"} <= set(MODELS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from ultr.data.click_log import ClickLog
 from ultr.data.collection import Collection
 from ultr.errors import ConfigError, DataError
 from ultr.ingest.preparing import prepare
+from ultr.ingest.readers.letor import parse_letor
 
 
 def lists(log: ClickLog, *more: str) -> list[tuple[Any, ...]]:
@@ -47,7 +49,7 @@ def text(path: Path, content: str) -> Path:
 # Yandex
 
 
-def test_yandex_clicks_belong_to_the_latest_list_that_showed_the_url(tmp_path):
+def test_yandex_clicks_belong_to_the_latest_list_that_showed_the_url(tmp_path: Path) -> None:
     raw = text(
         tmp_path / "log.tsv",
         "1\t0\tQ\tq1\t7\ta\tb\tc\n"
@@ -93,7 +95,7 @@ def test_yandex_clicks_belong_to_the_latest_list_that_showed_the_url(tmp_path):
         ("1\tnoon\tQ\tq1\t7\ta", "time", "a number or a date and time, found 'noon'"),
     ],
 )
-def test_bad_yandex_lines(tmp_path, line, field, message):
+def test_bad_yandex_lines(tmp_path: Path, line: Any, field: Any, message: Any) -> None:
     raw = text(tmp_path / "log.tsv", f"1\t0\tQ\tq1\t7\ta\n\n{line}\n")
     with pytest.raises(DataError, match=message) as caught:
         prepare(raw, tmp_path / "out", format="yandex")
@@ -101,7 +103,7 @@ def test_bad_yandex_lines(tmp_path, line, field, message):
     assert not (tmp_path / "out").exists()
 
 
-def test_yandex_sample(tmp_path):
+def test_yandex_sample(tmp_path: Path) -> None:
     raw = text(
         tmp_path / "log.txt",
         "5_1\ta,b,c : c , a; 5_1\tb,a :; 5_1\ta,b : b , b , zz\n6_1\ta :a;\n7_1\t : a; 7_1\td : d\n",
@@ -127,7 +129,7 @@ def test_yandex_sample(tmp_path):
 # TREC sessions
 
 
-def test_trec_sessions_with_and_without_grades(tmp_path):
+def test_trec_sessions_with_and_without_grades(tmp_path: Path) -> None:
     plain = text(tmp_path / "a.txt", "9\t1\t[11, 12]\t[1, 3]\t[0, 1]\n9\t2\t[]\t[]\t[]\n")
     graded = text(tmp_path / "b.txt", "9\t1\t[12, 13]\t[1, 1]\t[1, 0]\t[4, -2]\n")
     log = prepare([plain, graded], tmp_path / "out", format="trec-session", features=["vertical"])
@@ -153,7 +155,7 @@ def test_trec_sessions_with_and_without_grades(tmp_path):
         ("9\t1\t[11]\t[1]\t[1]\t[high]", "label", "found 'high'"),
     ],
 )
-def test_bad_trec_lines(tmp_path, line, field, message):
+def test_bad_trec_lines(tmp_path: Path, line: Any, field: Any, message: Any) -> None:
     raw = text(tmp_path / "log.txt", f"9\t1\t[11]\t[1]\t[0]\n{line}\n")
     with pytest.raises(DataError, match=message) as caught:
         prepare(raw, tmp_path / "out", format="trec-session")
@@ -232,7 +234,7 @@ def ubi_files(folder: Path, style: str) -> list[Path]:
 
 
 @pytest.mark.parametrize("style", ["ndjson", "ndjson-dump", "json", "csv", "csv-json", "parquet"])
-def test_ubi_events_in_all_their_forms(tmp_path, style):
+def test_ubi_events_in_all_their_forms(tmp_path: Path, style: Any) -> None:
     log = prepare(ubi_files(tmp_path, style), tmp_path / "out", format="ubi", context=["client_id"])
     found = lists(log, "session")
     assert sorted(found[:-1] if found[-1][0] == "desk" else found[1:]) == sorted(FOUND)
@@ -249,7 +251,7 @@ def test_ubi_events_in_all_their_forms(tmp_path, style):
     assert report["repaired"]["lists_without_query_text"] == 1
 
 
-def test_ubi_events_alone(tmp_path):
+def test_ubi_events_alone(tmp_path: Path) -> None:
     events, _ = ubi_files(tmp_path, "ndjson")
     log = prepare(events, tmp_path / "out", format="ubi")
     assert lists(log, "session", "time") == [
@@ -259,13 +261,13 @@ def test_ubi_events_alone(tmp_path):
     assert log.metadata["report"]["dropped"]["clicks_on_documents_not_shown"] == 2
 
 
-def test_views_count_where_there_are_no_impressions(tmp_path):
+def test_views_count_where_there_are_no_impressions(tmp_path: Path) -> None:
     rows = [event("view", "q", "a", 1), event("view", "q", "b", 2), event("click", "q", "a", 1)]
     raw = text(tmp_path / "events.jsonl", "\n".join(map(json.dumps, rows)))
     assert lists(prepare(raw, tmp_path / "out", format="ubi")) == [("q", ["a", "b"], [1, 2], [1, 0])]
 
 
-def test_ubi_fields_can_be_mapped(tmp_path):
+def test_ubi_fields_can_be_mapped(tmp_path: Path) -> None:
     raw = text(
         tmp_path / "events.csv",
         "action_name,search,sku,slot,term\nimpression,1,a,1,red\nimpression,1,b,2,red\nclick,1,b,2,red\n",
@@ -289,7 +291,7 @@ def test_ubi_fields_can_be_mapped(tmp_path):
         ("e.ndjson", json.dumps(QUERIES[0]), None, "found only queries"),
     ],
 )
-def test_bad_ubi_files(tmp_path, name, content, row, message):
+def test_bad_ubi_files(tmp_path: Path, name: Any, content: Any, row: Any, message: Any) -> None:
     raw = text(tmp_path / name, content)
     with pytest.raises(DataError, match=message) as caught:
         prepare(raw, tmp_path / "out", format="ubi")
@@ -344,7 +346,7 @@ def baidu_table(columns: dict[str, list[Any]], flat: bool) -> pa.Table:
 
 
 @pytest.mark.parametrize("style", ["lists.parquet", "rows.parquet", "rows.feather"])
-def test_baidu_clicks(tmp_path, style):
+def test_baidu_clicks(tmp_path: Path, style: Any) -> None:
     columns, vectors = baidu(np.random.default_rng(0))
     table = baidu_table(columns, style.startswith("rows"))
     if style.endswith("feather"):
@@ -365,7 +367,7 @@ def test_baidu_clicks(tmp_path, style):
     assert log.metadata["report"]["noted"]["lists_with_gaps_in_ranks"] == 1
 
 
-def test_baidu_annotations_against_clicks(tmp_path):
+def test_baidu_annotations_against_clicks(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     columns, vectors = baidu(rng)
     pq.write_table(baidu_table(columns, False), tmp_path / "clicks.parquet")
@@ -401,7 +403,7 @@ def test_baidu_annotations_against_clicks(tmp_path):
         ("url_md5", None, None, "expected a column 'click'"),
     ],
 )
-def test_bad_baidu_files(tmp_path, column, value, row, message):
+def test_bad_baidu_files(tmp_path: Path, column: Any, value: Any, row: Any, message: Any) -> None:
     columns, _ = baidu(np.random.default_rng(0))
     if value is None:
         del columns["click"], columns["position"]
@@ -415,7 +417,7 @@ def test_bad_baidu_files(tmp_path, column, value, row, message):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["log.parquet"]
 
 
-def test_a_damaged_feather_file(tmp_path):
+def test_a_damaged_feather_file(tmp_path: Path) -> None:
     columns, _ = baidu(np.random.default_rng(0))
     pyarrow.feather.write_feather(baidu_table(columns, True), tmp_path / "part.feather")
     whole = (tmp_path / "part.feather").read_bytes()
@@ -428,7 +430,7 @@ def test_a_damaged_feather_file(tmp_path):
 # LETOR and qrels
 
 
-def test_letor(tmp_path):
+def test_letor(tmp_path: Path) -> None:
     first = text(
         tmp_path / "a.txt",
         "2 qid:10 1:0.5 3:-1e-2 #docid = GX-1 inc = 1\n"
@@ -451,7 +453,7 @@ def test_letor(tmp_path):
     assert found.offsets.tolist() == [0, 2, 3, 5]
 
 
-def test_letor_keeps_the_first_of_equal_documents_and_the_ids_of_a_vocabulary(tmp_path):
+def test_letor_keeps_the_first_of_equal_documents_and_the_ids_of_a_vocabulary(tmp_path: Path) -> None:
     first = text(tmp_path / "a.txt", "1 qid:1 1:1 # docid=x\n0 qid:1 1:2 # docid=y\n2 qid:1 1:3 # docid=x\n")
     prepare(first, tmp_path / "one", format="letor", split={"train": 0.5, "test": 0.5})
     second = text(tmp_path / "b.txt", "3 qid:2 1:4 # docid=x\n3 qid:1 1:5 # docid=z\n")
@@ -490,7 +492,7 @@ def test_letor_keeps_the_first_of_equal_documents_and_the_ids_of_a_vocabulary(tm
         ("1 qid:0 1:1", "stand together, found query '0' again"),
     ],
 )
-def test_bad_letor_lines(tmp_path, line, message):
+def test_bad_letor_lines(tmp_path: Path, line: Any, message: Any) -> None:
     good = text(tmp_path / "a.txt", "0 qid:0 1:1\n")
     bad = text(tmp_path / "b.txt", f"1 qid:8 1:1 2:1\n\n1 qid:1 1:1\n{line}\n1 qid:9 1:1\n")
     with pytest.raises(DataError, match=message) as caught:
@@ -499,20 +501,19 @@ def test_bad_letor_lines(tmp_path, line, message):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.txt", "b.txt"]
 
 
-def test_letor_blocks_do_not_show(tmp_path, monkeypatch):
+def test_letor_blocks_do_not_show(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     values = rng.random((50, 5)).round(4)
     lines = [
         f"{i % 3} qid:{i // 7} " + " ".join(f"{j + 1}:{v}" for j, v in enumerate(row)) for i, row in enumerate(values)
     ]
     raw = text(tmp_path / "a.txt", "\n".join(lines))
-    monkeypatch.setattr("ultr.ingest.sources.LINE_BYTES", 97)
-    found = prepare(raw, tmp_path / "out", format="letor")
+    found = parse_letor([raw], block_bytes=97)
     np.testing.assert_array_equal(found.features, values.astype(np.float32))
-    assert found.labels.tolist() == [i % 3 for i in range(50)]
+    assert found.label.tolist() == [i % 3 for i in range(50)]
 
 
-def test_qrels(tmp_path):
+def test_qrels(tmp_path: Path) -> None:
     raw = text(tmp_path / "qrels.txt", "301 0 FR-1 1\n301 0 FR-2 0\n302\t0\tFR-1\t-2\n301 0 FR-3 2\n301 0 FR-1 0\n")
     found = prepare(raw, tmp_path / "out", format="qrels")
     assert found.query_names.to_pylist() == ["301", "302"]
@@ -531,7 +532,7 @@ def test_qrels(tmp_path):
 # The real collections
 
 
-def test_the_yandex_sample(tmp_path, data_dir):
+def test_the_yandex_sample(tmp_path: Path, data_dir: Callable[[str], Path]) -> None:
     log = prepare(data_dir("yandex-sample") / "train.txt", tmp_path / "out", format="yandex-sample")
     assert (log.sessions, log.queries, log.ranks) == (35_064, 20, 10)
     assert log.metadata["lengths"] == {"10": 35_064}
@@ -540,7 +541,7 @@ def test_the_yandex_sample(tmp_path, data_dir):
     np.testing.assert_allclose(ctr_by_rank(log), published, atol=0.0005)
 
 
-def test_clara2(tmp_path, data_dir):
+def test_clara2(tmp_path: Path, data_dir: Callable[[str], Path]) -> None:
     folder = data_dir("clara2")
     log = prepare(folder / "search_log.tsv", tmp_path / "out", format="yandex", labels=folder / "relevance.tsv")
     assert (log.sessions, log.queries) == (31_564, 1_951)
@@ -563,7 +564,7 @@ def test_clara2(tmp_path, data_dir):
     np.testing.assert_allclose(clicked[2:] / shown[2:], [0.006, 0.033, 0.074, 0.180], atol=0.0005)
 
 
-def test_trec_2014(tmp_path, data_dir):
+def test_trec_2014(tmp_path: Path, data_dir: Callable[[str], Path]) -> None:
     folder = data_dir("trec-session-2014")
     parts = [folder / f"{name}_per_query_quid.txt" for name in ("train", "valid", "test")]
     log = prepare(parts, tmp_path / "out", format="trec-session")
@@ -582,7 +583,7 @@ def test_trec_2014(tmp_path, data_dir):
     assert set(np.unique(grades[~np.isnan(grades)])) == {0, 1, 2, 3, 4}
 
 
-def test_mq2008(tmp_path, data_dir):
+def test_mq2008(tmp_path: Path, data_dir: Callable[[str], Path]) -> None:
     folder = data_dir("mq2008-fold1")
     counts, total = [], 0
     grades = np.zeros(3, int)

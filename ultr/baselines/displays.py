@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ultr.data import ClickLog, Counts
-from ultr.data.collapsing import tally
+from ultr.data.counting import count_cells
 from ultr.data.dataset import InMemory
 from ultr.errors import ConfigError, DataError
 from ultr.sessions import Array, Sessions
@@ -65,7 +65,7 @@ class Displays(Component):
           ConfigError: sessions without queries or documents.
         """
         if isinstance(log, ClickLog):
-            made = tally(log)
+            made = count_cells(log)
             queries = log.vocabulary.document_query[: log.documents + 1]
             sessions = np.zeros(log.vocabulary.queries)
             names = ["query", *(["weight"] if log.weighted else [])]

@@ -1,18 +1,31 @@
-"""`ultr prepare`: raw data to a click log or a collection."""
+"""`ultr prepare`: turns raw data into a click log or a collection."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
 from ultr.cli import json_option, output, overwrite_option, seed_option
+from ultr.ingest.readers import READERS
 
-COLUMNS = ("session", "query", "document", "rank", "click", "time", "label")
+# Our names of columns, of all formats together.
+COLUMNS = tuple(dict.fromkeys(name for reader in READERS.values() for name in reader.columns))
 
 
-def _fractions(text: str | None) -> dict[str, float] | None:
+class _PrepareCommand(click.Command):
+    """Lists the formats at the end of its help."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for kind in dict.fromkeys(reader.kind for reader in READERS.values()):
+            with formatter.section(f"Formats ({kind})"):
+                formatter.write_dl([(r.name, r.description) for r in READERS.values() if r.kind == kind])
+
+
+def _parse_split(text: str | None) -> dict[str, float] | None:
+    """Parses "name=share,..." to name -> share."""
     if text is None:
         return None
     out: dict[str, float] = {}
@@ -32,13 +45,15 @@ def _fractions(text: str | None) -> dict[str, float] | None:
         ) from error
 
 
-def _options(command: Any) -> Any:
+def _column_options(command: Callable[..., None]) -> Callable[..., None]:
     for name in reversed(COLUMNS):
-        command = click.option(f"--{name}", metavar="COLUMN", help=f"Column that holds the {name} [{name}].")(command)
+        formats = [reader.name for reader in READERS.values() if name in reader.columns]
+        place = f"in a table: {name}" if "table" in formats else f"format {', '.join(formats)}"
+        command = click.option(f"--{name}", metavar="COLUMN", help=f"Column with the {name} [{place}].")(command)
     return command
 
 
-@click.command()
+@click.command(cls=_PrepareCommand)
 @click.argument("inputs", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to make.")
 @click.option(
@@ -46,17 +61,24 @@ def _options(command: Any) -> Any:
     "format_",
     default="table",
     show_default=True,
-    help="table, yandex, yandex-sample, trec-session, baidu-uva, ubi; for graded lists letor, qrels.",
+    metavar="FORMAT",
+    type=click.Choice(list(READERS)),
+    help="Format of the inputs; the formats are listed below.",
 )
-@_options
-@click.option("--feature", "features", multiple=True, metavar="COLUMN", help="Numeric column per shown document.")
-@click.option("--context", multiple=True, metavar="COLUMN", help="Column that is constant in a session.")
-@click.option("--labels", type=click.Path(path_type=Path), help="Grades per (query, document): qrels or CSV.")
-@click.option("--vocabulary", type=click.Path(path_type=Path), help="Log or collection whose ids to keep.")
-@click.option("--split", help="Named shares, such as train=.8,valid=.1,test=.1.")
-@click.option("--split-by", default="query", show_default=True, type=click.Choice(["query", "session", "time"]))
-@click.option("--engine", default="duckdb", show_default=True, help="What runs joins and sorts.")
-@click.option("--memory-limit", help="Bound of the engine's memory, such as 4GB; it spills to disk beyond.")
+@_column_options
+@click.option("--feature", "features", multiple=True, metavar="COLUMN", help="Number per shown document.")
+@click.option("--context", multiple=True, metavar="COLUMN", help="Number or text per list.")
+@click.option("--labels", type=click.Path(path_type=Path), help="Grades per query and document: qrels or a table.")
+@click.option("--vocabulary", type=click.Path(path_type=Path), help="Prepared log or collection whose ids are kept.")
+@click.option("--split", help="Splits and their shares of the lists, such as train=.8,valid=.1,test=.1.")
+@click.option(
+    "--split-by",
+    default="query",
+    show_default=True,
+    type=click.Choice(["query", "session", "time"]),
+    help="Draw the lists of a query together, or each list, or take the earliest lists for the first split.",
+)
+@click.option("--memory-limit", help="Most memory of the query engine, such as 4GB; beyond it, disk is used.")
 @seed_option
 @overwrite_option
 @json_option
@@ -70,7 +92,6 @@ def command(
     vocabulary: Path | None,
     split: str | None,
     split_by: str,
-    engine: str,
     memory_limit: str | None,
     seed: int,
     overwrite: bool,
@@ -86,7 +107,7 @@ def command(
       ultr prepare train.txt --format letor --out collection
     """
     from ultr.data import ClickLog
-    from ultr.ingest.preparing import prepare
+    from ultr.ingest import prepare
 
     made = prepare(
         list(inputs),
@@ -97,11 +118,10 @@ def command(
         context=list(context),
         labels=labels,
         vocabulary=vocabulary,
-        split=_fractions(split),
+        split=_parse_split(split),
         split_by=split_by,
         seed=seed,
         overwrite=overwrite,
-        engine=engine,
         memory_limit=memory_limit,
     )
     facts: dict[str, Any] = {
@@ -114,25 +134,25 @@ def command(
     facts |= {"splits": made.metadata["splits"], "report": made.metadata["report"]}
     lines = [f"{name}: {value:,}" for name, value in facts.items() if isinstance(value, int)]
     lines += [f"split {name}: {count:,}" for name, count in facts["splits"].items()]
-    # What is printed above, or as a warning, is not said again.
-    lines += _report({n: v for n, v in facts["report"].items() if n != "warnings" and facts.get(n) != v})
+    # The report without the warnings, which go to standard error, and without what is printed above.
+    lines += _report_lines({n: v for n, v in facts["report"].items() if n != "warnings" and facts.get(n) != v})
     output(facts, "\n".join([f"wrote {out}", *lines]), as_json)
     for warning in facts["report"]["warnings"]:
         click.echo(f"warning: {warning}", err=True)
 
 
-def _report(report: dict[str, Any], prefix: str = "") -> list[str]:
+def _report_lines(report: dict[str, Any], prefix: str = "") -> list[str]:
     lines = []
     for name, value in report.items():
         label = f"{prefix}{name.replace('_', ' ')}"
         if isinstance(value, dict):
-            lines += _report(value, f"{label}: ")
+            lines += _report_lines(value, f"{label}: ")
         else:
-            lines.append(f"{label}: {_plain(value)}")
+            lines.append(f"{label}: {_value_text(value)}")
     return [f"  {line}" if not prefix else line for line in lines]
 
 
-def _plain(value: Any) -> str:
+def _value_text(value: Any) -> str:
     if isinstance(value, list):
         shown = [str(v) for v in value]
         return ", ".join(shown if len(shown) <= 6 else [*shown[:5], f"... ({len(shown):,} in all)"])

@@ -1,4 +1,4 @@
-"""Click logs and annotated collections on disk."""
+"""Click logs, their counts, and collections of graded lists, in memory and on disk."""
 
 from ultr.data.click_log import ClickLog, open_data
 from ultr.data.collapsing import collapse, open_counted

@@ -7,36 +7,34 @@ import functools
 import itertools
 import json
 import os
-import threading
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from ultr.data.batching import WORKERS, Rows, ahead, join, rebatch, used_widths
+from ultr.background import run_ahead
+from ultr.data.batching import WORKERS, PaddedRows, concatenate_rows, rebatch, used_widths
 from ultr.data.collection import Collection
-from ultr.data.columns import CONTEXT, FEATURE, Block, Layout, check, unpack
+from ultr.data.columns import CONTEXT, FEATURE, RaggedRows, check_rows, unpack_columns
 from ultr.data.dataset import Dataset, Description
+from ultr.data.row_groups import RowGroup, RowGroupCache, session_columns, whole_lists, without_unseen
 from ultr.data.splits import OUTSIDE, assign_by_time, assign_split, check_fractions
 from ultr.data.storage import (
     COLLECTION_FORMAT,
     CONSECUTIVE,
     LOG_FORMAT,
     METADATA_FILE,
-    check_columns,
-    check_records,
+    check_fields,
+    check_file_records,
     content_fingerprint,
-    no_split,
+    missing_split,
     open_parquet,
     read_metadata,
     read_row_groups,
-    require,
 )
 from ultr.data.vocabulary import Vocabulary, known_documents
 from ultr.data.writer import LogWriter
@@ -64,34 +62,6 @@ _FIELDS: dict[str, type] = {
 }
 
 
-@dataclass(frozen=True)
-class _Group:
-    """A row group: where it is, which rows of its file and of the log it holds."""
-
-    file: Path
-    footer: pq.FileMetaData
-    index: int
-    file_row: int
-    row: int
-    rows: int
-
-
-class _RowGroupCache:
-    """Keeps the padded rows of row groups, up to so many bytes in all."""
-
-    def __init__(self, size: int) -> None:
-        self.parts: dict[int, list[tuple[int, Rows]]] = {}  # by the first row of the group
-        self._room = size
-        self._lock = threading.Lock()
-
-    def add(self, row: int, parts: list[tuple[int, Rows]]) -> None:
-        size = sum(x.nbytes for _, rows in parts for x in rows.values())
-        with self._lock:
-            if size <= self._room:
-                self.parts[row] = parts
-                self._room -= size
-
-
 class ClickLog(Dataset):
     """A click log on disk, or the part of one that a split names.
 
@@ -106,20 +76,20 @@ class ClickLog(Dataset):
       vocabulary: names, grades and document features behind the ids, read when first asked for.
     """
 
-    def __init__(self, path: Path, metadata: dict[str, Any], vocabulary: Vocabulary, groups: list[_Group]) -> None:
+    def __init__(self, path: Path, metadata: dict[str, Any], vocabulary: Vocabulary, groups: list[RowGroup]) -> None:
         self.path, self.metadata, self.vocabulary = path, metadata, vocabulary
         self.sessions: int = metadata["sessions"]
         self.ranks: int = metadata["ranks"]
         self.queries: int = metadata["queries"]
         self._documents: int = metadata["documents"]
         self._groups = groups
-        self._layout = _layout(path, metadata, groups)
+        self._layout = session_columns(path, metadata, groups)
         self._consecutive = all(record.get("ranks") == CONSECUTIVE for record in metadata["files"])
         self._codes: np.ndarray | None = None  # [sessions of the log] uint8; this view has those of self._code
         self._code = 0
         self._salt = 0
         self._lineage: str | None = None
-        self._cache: _RowGroupCache | None = None
+        self._cache: RowGroupCache | None = None
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, split: str | None = None, vocabulary: Any = None) -> ClickLog:
@@ -138,8 +108,8 @@ class ClickLog(Dataset):
         folder = Path(path)
         metadata = read_metadata(folder, [LOG_FORMAT])
         file = folder / METADATA_FILE
-        require(metadata, file, _FIELDS)
-        check_records(metadata["files"], file)
+        check_fields(metadata, file, _FIELDS)
+        check_file_records(metadata["files"], file)
         if not all(length.isdecimal() for length in metadata["lengths"]):
             raise DataError(
                 f"expected lengths of lists, found {list(metadata['lengths'])}",
@@ -147,14 +117,14 @@ class ClickLog(Dataset):
                 file=file,
                 field="lengths",
             )
-        groups: list[_Group] = []
+        groups: list[RowGroup] = []
         row = 0
         for record in metadata["files"]:
             footer = open_parquet(folder, record)
             file_row = 0
             for index in range(footer.num_row_groups):
                 rows = footer.row_group(index).num_rows
-                groups.append(_Group(folder / record["name"], footer, index, file_row, row, rows))
+                groups.append(RowGroup(folder / record["name"], footer, index, file_row, row, rows))
                 file_row += rows
                 row += rows
         if row != metadata["sessions"] or not row:
@@ -233,7 +203,7 @@ class ClickLog(Dataset):
           DataError: a file is damaged or a value out of range; names the file and row.
         """
         rng = None if seed is None else np.random.default_rng(seed)
-        whole = functools.cache(_whole)
+        whole = functools.cache(whole_lists)
         for width, rows in rebatch(self._pools(rng), batch_size, rng=rng):
             batch = self._batch(rows, width, whole, share_features)
             yield batch if len(batch) == batch_size else batch.pad(rows=batch_size)
@@ -250,7 +220,7 @@ class ClickLog(Dataset):
     def cached(self, memory: int) -> ClickLog:
         """Returns the same view, whose passes leave up to `memory` bytes of decoded row groups for later ones."""
         view = copy.copy(self)
-        view._cache = _RowGroupCache(memory)
+        view._cache = RowGroupCache(memory)
         return view
 
     def with_documents(self, known: int) -> ClickLog:
@@ -318,7 +288,7 @@ class ClickLog(Dataset):
             self._block(group, table)
             batch = table.combine_chunks().to_batches()[0]
             if self.documents < self._layout.documents and "documents" in names:
-                batch = _without_unseen(batch, self.documents)
+                batch = without_unseen(batch, self.documents)
             yield batch if keep is None else batch.filter(pa.array(keep))
 
     def collection(self) -> Collection | None:
@@ -338,7 +308,7 @@ class ClickLog(Dataset):
     def _named(self, split: str) -> ClickLog:
         known = self.metadata["splits"]
         if not known.get(split):
-            raise no_split(split, known, self.path, f"{self.sessions:,} sessions")
+            raise missing_split(split, known, self.path, f"{self.sessions:,} sessions")
         codes = np.full(self.sessions, OUTSIDE, np.uint8)
         for group in self._groups:
             column = self._table(group, ["split"])["split"]
@@ -357,7 +327,7 @@ class ClickLog(Dataset):
     def _inside(self) -> np.ndarray:
         return np.arange(self.sessions) if self._codes is None else np.flatnonzero(self._codes == self._code)
 
-    def _keep(self, group: _Group) -> np.ndarray | None:
+    def _keep(self, group: RowGroup) -> np.ndarray | None:
         if self._codes is None:
             return None
         return self._codes[group.row : group.row + group.rows] == self._code
@@ -375,7 +345,7 @@ class ClickLog(Dataset):
             parts.append(batch[name].to_numpy(zero_copy_only=False))
         return np.concatenate(parts) if parts else np.zeros(0)
 
-    def _table(self, group: _Group, names: Sequence[str], *, threads: bool = True) -> pa.Table:
+    def _table(self, group: RowGroup, names: Sequence[str], *, threads: bool = True) -> pa.Table:
         if not names or not set(names) <= set(self._layout.types):
             raise DataError(
                 f"expected some of the columns {list(self._layout.types)}, found {list(names)}",
@@ -383,13 +353,13 @@ class ClickLog(Dataset):
             )
         return read_row_groups(group.file, [group.index], names, footer=group.footer, threads=threads)
 
-    def _block(self, group: _Group, table: pa.Table) -> Block:
+    def _block(self, group: RowGroup, table: pa.Table) -> RaggedRows:
         numeric = {name: table[name] for name in table.column_names if name not in ("session", "split")}
-        block = unpack(numeric, file=group.file, start=group.file_row)
-        check(block, self._layout, file=group.file, start=group.file_row)
+        block = unpack_columns(numeric, file=group.file, start=group.file_row)
+        check_rows(block, self._layout, file=group.file, start=group.file_row)
         return block
 
-    def _pools(self, rng: np.random.Generator | None) -> Iterator[tuple[int, Rows]]:
+    def _pools(self, rng: np.random.Generator | None) -> Iterator[tuple[int, PaddedRows]]:
         """Yields (width, rows) of whole pools: row groups in stored order, or unions of several in random order."""
         kept = [g.rows if (keep := self._keep(g)) is None else int(keep.sum()) for g in self._groups]
         used = [g for g, n in zip(self._groups, kept, strict=True) if n]
@@ -407,19 +377,20 @@ class ClickLog(Dataset):
                 held += sizes[i]
         widths = used_widths(np.array([int(n) for n in self.metadata["lengths"]]))
         # So that the next pool is in memory when one ends, or two row groups where they are used one by one.
-        loaded = ahead(
+        loaded = run_ahead(
             (functools.partial(self._load, group, widths) for pool in pools for group in pool),
             depth=max([WORKERS, *map(len, pools)]),
+            workers=WORKERS,
         )
         for pool in pools:
-            found: dict[int, list[Rows]] = {}
+            found: dict[int, list[PaddedRows]] = {}
             for parts in itertools.islice(loaded, len(pool)):
                 for width, rows in parts:
                     found.setdefault(width, []).append(rows)
             for width in sorted(found):
-                yield width, join(found.pop(width))
+                yield width, concatenate_rows(found.pop(width))
 
-    def _load(self, group: _Group, widths: np.ndarray) -> list[tuple[int, Rows]]:
+    def _load(self, group: RowGroup, widths: np.ndarray) -> list[tuple[int, PaddedRows]]:
         """Loads the view's rows of one row group, by width."""
         if self._cache is not None and (cached := self._cache.parts.get(group.row)) is not None:
             return cached
@@ -446,7 +417,11 @@ class ClickLog(Dataset):
         return out
 
     def _batch(
-        self, rows: Rows, width: int, whole: Callable[[int, int], tuple[np.ndarray, np.ndarray]], share_features: bool
+        self,
+        rows: PaddedRows,
+        width: int,
+        whole: Callable[[int, int], tuple[np.ndarray, np.ndarray]],
+        share_features: bool,
     ) -> Sessions:
         lengths = rows["length"]
         mask, position = whole(len(lengths), width)
@@ -488,43 +463,6 @@ def open_data(
     """Opens a folder as what its metadata.json says it is; arguments and errors as for the two `open`."""
     kind = read_metadata(path, [LOG_FORMAT, COLLECTION_FORMAT])["format"]
     return (ClickLog if kind == LOG_FORMAT else Collection).open(path, split=split, vocabulary=vocabulary)
-
-
-def _layout(path: Path, metadata: Mapping[str, Any], groups: Sequence[_Group]) -> Layout:
-    files = {group.file: group.footer.schema.to_arrow_schema() for group in groups}
-    first = next(iter(files.values()))
-    layout = Layout(
-        queries=metadata["queries"],
-        documents=metadata["documents"],
-        ranks=metadata["ranks"],
-        impression_features=tuple(metadata["impression_features"]),
-        context=metadata["context"],
-        optional=frozenset({"time", "split", "weight"} & set(first.names)),
-    )
-    layout.check_context(path / METADATA_FILE)
-    for file, schema in files.items():
-        check_columns(schema, layout.types, file)
-    return layout
-
-
-def _whole(rows: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Makes mask and position [rows, width] of lists that are shown whole; read-only, as batches share them."""
-    mask = np.ones((rows, width), bool)
-    position = np.tile(np.arange(width, dtype=np.int32), (rows, 1))
-    mask.flags.writeable = position.flags.writeable = False
-    return mask, position
-
-
-def _without_unseen(batch: pa.RecordBatch, documents: int) -> pa.RecordBatch:
-    column = batch["documents"]
-    ids = column.flatten().to_numpy()
-    ids = np.where(ids > documents, np.int32(0), ids)
-    offsets = column.offsets.to_numpy()
-    return batch.set_column(
-        batch.schema.get_field_index("documents"),
-        "documents",
-        pa.ListArray.from_arrays(pa.array(offsets - offsets[0], pa.int32()), pa.array(ids, pa.int32())),
-    )
 
 
 __all__ = ["ClickLog", "Collection", "LogWriter", "Vocabulary", "open_data"]

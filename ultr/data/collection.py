@@ -12,22 +12,23 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ultr.data.batching import Rows, rebatch, used_widths
-from ultr.data.columns import Block
+from ultr.data.batching import PaddedRows, rebatch, used_widths
+from ultr.data.columns import RaggedRows
 from ultr.data.dataset import Dataset, Description
 from ultr.data.splits import assign_split
 from ultr.data.storage import (
     COLLECTION_FORMAT,
     METADATA_FILE,
     SCHEMA,
+    check_fields,
     content_fingerprint,
-    no_split,
+    missing_split,
+    new_data_folder,
     read_metadata,
-    require,
-    staged,
     write_metadata,
 )
-from ultr.data.vocabulary import Vocabulary, known_documents, write_vocabulary
+from ultr.data.vocabulary import Vocabulary, known_documents
+from ultr.data.vocabulary_writing import write_vocabulary
 from ultr.errors import ConfigError, DataError
 from ultr.sessions import Sessions
 
@@ -82,7 +83,7 @@ class Collection(Dataset):
         """
         folder = Path(path)
         metadata = read_metadata(folder, [COLLECTION_FORMAT])
-        require(metadata, folder / METADATA_FILE, _FIELDS)
+        check_fields(metadata, folder / METADATA_FILE, _FIELDS)
         own = Vocabulary.open(folder, metadata)
         known = own.documents if vocabulary is None else known_documents(own, vocabulary, file=folder)
         found = cls.from_vocabulary(own, own=own.own_queries, known=known, metadata=metadata)
@@ -95,7 +96,7 @@ class Collection(Dataset):
         inside = np.zeros(own.queries, bool) if names is None else names.to_numpy() == split
         picked = inside[found.query]
         if split not in there or not picked.any():
-            raise no_split(split, there, folder, f"{len(found):,} graded lists")
+            raise missing_split(split, there, folder, f"{len(found):,} graded lists")
         part = found.select(picked)
         part._lineage = split
         return part
@@ -290,7 +291,7 @@ class Collection(Dataset):
         Shapes and filling up are those of `ClickLog.batches`; position is 0, 1, 2, ... in stored order. With
         a seed all lists are permuted.
         """
-        block = Block(self.offsets, {"row": np.arange(len(self.document))}, {"query": self.query})
+        block = RaggedRows(self.offsets, {"row": np.arange(len(self.document))}, {"query": self.query})
         widths = used_widths(block.lengths)
         bucket = np.searchsorted(widths, block.lengths)
         order = np.arange(len(self)) if seed is None else np.random.default_rng(seed).permutation(len(self))
@@ -306,7 +307,7 @@ class Collection(Dataset):
             batch = self._batch(rows, width)
             yield batch if len(batch) == batch_size else batch.pad(rows=batch_size)
 
-    def _batch(self, rows: Rows, width: int) -> Sessions:
+    def _batch(self, rows: PaddedRows, width: int) -> Sessions:
         mask = np.arange(width) < rows["length"][:, None]
         at = rows["row"]
         ids = self.document[at]
@@ -377,7 +378,7 @@ def write_collection(
     Raises:
       DataError: something stands at `path`, no document has a grade, or a column or value is unusable.
     """
-    with staged(path, overwrite=overwrite) as folder:
+    with new_data_folder(path, overwrite=overwrite) as folder:
         if "label" not in documents.column_names or documents["label"].null_count == len(documents):
             raise DataError("expected graded documents, found none", file=path, field="label")
         described = write_vocabulary(

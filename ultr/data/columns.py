@@ -1,32 +1,33 @@
-"""Rows of a session file as flat numpy arrays: types, checks, and the way into padded arrays."""
+"""Columns of session files: their types and checks, and their conversion to flat and to padded numpy arrays."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ultr.data.storage import numbers, type_name
+from ultr.data.storage import as_numpy, type_name
 from ultr.errors import DataError
 
 CONTEXT, FEATURE = "context.", "feature."
-RESERVED = ("document", "features")
+RESERVED_NAMES = ("document", "features")  # fields of a batch, which a context column cannot be called
 
 
 @dataclass(frozen=True)
-class Layout:
-    """Which columns the session files of a log hold, and in which range their values lie.
+class SessionColumns:
+    """Describes the columns of a log's session files, and the ranges of their values.
 
     Attributes:
-      queries, documents: ids run from 0 to queries - 1 and from 0 (unseen) to documents.
-      ranks: the largest rank, or None where that is not known yet.
+      queries, documents: query ids run from 0 to queries - 1, document ids from 0 (unseen) to documents.
+      ranks: the largest rank, or None where it is not known yet.
       impression_features: names of the `feature.<name>` columns, in order.
       context: name -> {"kind": "category", "values": [...]} or {"kind": "number"}.
-      optional: those of time, split and weight that are there.
+      optional: which of the columns time, split and weight the files hold.
     """
 
     queries: int
@@ -38,7 +39,7 @@ class Layout:
 
     @property
     def types(self) -> dict[str, str]:
-        """Column name -> its type names joined by " or ", in file order."""
+        """The type of each column, in file order; alternatives are joined by " or "."""
         out = {
             "session": "string or int64",
             "query": "int32",
@@ -53,15 +54,23 @@ class Layout:
         return out | {FEATURE + name: "list<float>" for name in self.impression_features}
 
     def streamed(self, *, ranks: bool) -> list[str]:
-        """The columns that a batch is made of; `ranks` where they are not known without."""
+        """Returns the columns that batches are made of.
+
+        Args:
+          ranks: whether the ranks must be read; they need not be where they are 1, 2, ... in every session.
+        """
         return [n for n in self.types if n not in ("session", "time", "split") and (ranks or n != "ranks")]
 
     def values_per_session(self, length: float) -> float:
-        """How many numbers a session of `length` documents brings, which is what memory is measured by."""
+        """Computes how many numbers a session of `length` documents holds; memory limits are set in these."""
         return length * (3 + len(self.impression_features)) + len(self.context) + 2
 
-    def check_context(self, file: Any) -> None:
-        """Raises DataError where `context` does not say of each column what it is."""
+    def check_context(self, file: Path) -> None:
+        """Checks that `context` describes each of its columns.
+
+        Raises:
+          DataError: names the column.
+        """
         for name, about in self.context.items():
             kind = about.get("kind") if isinstance(about, Mapping) else None
             if kind not in ("category", "number") or (kind == "category" and "values" not in about):
@@ -70,21 +79,21 @@ class Layout:
                     file=file,
                     field=CONTEXT + name,
                 )
-            if name in RESERVED:
+            if name in RESERVED_NAMES:
                 raise DataError(
-                    f"{name!r} is the name of another field of a batch",
-                    fix="Rename it.",
+                    f"a context column cannot be called {name!r}: it is the name of another field of a batch",
+                    fix="Rename the column.",
                     file=file,
                     field=name,
                 )
 
 
 @dataclass
-class Block:
-    """n rows.
+class RaggedRows:
+    """Holds n sessions or lists of different lengths as flat arrays.
 
     Attributes:
-      offsets: [n + 1]; the values of row i stand at `[offsets[i]:offsets[i + 1]]` of each list column.
+      offsets: [n + 1]; row i is `[offsets[i]:offsets[i + 1]]` of each list column.
       lists: name -> flat values.
       scalars: name -> [n] values.
     """
@@ -98,11 +107,19 @@ class Block:
 
     @property
     def lengths(self) -> np.ndarray:
-        """[n] number of documents of each list."""
+        """Number of documents of each row, [n]."""
         return np.diff(self.offsets)
 
     def padded(self, rows: np.ndarray | None, width: int) -> dict[str, np.ndarray]:
-        """The rows (None: all) as arrays: lists [r, width], 0 beyond their end, scalars [r], `length` [r]."""
+        """Pads rows to a common width.
+
+        Args:
+          rows: indices [r] of the rows, or None for all.
+          width: at least the length of the longest of these rows.
+
+        Returns:
+          name -> list columns [r, width], 0 beyond the end of each list, scalars [r], and `length` [r].
+        """
         lengths = self.lengths
         if rows is not None:
             lengths = lengths[rows]
@@ -125,11 +142,13 @@ class Block:
         return out
 
 
-def unpack(columns: Mapping[str, pa.Array | pa.ChunkedArray], *, file: Any, start: int = 0) -> Block:
-    """Flat numpy views of Arrow columns of the right types.
+def unpack_columns(columns: Mapping[str, pa.Array | pa.ChunkedArray], *, file: Path, start: int = 0) -> RaggedRows:
+    """Converts Arrow columns of the right types to flat numpy arrays, without a copy where possible.
 
     Args:
-      file, start: where the rows come from and how many rows of it precede them, for errors.
+      columns: name -> column, all with the same number of rows.
+      file: the file that errors name.
+      start: number of rows of the file that precede these, for errors.
 
     Raises:
       DataError: a null, or lists of one row that differ in length; names the file, row and column.
@@ -139,14 +158,14 @@ def unpack(columns: Mapping[str, pa.Array | pa.ChunkedArray], *, file: Any, star
     scalars: dict[str, np.ndarray] = {}
     reference = ""
     for name, column in columns.items():
-        array = _joined(column)
+        array = _one_chunk(column)
         if array.null_count:
             row = start + pc.index(array.is_null(), True).as_py() + 1
             raise DataError("expected a value in every row, found null", file=file, row=row, field=name)
         if not (pa.types.is_list(array.type) or pa.types.is_large_list(array.type)):
-            scalars[name] = numbers(array)
+            scalars[name] = as_numpy(array)
             continue
-        edges = numbers(array.offsets)
+        edges = as_numpy(array.offsets)
         values = array.values[int(edges[0]) : int(edges[-1])]
         edges = edges - edges[0] if edges[0] else edges
         if values.null_count:
@@ -165,25 +184,34 @@ def unpack(columns: Mapping[str, pa.Array | pa.ChunkedArray], *, file: Any, star
                 row=start + row + 1,
                 field=name,
             )
-        lists[name] = numbers(values)
+        lists[name] = as_numpy(values)
     if offsets is None:
         offsets = np.zeros(len(next(iter(scalars.values()), ())) + 1, np.int32)
-    return Block(offsets, lists, scalars)
+    return RaggedRows(offsets, lists, scalars)
 
 
-def _joined(column: pa.Array | pa.ChunkedArray) -> pa.Array:
+def _one_chunk(column: pa.Array | pa.ChunkedArray) -> pa.Array:
     if isinstance(column, pa.Array):
         return column
-    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()  # which copies
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()  # copies
 
 
-def check(block: Block, layout: Layout, *, file: Any, start: int = 0) -> None:
-    """Checks the values of whatever columns the block holds.
+def flat_lists(batch: pa.RecordBatch, names: Sequence[str]) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Returns the offsets [n + 1] of list columns of equal lengths, from 0, and the flat values of each."""
+    offsets = batch[names[0]].offsets.to_numpy()
+    return offsets - offsets[0], [batch[name].flatten().to_numpy() for name in names]
+
+
+def check_rows(rows: RaggedRows, columns: SessionColumns, *, file: Path, start: int = 0) -> None:
+    """Checks the values of those columns of a log that the rows hold.
+
+    Args:
+      file, start: as for `unpack_columns`.
 
     Raises:
       DataError: names the file, the 1-based row, the column, what was expected and what was found.
     """
-    offsets, lists, scalars = block.offsets, block.lists, block.scalars
+    offsets, lists, scalars = rows.offsets, rows.lists, rows.scalars
 
     def reject_list(bad: np.ndarray, name: str, expected: str) -> None:
         if bad.any():
@@ -208,29 +236,29 @@ def check(block: Block, layout: Layout, *, file: Any, start: int = 0) -> None:
                 row=start + int(empty.argmax()) + 1,
                 field=next(iter(lists)),
             )
-    # As unsigned numbers the negative ones are too large as well, and the largest tells whether there are any.
+    # Viewed as unsigned, negative numbers are too large as well; the maximum shows fast whether any value is bad.
     if (clicks := lists.get("clicks")) is not None:
         unsigned = clicks.view(np.uint8)
         if unsigned.max(initial=0) > 1:
             reject_list(unsigned > 1, "clicks", "clicks of 0 or 1")
     if (documents := lists.get("documents")) is not None:
         unsigned = documents.view(np.uint32)
-        if unsigned.max(initial=0) > layout.documents:
-            reject_list(unsigned > layout.documents, "documents", f"document ids of 0 to {layout.documents}")
+        if unsigned.max(initial=0) > columns.documents:
+            reject_list(unsigned > columns.documents, "documents", f"document ids of 0 to {columns.documents}")
     if (ranks := lists.get("ranks")) is not None and len(ranks):
         lowest = np.ones(len(ranks), np.int32)
         np.add(ranks[:-1], 1, out=lowest[1:])
         lowest[offsets[:-1]] = 1
         reject_list(ranks < lowest, "ranks", "strictly increasing ranks of at least 1")
-        if layout.ranks is not None:
-            reject_list(ranks > layout.ranks, "ranks", f"ranks of at most {layout.ranks}, as the metadata says")
+        if columns.ranks is not None:
+            reject_list(ranks > columns.ranks, "ranks", f"ranks of at most {columns.ranks}, as the metadata says")
     if (query := scalars.get("query")) is not None:
-        reject(query.view(np.uint32) >= layout.queries, "query", f"query ids of 0 to {layout.queries - 1}")
+        reject(query.view(np.uint32) >= columns.queries, "query", f"query ids of 0 to {columns.queries - 1}")
     if (weight := scalars.get("weight")) is not None:
         reject(~(np.isfinite(weight) & (weight >= 0)), "weight", "finite weights of at least 0")
     if (time := scalars.get("time")) is not None and time.dtype.kind == "f":
         reject(~np.isfinite(time), "time", "finite times")
-    for name, about in layout.context.items():
+    for name, about in columns.context.items():
         if (value := scalars.get(CONTEXT + name)) is None:
             continue
         if about["kind"] == "category":
@@ -238,7 +266,7 @@ def check(block: Block, layout: Layout, *, file: Any, start: int = 0) -> None:
             reject(value.view(np.uint32) > size, CONTEXT + name, f"category indices of 0 (unknown) to {size}")
         else:
             reject(~np.isfinite(value), CONTEXT + name, "finite numbers")
-    for name in layout.impression_features:
+    for name in columns.impression_features:
         if (value := lists.get(FEATURE + name)) is not None:
             reject_list(~np.isfinite(value), FEATURE + name, "finite numbers")
 
@@ -247,11 +275,13 @@ def _short(values: Sequence[Any]) -> str:
     return str(values) if len(values) <= 12 else f"{values[:12]} and {len(values) - 12} more"
 
 
-def cast(column: pa.Array | pa.ChunkedArray, kind: pa.DataType, *, file: Any, name: str) -> Any:
-    """The column as the given type, where that loses nothing.
+def cast_column(
+    column: pa.Array | pa.ChunkedArray, kind: pa.DataType, *, file: Path, name: str
+) -> pa.Array | pa.ChunkedArray:
+    """Converts a column to the given type.
 
     Raises:
-      DataError: names the column, the expected and the found type.
+      DataError: the conversion would lose something; names the column, the expected and the found type.
     """
     if column.type == kind:
         return column

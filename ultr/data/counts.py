@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ultr.data.dataset import Dataset, Description, SufficientStatistics
-from ultr.data.grouping import starts
+from ultr.data.grouping import group_starts
 from ultr.data.storage import (
     DOCUMENTS_FILE,
     METADATA_FILE,
@@ -22,14 +22,14 @@ from ultr.data.storage import (
     QUERIES_FILE,
     SCHEMA,
     check_columns,
-    check_records,
-    describe,
+    check_fields,
+    check_file_records,
+    file_record,
+    new_data_folder,
     open_parquet,
     prepared_format,
     read_metadata,
     read_row_groups,
-    require,
-    staged,
     write_metadata,
 )
 from ultr.data.vocabulary import Vocabulary
@@ -118,8 +118,8 @@ class Counts(Dataset):
             )
         metadata = read_metadata(folder, [COUNTS_FORMAT])
         file = folder / METADATA_FILE
-        require(metadata, file, _FIELDS)
-        check_records(metadata["files"], file)
+        check_fields(metadata, file, _FIELDS)
+        check_file_records(metadata["files"], file)
         names = [record["name"] for record in metadata["files"]]
         if metadata["by"] not in COUNTS_BY or names != [COUNTS_FILE]:
             raise DataError(
@@ -154,7 +154,7 @@ class Counts(Dataset):
         Raises:
           DataError: something stands at `path`.
         """
-        with staged(path) as folder:
+        with new_data_folder(path) as folder:
             self._write(folder)
 
     def __len__(self) -> int:
@@ -232,7 +232,7 @@ class Counts(Dataset):
     @cached_property
     def _first(self) -> np.ndarray:
         """Where in `_rows` the rows of each document begin."""
-        return starts(self.document[self._rows >> 1])
+        return group_starts(self.document[self._rows >> 1])
 
     @cached_property
     def _rows(self) -> np.ndarray:
@@ -284,12 +284,12 @@ class Counts(Dataset):
                 "known": self.documents,
                 "ranks": self.ranks,
                 "features": list(self.vocabulary.feature_names),
-                "files": [describe(folder / COUNTS_FILE, len(self))],
+                "files": [file_record(folder / COUNTS_FILE, len(self))],
                 "identity": self.identity,
                 "vocabulary": {
                     "fingerprint": self.vocabulary.fingerprint,
                     "parent": self.vocabulary.parent,
-                    "files": [describe(folder / name, n) for name, n in rows.items()],
+                    "files": [file_record(folder / name, n) for name, n in rows.items()],
                 },
             },
         )

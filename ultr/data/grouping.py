@@ -1,4 +1,4 @@
-"""Sums by key in bounded memory: sorted runs, on disk where they must be, merged a range of keys at a time."""
+"""Groups rows by an integer key in bounded memory: sorted runs, spilled to disk, merged a range of keys at a time."""
 
 from __future__ import annotations
 
@@ -11,39 +11,39 @@ from typing import Any
 
 import numpy as np
 
-Columns = tuple[np.ndarray, ...]  # [n] each; the first one is the key, unsigned
-Grouping = Callable[[Columns], Columns]
+KeyedColumns = tuple[np.ndarray, ...]  # [n] each; the first one is the key, an unsigned integer
+Grouping = Callable[[KeyedColumns], KeyedColumns]
 
-_RUN = 1 << 24  # bytes that are grouped at a time: what is sorted in small runs is merged in no time
-_PIECE = 1 << 22  # keys of a table that are looked at at a time
+_RUN_BYTES = 1 << 24  # rows are grouped in runs of this size: small runs sort fast, and merging sorted runs is cheap
+_PIECE_KEYS = 1 << 22  # keys of a dense table that are searched for sums at a time
 
 
-class Groups:
-    """A context manager that takes rows and gives their groups in the order of the key.
+class SortedGroups:
+    """Collects rows and yields their groups in the order of the key, in bounded memory; a context manager.
 
-        with Groups(group, memory=1 << 30) as groups:
+        with SortedGroups(sum_by_key, memory=1 << 30) as groups:
             groups.add(key, value)
             for key, total in groups: ...
 
-    Memory holds up to `memory` bytes at a time, beside what one call of `add` brings; the rest lies in a temporary
-    folder until the block ends.
+    Rows and groups take at most `memory` bytes, beside the arrays of one call of `add`; what needs more is spilled
+    to a temporary folder, which is removed when the block ends.
 
     Args:
-      group: from rows to their groups, sorted by the key; has to accept its own results, one after another, as rows.
-        Rows of one group have the same key up to its lowest bit: keys 2k and 2k + 1 come in the same piece.
-      memory: bytes.
-      beside: an existing folder to make the temporary one in; None: where the system has its temporary files.
+      group: turns rows into groups sorted by the key; must accept its own concatenated results as rows. Keys 2k and
+        2k + 1 are always passed to it together, so that it may put them into one group.
+      memory: limit in bytes.
+      beside: an existing folder in which to make the temporary one; None uses the system's folder for such files.
     """
 
     def __init__(self, group: Grouping, *, memory: int, beside: Path | None = None) -> None:
         self._group, self._memory, self._beside = group, memory, beside
-        self._pending: list[Columns] = []
-        self._runs: list[Columns] = []
-        self._spilled: list[_Run] = []
+        self._pending: list[KeyedColumns] = []
+        self._runs: list[KeyedColumns] = []
+        self._spilled: list[_SpilledRun] = []
         self._scratch: Path | None = None
         self._size = 0
 
-    def __enter__(self) -> Groups:
+    def __enter__(self) -> SortedGroups:
         return self
 
     def __exit__(
@@ -55,16 +55,16 @@ class Groups:
             self._scratch = None
 
     def add(self, *columns: np.ndarray) -> None:
-        """Takes rows: the key, then whatever the grouping needs; the arrays belong to the groups from then on."""
+        """Adds rows: the key, then the columns that the grouping needs; the caller must not change the arrays later."""
         if len(columns[0]):
             self._pending.append(columns)
             self._size += _bytes(columns)
-            # Grouping takes several times the room of what it groups.
-            if self._size >= min(self._memory // 16, _RUN):
+            # Grouping takes several times the memory of the rows that it groups.
+            if self._size >= min(self._memory // 16, _RUN_BYTES):
                 self._reduce()
 
-    def __iter__(self) -> Iterator[Columns]:
-        """The groups, piece after piece."""
+    def __iter__(self) -> Iterator[KeyedColumns]:
+        """Yields the groups in pieces, in the order of the key."""
         self._reduce()
         if not self._spilled:
             if self._runs:
@@ -78,11 +78,11 @@ class Groups:
             joined, self._pending, self._size = _joined(self._pending), [], 0
             self._runs.append(self._group(joined))
         if sum(map(_bytes, self._runs)) > self._memory // 4:
-            # Where groups come back again and again, merging them may be all that is needed.
+            # Where the same keys come again and again, merging the runs frees enough memory.
             if _bytes(self._merged()) > self._memory // 8:
                 self._spill()
 
-    def _merged(self) -> Columns:
+    def _merged(self) -> KeyedColumns:
         if len(self._runs) > 1:
             joined, self._runs = _joined(self._runs), []
             self._runs = [self._group(joined)]
@@ -93,14 +93,14 @@ class Groups:
             return
         if self._scratch is None:
             self._scratch = Path(tempfile.mkdtemp(prefix=".ultr-", dir=self._beside))
-        self._spilled.append(_Run(self._merged(), self._scratch / f"{len(self._spilled)}"))
+        self._spilled.append(_SpilledRun(self._merged(), self._scratch / f"{len(self._spilled)}"))
         self._runs = []
 
-    def _ranges(self) -> Iterator[Columns]:
+    def _ranges(self) -> Iterator[KeyedColumns]:
         runs = self._spilled
         rows = max(self._memory // 8 // runs[0].row_bytes, 1)
-        # Of every run each stride-th key: between two cuts, which are as many of those apart as there are runs,
-        # lie at most twice that many strides.
+        # The sample holds every stride-th key of every run. Two cuts are len(runs) samples apart, so that at most
+        # 2 * len(runs) strides of rows, which is `rows`, lie between them.
         stride = max(rows // (2 * len(runs)), 1)
         sample = np.sort(np.concatenate([run.keys()[::stride] for run in runs]))
         cuts = np.unique((sample[len(runs) :: len(runs)] >> 1) << 1)
@@ -111,10 +111,10 @@ class Groups:
                 yield self._group(_joined(parts))
 
 
-class _Run:
-    """Sorted groups on disk, one file per column; none stays open, since there may be many."""
+class _SpilledRun:
+    """A sorted run on disk, one file per column; no file stays open, since there may be many runs."""
 
-    def __init__(self, columns: Columns, path: Path) -> None:
+    def __init__(self, columns: KeyedColumns, path: Path) -> None:
         self.rows, self.row_bytes = len(columns[0]), sum(column.itemsize for column in columns)
         self._files = [(path.with_suffix(f".{i}"), column.dtype) for i, column in enumerate(columns)]
         for (file, _), column in zip(self._files, columns, strict=True):
@@ -123,57 +123,59 @@ class _Run:
     def keys(self) -> np.ndarray:
         return np.memmap(*self._files[0], mode="r")
 
-    def read(self, start: int, end: int) -> Columns:
+    def read(self, start: int, end: int) -> KeyedColumns:
         return tuple(
             np.fromfile(file, kind, count=end - start, offset=start * kind.itemsize) for file, kind in self._files
         )
 
 
-class Table:
-    """`Groups` of `sums` where one number per possible key is held in memory: quicker, while that fits.
+class DenseSums:
+    """Adds up values by key in an array with one entry per possible key: faster than sorting while that array fits.
+
+    Yields the same as `SortedGroups(sum_by_key, ...)`.
 
     Args:
-      keys: keys are below this number, which is even.
-      dtype: of the sums.
+      keys: number of possible keys, 0 to `keys - 1`; an even number.
+      dtype: dtype of the sums.
     """
 
     def __init__(self, keys: int, dtype: np.dtype) -> None:
-        self._total = np.full(keys, 0, dtype)  # written to now: page after page would come in at random later
+        self._total = np.full(keys, 0, dtype)  # np.zeros would map its pages one by one, at random, in `add`
 
-    def __enter__(self) -> Table:
+    def __enter__(self) -> DenseSums:
         return self
 
     def __exit__(self, *_: Any) -> None:
         self._total = self._total[:0]
 
     def add(self, key: np.ndarray, value: np.ndarray | None = None) -> None:
-        """Takes rows: their keys, and what each counts (None: 1)."""
+        """Adds the value of each row, or 1, to the sum of its key."""
         index = key.view(np.int64) if key.dtype == np.uint64 else key
         np.add.at(self._total, index, self._total.dtype.type(1) if value is None else value)
 
-    def __iter__(self) -> Iterator[Columns]:
-        """The keys with a sum that is not 0 and those sums, piece after piece."""
-        for start in range(0, len(self._total), _PIECE):
-            total = self._total[start : start + _PIECE]
+    def __iter__(self) -> Iterator[KeyedColumns]:
+        """Yields (keys, sums) in pieces; keys with a sum of 0 are left out."""
+        for start in range(0, len(self._total), _PIECE_KEYS):
+            total = self._total[start : start + _PIECE_KEYS]
             key = np.flatnonzero(total != 0)
             yield (key + start).view(np.uint64), total[key]
 
 
-def sums(columns: Columns) -> Columns:
-    """A grouping that adds up what has the same key: rows (key,) count as one each, (key, value) as their value."""
+def sum_by_key(columns: KeyedColumns) -> KeyedColumns:
+    """Adds up the values of equal keys; rows without a value, (key,) alone, count 1 each."""
     key, value = columns[0], columns[1] if len(columns) > 1 else None
     if value is None:
         key = np.sort(key)
-        start = starts(key)
+        start = group_starts(key)
         return key[start], np.diff(start, append=len(key))
-    order = np.argsort(key, kind="stable")  # quick on runs that are sorted already
+    order = np.argsort(key, kind="stable")  # fast on concatenated sorted runs
     key = key[order]
-    start = starts(key)
+    start = group_starts(key)
     return key[start], np.add.reduceat(value[order], start)
 
 
-def starts(*columns: np.ndarray) -> np.ndarray:
-    """Where another value begins in columns that are sorted together; [0, ...] unless they are empty."""
+def group_starts(*columns: np.ndarray) -> np.ndarray:
+    """Returns the indices at which a new group of equal values begins in columns that are sorted together."""
     new = np.ones(len(columns[0]), bool)
     np.not_equal(columns[0][1:], columns[0][:-1], out=new[1:])
     for column in columns[1:]:
@@ -181,9 +183,9 @@ def starts(*columns: np.ndarray) -> np.ndarray:
     return np.flatnonzero(new)
 
 
-def _joined(parts: Sequence[Columns]) -> Columns:
+def _joined(parts: Sequence[KeyedColumns]) -> KeyedColumns:
     return tuple(np.concatenate(column) for column in zip(*parts, strict=True))
 
 
-def _bytes(columns: Columns) -> int:
+def _bytes(columns: KeyedColumns) -> int:
     return sum(column.nbytes for column in columns)

@@ -1,4 +1,4 @@
-"""Which split a session or query belongs to: by a seeded hash of its key, or by time."""
+"""Assigns sessions or queries to splits: by a seeded hash of a key, or by time."""
 
 from __future__ import annotations
 
@@ -8,13 +8,17 @@ import numpy as np
 
 from ultr.errors import ConfigError
 
-OUTSIDE = 255  # the code of rows that are in no split of a view
+OUTSIDE = 255  # code of the sessions that a view does not hold
 _GOLDEN = 0x9E3779B97F4A7C15
 _BITS = (1 << 64) - 1
 
 
 def check_fractions(fractions: Mapping[str, float]) -> None:
-    """Raises ConfigError unless the fractions are positive, at most 254, and add up to 1."""
+    """Checks that there are 1 to 254 fractions, which are positive and add up to 1.
+
+    Raises:
+      ConfigError: otherwise.
+    """
     if not fractions or len(fractions) >= OUTSIDE:
         raise ConfigError(f"expected 1 to {OUTSIDE - 1} splits, found {len(fractions)}")
     bad = {name: value for name, value in fractions.items() if not value > 0}
@@ -29,14 +33,14 @@ def check_fractions(fractions: Mapping[str, float]) -> None:
 
 
 def assign_split(keys: np.ndarray, fractions: Mapping[str, float], seed: int, *, salt: int = 0) -> np.ndarray:
-    """Assigns each key to a split by a seeded hash: the same key always goes to the same split.
+    """Assigns each key to a split by a seeded hash: equal keys go to the same split.
 
     Args:
       keys: [N] integers, for example query ids or row numbers.
       fractions: name -> share of the keys; they add up to 1.
-      seed: another seed, another assignment.
-      salt: decides, beside the seed, on the assignment. A split of a split needs another salt than the first
-        one: with the same hash its parts would not be drawn anew.
+      seed: decides the assignment.
+      salt: decides the assignment together with the seed. A split of a split needs another salt than the first: with
+        the same hash its keys would not be drawn independently.
 
     Returns:
       [N] uint8 index of the split in the order of `fractions`.
@@ -53,7 +57,18 @@ def assign_split(keys: np.ndarray, fractions: Mapping[str, float], seed: int, *,
 
 
 def assign_by_time(times: np.ndarray, fractions: Mapping[str, float]) -> np.ndarray:
-    """[N] uint8 index of the split: the earliest go to the first one; ties keep their stored order."""
+    """Assigns times to splits: the earliest to the first name; equal times keep their stored order.
+
+    Args:
+      times: [N] numbers.
+      fractions: name -> share of the times; they add up to 1.
+
+    Returns:
+      [N] uint8 index of the split in the order of `fractions`.
+
+    Raises:
+      ConfigError: the fractions are not positive or do not add up to 1.
+    """
     check_fractions(fractions)
     edges = np.cumsum(np.fromiter(fractions.values(), np.float64))
     cuts = np.rint(edges[:-1] / edges[-1] * len(times)).astype(np.int64)
@@ -62,12 +77,13 @@ def assign_by_time(times: np.ndarray, fractions: Mapping[str, float]) -> np.ndar
     return out
 
 
-# The finaliser of splitmix64 (Steele, Lea, Flood 2014): every input bit moves every output bit.
+# The finaliser of splitmix64 (Steele, Lea, Flood 2014): every input bit changes every output bit.
 def _mix(x: np.ndarray) -> np.ndarray:
     x = x + np.uint64(_GOLDEN)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+    mixed: np.ndarray = x ^ (x >> np.uint64(31))
+    return mixed
 
 
 def _mix_int(x: int) -> int:

@@ -1,9 +1,8 @@
-"""A data folder on disk: metadata.json and checksummed Parquet files, written aside and then renamed."""
+"""Data folders on disk: metadata.json and checksummed Parquet files, written aside and then renamed."""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import zlib
@@ -17,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ultr.errors import DataError
-from ultr.files import new_folder
+from ultr.files import file_digest, json_digest, new_folder, write_json
 
 SCHEMA = 1
 LOG_FORMAT = "ultr-click-log"
@@ -25,16 +24,18 @@ COLLECTION_FORMAT = "ultr-collection"
 QUERIES_FILE = "queries.parquet"
 DOCUMENTS_FILE = "documents.parquet"
 METADATA_FILE = "metadata.json"
-CONSECUTIVE = "consecutive"  # what the record of a file says whose ranks are 1, 2, ... in every row
+CONSECUTIVE = "consecutive"  # "ranks" of a file's record where they are 1, 2, ... in every row
 
-OVERWRITE = "Choose another folder, or pass --overwrite (in Python: overwrite=True)."
+OVERWRITE_FIX = "Choose another folder, or pass --overwrite (in Python: overwrite=True)."
 
 PARQUET_OPTIONS: dict[str, Any] = {"compression": "zstd", "write_page_checksum": True}
 
 
 @contextlib.contextmanager
-def staged(path: str | os.PathLike[str], *, overwrite: bool = False) -> Iterator[Path]:
-    """Gives an empty folder beside `path` that becomes `path` when the block ends without an exception.
+def new_data_folder(path: str | os.PathLike[str], *, overwrite: bool = False) -> Iterator[Path]:
+    """Makes a data folder, whole or not at all.
+
+    Yields an empty folder beside `path` that becomes `path` when the block ends without an exception.
 
     Args:
       path: the folder to make; an empty folder may already stand there.
@@ -43,15 +44,24 @@ def staged(path: str | os.PathLike[str], *, overwrite: bool = False) -> Iterator
     Raises:
       DataError: something stands at `path` that must not be replaced.
     """
-    with new_folder(path, check=partial(_refuse, overwrite)) as aside:
+    with new_folder(path, check=partial(check_replaceable, overwrite=overwrite)) as aside:
         yield aside
 
 
-def _refuse(overwrite: bool, target: Path) -> None:
+def check_replaceable(target: Path, *, overwrite: bool) -> None:
+    """Checks that a data folder may be written to a place.
+
+    Args:
+      target: where; nothing or an empty folder may stand there.
+      overwrite: whether a click log or a collection may stand there too.
+
+    Raises:
+      DataError: something else stands there.
+    """
     if not os.path.lexists(target) or (target.is_dir() and not any(target.iterdir())):
         return
     if not overwrite:
-        raise DataError("something already stands here", fix=OVERWRITE, file=target)
+        raise DataError("something already stands here", fix=OVERWRITE_FIX, file=target)
     if prepared_format(target) is None:
         raise DataError(
             "only a click log or a collection is overwritten, and this is neither",
@@ -61,7 +71,7 @@ def _refuse(overwrite: bool, target: Path) -> None:
 
 
 def prepared_format(folder: Path) -> str | None:
-    """`LOG_FORMAT` or `COLLECTION_FORMAT` where a folder says that it is such a one, else None."""
+    """Reads whether a folder is a click log (`LOG_FORMAT`) or a collection (`COLLECTION_FORMAT`); None for others."""
     try:
         found = json.loads((folder / METADATA_FILE).read_text(encoding="utf-8"))["format"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -71,12 +81,15 @@ def prepared_format(folder: Path) -> str | None:
 
 def write_metadata(folder: Path, metadata: Mapping[str, Any]) -> None:
     """Writes metadata.json; the keys keep their order."""
-    text = json.dumps(metadata, indent=1, allow_nan=False, default=lambda x: x.tolist())  # numpy numbers
-    (folder / METADATA_FILE).write_text(text + "\n", encoding="utf-8")
+    write_json(folder / METADATA_FILE, metadata)
 
 
 def read_metadata(path: str | os.PathLike[str], formats: Sequence[str]) -> dict[str, Any]:
-    """metadata.json of a data folder.
+    """Reads and checks metadata.json of a data folder.
+
+    Args:
+      path: the folder.
+      formats: the formats that are accepted.
 
     Raises:
       DataError: no such folder or file, not JSON, another format than `formats`, or another schema.
@@ -89,7 +102,7 @@ def read_metadata(path: str | os.PathLike[str], formats: Sequence[str]) -> dict[
     if not file.is_file():
         raise DataError("expected a metadata.json, found none: not a prepared folder", fix=make, file=folder)
     try:
-        metadata = json.loads(file.read_text(encoding="utf-8"))
+        metadata: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(
             f"the file is damaged: expected JSON, found {error}", fix="Prepare the data again.", file=file
@@ -120,11 +133,14 @@ def read_metadata(path: str | os.PathLike[str], formats: Sequence[str]) -> dict[
     return metadata
 
 
-def no_split(split: str, known: Iterable[str], folder: Path, held: str) -> DataError:
-    """The error about a split that a folder does not have, or that is empty.
+def missing_split(split: str, known: Iterable[str], folder: Path, held: str) -> DataError:
+    """Makes the error about a split that a folder does not have, or that is empty.
 
     Args:
-      held: what it has none of, as in "12 sessions".
+      split: the name that was asked for.
+      known: names of the folder's splits.
+      folder: the folder.
+      held: what the folder holds in all, such as "12 sessions".
     """
     names = sorted(known)
     if not names:
@@ -145,8 +161,8 @@ def no_split(split: str, known: Iterable[str], folder: Path, held: str) -> DataE
     return DataError(f"expected one of the splits {names}, found {split!r}", file=folder, field="split")
 
 
-def require(metadata: Mapping[str, Any], file: Path, fields: Mapping[str, type]) -> None:
-    """Checks that metadata holds the fields, with their types.
+def check_fields(metadata: Mapping[str, Any], file: Path, fields: Mapping[str, type]) -> None:
+    """Checks that metadata holds fields of the given types, numbers being at least 0.
 
     Raises:
       DataError: names the field.
@@ -159,8 +175,8 @@ def require(metadata: Mapping[str, Any], file: Path, fields: Mapping[str, type])
             )
 
 
-def check_records(records: Any, file: Path) -> None:
-    """Checks the list of files in metadata: each with a bare name and its rows.
+def check_file_records(records: Any, file: Path) -> None:
+    """Checks the records of files in metadata: each holds at least a name without folders and a number of rows.
 
     Raises:
       DataError: an entry is something else.
@@ -177,8 +193,8 @@ def check_records(records: Any, file: Path) -> None:
 
 
 @contextlib.contextmanager
-def reading(file: Path) -> Iterator[None]:
-    """Turns what pyarrow raises on damaged files into a DataError that names the file."""
+def parquet_errors(file: Path) -> Iterator[None]:
+    """Turns the exceptions that pyarrow raises on damaged files into a DataError that names the file."""
     try:
         yield
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
@@ -189,7 +205,7 @@ def reading(file: Path) -> Iterator[None]:
 
 
 def footer_checksum(file: Path) -> str:
-    """CRC-32 (hex) of a Parquet file's footer, which page checksums do not cover."""
+    """Computes the CRC-32 (hex) of a Parquet file's footer, which page checksums do not cover."""
     with open(file, "rb") as stream:
         stream.seek(-8, os.SEEK_END)
         size = int.from_bytes(stream.read(4), "little")
@@ -197,31 +213,36 @@ def footer_checksum(file: Path) -> str:
         return f"{zlib.crc32(stream.read(size)):08x}"
 
 
-def describe(file: Path, rows: int) -> dict[str, Any]:
-    """What metadata.json records of one Parquet file: name, rows, bytes, the footer's checksum and a digest of all."""
-    with open(file, "rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    size = file.stat().st_size
-    return {"name": file.name, "rows": rows, "bytes": size, "footer": footer_checksum(file), "digest": digest}
+def file_record(file: Path, rows: int) -> dict[str, Any]:
+    """Makes a Parquet file's record for metadata.json: name, rows, bytes, checksum of the footer, digest of all."""
+    return {
+        "name": file.name,
+        "rows": rows,
+        "bytes": file.stat().st_size,
+        "footer": footer_checksum(file),
+        "digest": file_digest(file),
+    }
 
 
 def content_fingerprint(metadata: Mapping[str, Any]) -> str:
-    """Hex SHA-256 of what metadata records about the content of a folder's files; reads none of them.
+    """Computes the hex SHA-256 of what metadata records about the content of a folder's files, without reading these.
 
-    Folders with the same sessions, documents, grades and features in the same order have the same one, whatever they
-    were made from. Records without a digest count by their size and the checksum of their footer.
+    Folders that hold the same sessions, documents, grades and features in the same order have the same fingerprint,
+    whatever they were made from. Files whose record has no digest count by their size and the checksum of their
+    footer.
     """
     vocabulary = metadata["vocabulary"]
     names = ("format", "files", "queries", "documents", "features", "impression_features", "context")
-    told = [{name: metadata.get(name) for name in names}, vocabulary.get("fingerprint"), vocabulary.get("files")]
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+    content = [{name: metadata.get(name) for name in names}, vocabulary.get("fingerprint"), vocabulary.get("files")]
+    return json_digest(content)
 
 
 def open_parquet(folder: Path, record: Mapping[str, Any]) -> pq.FileMetaData:
-    """The footer of one recorded file, after checking that the file is the one that was written.
+    """Reads the footer of a recorded file, after checking that the file is the one that was written.
 
     Args:
-      record: what `describe` gave; only `name` and `rows` are needed, the rest is checked where it is there.
+      folder: the data folder.
+      record: of `file_record`; only `name` and `rows` are needed, other entries are checked where they exist.
 
     Raises:
       DataError: the file is missing, truncated, damaged or not the recorded one.
@@ -233,7 +254,7 @@ def open_parquet(folder: Path, record: Mapping[str, Any]) -> pq.FileMetaData:
     found = file.stat().st_size
     if record.get("bytes", found) != found:
         raise DataError(f"expected {record['bytes']:,} bytes, found {found:,}", fix=again, file=file)
-    with reading(file):
+    with parquet_errors(file):
         footer = pq.read_metadata(file)
         if record.get("footer") not in (None, footer_checksum(file)):
             raise DataError("the Parquet footer fails its checksum", fix=again, file=file)
@@ -245,16 +266,20 @@ def open_parquet(folder: Path, record: Mapping[str, Any]) -> pq.FileMetaData:
 def read_row_groups(
     file: Path, groups: Iterable[int], columns: Sequence[str], *, footer: pq.FileMetaData, threads: bool = True
 ) -> pa.Table:
-    """Reads row groups with their checksums verified.
+    """Reads row groups and verifies their checksums.
 
     Args:
-      threads: whether columns are decoded side by side.
+      file: the Parquet file.
+      groups: indices of the row groups.
+      columns: names of the columns.
+      footer: of `open_parquet`.
+      threads: whether columns are decoded in parallel.
 
     Raises:
       DataError: a page fails its checksum, or the file cannot be read.
     """
     picked = list(groups)
-    with reading(file), pq.ParquetFile(file, metadata=footer, page_checksum_verification=True) as source:
+    with parquet_errors(file), pq.ParquetFile(file, metadata=footer, page_checksum_verification=True) as source:
         table = source.read_row_groups(picked, columns=list(columns), use_threads=threads)
     rows = sum(footer.row_group(i).num_rows for i in picked)
     if len(table) != rows:  # a damaged page header, which no checksum covers, makes the reader skip the page
@@ -263,10 +288,12 @@ def read_row_groups(
 
 
 def check_columns(schema: pa.Schema, expected: Mapping[str, str], file: Path) -> None:
-    """Checks that a file's schema holds the columns with the types.
+    """Checks that a file's schema holds columns of the expected types.
 
     Args:
-      expected: column name -> one or several type names joined by " or ", as `type_name` gives them.
+      schema: of the file.
+      expected: column -> one or several names of types, as of `type_name`, joined by " or ".
+      file: the file that errors name.
 
     Raises:
       DataError: names the column, the expected and the found type.
@@ -286,7 +313,7 @@ def check_columns(schema: pa.Schema, expected: Mapping[str, str], file: Path) ->
 
 
 def type_name(kind: pa.DataType) -> str:
-    """A short name that does not depend on nullability or field names: list<int32>, string, ..."""
+    """Names a type regardless of nullability and names of fields: "list<int32>", "string", ..."""
     if pa.types.is_fixed_size_list(kind):
         return f"list<{kind.value_type}>[{kind.list_size}]"
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
@@ -296,11 +323,13 @@ def type_name(kind: pa.DataType) -> str:
     return str(kind)
 
 
-def numbers(array: pa.Array) -> np.ndarray:
-    """An array without nulls as NumPy array; numbers are not copied.
+def as_numpy(array: pa.Array) -> np.ndarray:
+    """Converts an array without nulls to numpy; numbers are not copied.
 
-    Numbers go past pyarrow's `to_numpy`, which imports pandas where that is installed: half a second.
+    Numbers are not converted by pyarrow's `to_numpy`, since that imports pandas where it is installed, which takes
+    half a second.
     """
     if pa.types.is_integer(array.type) or pa.types.is_floating(array.type):
         return np.from_dlpack(array)
-    return array.to_numpy(zero_copy_only=False)
+    values: np.ndarray = array.to_numpy(zero_copy_only=False)
+    return values

@@ -1,4 +1,4 @@
-"""The queries and (query, document) pairs that the ids of a log or collection stand for."""
+"""Vocabularies: the queries and (query, document) pairs that the ids of a log or collection stand for."""
 
 from __future__ import annotations
 
@@ -6,40 +6,39 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from ultr.data.storage import (
     DOCUMENTS_FILE,
     METADATA_FILE,
-    PARQUET_OPTIONS,
     QUERIES_FILE,
+    as_numpy,
     check_columns,
-    check_records,
-    describe,
-    numbers,
+    check_file_records,
     open_parquet,
     read_row_groups,
-    type_name,
 )
 from ultr.errors import ConfigError, DataError
 
 
 class Vocabulary:
-    """Names, grades and features behind the ids; everything is read when first asked for.
+    """Names, grades and features behind the ids of a log or collection; all are read on first use.
 
     Query ids run from 0 to `queries - 1`. A document id stands for a (query, document) pair and runs from 1
-    to `documents`; 0 is padding or a document that is not known.
+    to `documents`; 0 is padding or an unknown document.
 
     Attributes:
-      queries, documents: how many there are.
-      feature_names: names of the document features, F of them.
+      queries, documents: numbers of query ids (Q) and document ids (V).
+      feature_names: the F names of the document features.
       fingerprint: hex digest of the names in their order; equal fingerprints mean equal ids.
       parent: `identity` of the vocabulary that this one extends, or None.
+      path: the folder; "memory" for a vocabulary in memory.
+      has_labels, has_splits, has_own: whether documents have grades, queries have splits, and queries are marked as
+        belonging to the data or only to the vocabulary that it extends.
     """
 
     def __init__(
@@ -60,11 +59,15 @@ class Vocabulary:
         self.has_labels = "label" in columns[DOCUMENTS_FILE]
         self.has_splits = "split" in columns[QUERIES_FILE]
         self.has_own = "own" in columns[QUERIES_FILE]
-        self._read = read  # (file, columns) -> its pieces in order
+        self._read = read  # (file, columns) -> the tables of its row groups in order
 
     @classmethod
     def open(cls, path: Path, metadata: Mapping[str, Any]) -> Vocabulary:
-        """The vocabulary of a prepared folder, after checking that its files are there and whole.
+        """Opens the vocabulary of a prepared folder, after checking that its files are there and whole.
+
+        Args:
+          path: the folder.
+          metadata: its metadata.json.
 
         Raises:
           DataError: a file is missing, truncated or damaged, or a column is missing or mistyped.
@@ -76,7 +79,7 @@ class Vocabulary:
                 file=path / METADATA_FILE,
                 field="vocabulary",
             )
-        check_records(record.get("files", []), path / METADATA_FILE)
+        check_file_records(record.get("files", []), path / METADATA_FILE)
         known = {file["name"]: file for file in record.get("files", ())}
         rows = {QUERIES_FILE: metadata["queries"], DOCUMENTS_FILE: metadata["documents"]}
         footers = {name: open_parquet(path, known.get(name, {"name": name, "rows": n})) for name, n in rows.items()}
@@ -109,13 +112,13 @@ class Vocabulary:
 
     @classmethod
     def from_tables(cls, queries: pa.Table, documents: pa.Table, *, features: Sequence[str] = ()) -> Vocabulary:
-        """A vocabulary in memory, of tables with the columns of queries.parquet and documents.parquet."""
+        """Makes a vocabulary in memory from tables with the columns of queries.parquet and documents.parquet."""
         tables = {QUERIES_FILE: queries, DOCUMENTS_FILE: documents}
         return cls(
             queries=len(queries),
             documents=len(documents),
             feature_names=features,
-            fingerprint=fingerprint(queries["query"], documents),
+            fingerprint=names_fingerprint(queries["query"], documents),
             parent=None,
             columns={name: table.column_names for name, table in tables.items()},
             read=lambda file, columns: iter([tables[file].select(columns)]),
@@ -124,7 +127,7 @@ class Vocabulary:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What a model or a log that extends this one records: fingerprint, counts and parent."""
+        """The fingerprint, counts and parent, which a model or a log that extends this vocabulary records."""
         return {
             "fingerprint": self.fingerprint,
             "documents": self.documents,
@@ -134,37 +137,40 @@ class Vocabulary:
 
     @cached_property
     def query_names(self) -> pa.ChunkedArray:
-        """[Q] string; row i is query id i."""
+        """Names of the queries, [Q] string; row i is query id i."""
         return self.table(QUERIES_FILE, ["query"])["query"]
 
     @cached_property
     def query_splits(self) -> pa.ChunkedArray | None:
-        """[Q] name of each query's split (null: in none); None where queries have no splits."""
+        """Names of the queries' splits, [Q] string (null: in none); None where queries have no splits."""
         return self.table(QUERIES_FILE, ["split"])["split"] if self.has_splits else None
 
     @cached_property
     def own_queries(self) -> np.ndarray | None:
-        """[Q] whether the data of a collection holds each query, or only what it extends; None: it holds all."""
-        return self.table(QUERIES_FILE, ["own"])["own"].to_numpy() if self.has_own else None
+        """Whether each query [Q] belongs to the data or only to the vocabulary that it extends; None: all belong."""
+        if not self.has_own:
+            return None
+        own: np.ndarray = self.table(QUERIES_FILE, ["own"])["own"].to_numpy()
+        return own
 
     @cached_property
     def document_names(self) -> pa.ChunkedArray:
-        """[V] string; row i is document id i + 1."""
+        """Names of the documents, [V] string; row i is document id i + 1."""
         return self.table(DOCUMENTS_FILE, ["document"])["document"]
 
     @cached_property
     def document_query(self) -> np.ndarray:
-        """[V + 1] int32 query id of each document id; -1 for id 0."""
+        """Query id of each document id, [V + 1] int32; -1 for id 0."""
         out = np.full(self.documents + 1, -1, np.int32)
         for start, table in self._pieces(["query"]):
-            column = _numpy(table["query"], self.path / DOCUMENTS_FILE, "query", start)
+            column = self._integers(table["query"], "query", start)
             self._reject((column < 0) | (column >= self.queries), start, "query", f"0 to {self.queries - 1}")
             out[start + 1 : start + 1 + len(column)] = column
         return out
 
     @cached_property
     def labels(self) -> np.ndarray | None:
-        """[V + 1] float32 grades, NaN where not judged and for id 0; None where the data has no grades."""
+        """Grades by document id, [V + 1] float32, NaN where not judged and for id 0; None without grades."""
         if not self.has_labels:
             return None
         out = np.full(self.documents + 1, np.nan, np.float32)
@@ -176,7 +182,7 @@ class Vocabulary:
 
     @cached_property
     def features(self) -> np.ndarray | None:
-        """[V + 1, F] float32 document features, zeros for id 0; None where the data has none."""
+        """Document features by document id, [V + 1, F] float32, zeros for id 0; None without features."""
         if not self.feature_names:
             return None
         out = np.zeros((self.documents + 1, len(self.feature_names)), np.float32)
@@ -185,17 +191,17 @@ class Vocabulary:
         return out
 
     def feature_blocks(self) -> Iterator[tuple[int, np.ndarray]]:
-        """The document features in blocks, for what must not hold all of them: (first document id, [n, F] float32)."""
+        """Yields the document features in blocks, without holding all: (first document id, features [n, F])."""
         for start, table in self._pieces(["features"]):
             row = start
             for chunk in table["features"].chunks:
-                values = fixed_lists(chunk, self.path / DOCUMENTS_FILE, row)
+                values = feature_rows(chunk, self.path / DOCUMENTS_FILE, row)
                 self._reject(~np.isfinite(values).all(1), row, "features", "finite numbers")
                 yield row + 1, values
                 row += len(values)
 
     def table(self, file: str, columns: Sequence[str]) -> pa.Table:
-        """Columns of queries.parquet or documents.parquet, whole."""
+        """Reads whole columns of queries.parquet or documents.parquet."""
         pieces = list(self._read(file, columns))
         width = max(len(self.feature_names), 1)
         kinds = {"split": pa.string(), "label": pa.float32(), "features": pa.list_(pa.float32(), width)}
@@ -204,7 +210,7 @@ class Vocabulary:
         return pa.concat_tables(pieces) if pieces else pa.table({n: pa.array([], kinds[n]) for n in columns})
 
     def tables(self) -> tuple[pa.ChunkedArray, pa.Table]:
-        """(queries, documents) as `LogWriter` takes them, so that a new log has the same ids."""
+        """Returns (queries, documents) as `LogWriter` takes them, to write another log with the same ids."""
         columns = ["query", "document", *(["label"] if self.has_labels else [])]
         columns += ["features"] if self.feature_names else []
         return self.query_names, self.table(DOCUMENTS_FILE, columns)
@@ -214,6 +220,14 @@ class Vocabulary:
         for table in self._read(DOCUMENTS_FILE, columns):
             yield start, table
             start += len(table)
+
+    def _integers(self, column: pa.ChunkedArray, field: str, start: int) -> np.ndarray:
+        if column.null_count:
+            row = start + int(pc.index(column.is_null(), True).as_py()) + 1
+            file = self.path / DOCUMENTS_FILE
+            raise DataError("expected a value in every row, found null", file=file, row=row, field=field)
+        values: np.ndarray = column.to_numpy()
+        return values
 
     def _reject(self, bad: np.ndarray, start: int, field: str, expected: str) -> None:
         if bad.any():
@@ -225,14 +239,26 @@ class Vocabulary:
             )
 
 
-def known_documents(own: Vocabulary, other: Any, *, file: Path) -> int:
-    """How many of `own`'s documents the other vocabulary knows: those with ids of 1 to that number.
+@runtime_checkable
+class HasVocabulary(Protocol):
+    """Data with a vocabulary, such as a ClickLog or a Collection."""
+
+    vocabulary: Vocabulary
+
+
+VocabularyLike = Vocabulary | HasVocabulary | Mapping[str, Any]  # the mapping being an `identity`
+
+
+def known_documents(own: Vocabulary, other: VocabularyLike, *, file: Path) -> int:
+    """Counts the documents of a vocabulary that another one knows: those with ids of 1 to that number.
 
     Args:
-      other: a Vocabulary, something with a `vocabulary` (a ClickLog, a Collection), or an `identity`.
+      own: the vocabulary.
+      other: the other vocabulary, data that has it (a ClickLog, a Collection), or its `identity`.
+      file: the folder that errors name.
 
     Raises:
-      DataError: neither extends the other, so that their ids mean different documents.
+      DataError: neither vocabulary extends the other, so that their ids stand for different documents.
     """
     theirs, ours = _lineage(identity_of(other)), _lineage(own.identity)
     if (known := ours.get(next(iter(theirs)))) is None:
@@ -249,7 +275,7 @@ def known_documents(own: Vocabulary, other: Any, *, file: Path) -> int:
 
 
 def _lineage(identity: Mapping[str, Any]) -> dict[str, int]:
-    """Fingerprint -> documents of a vocabulary and of everything that it extends, itself first."""
+    """Maps the fingerprints of a vocabulary and of all that it extends, itself first, to numbers of documents."""
     out: dict[str, int] = {}
     link: Mapping[str, Any] | None = identity
     while link is not None:
@@ -258,13 +284,14 @@ def _lineage(identity: Mapping[str, Any]) -> dict[str, int]:
     return out
 
 
-def identity_of(source: Any) -> Mapping[str, Any]:
-    """The `identity` of a Vocabulary, of anything that has one, or of an identity itself.
+def identity_of(source: VocabularyLike) -> Mapping[str, Any]:
+    """Returns the `identity` of a vocabulary, of the vocabulary of data, or an identity as it is.
 
     Raises:
-      ConfigError: it has none.
+      ConfigError: `source` is none of these.
     """
-    identity = getattr(getattr(source, "vocabulary", source), "identity", source)
+    vocabulary = source.vocabulary if isinstance(source, HasVocabulary) else source
+    identity = vocabulary.identity if isinstance(vocabulary, Vocabulary) else vocabulary
     if not isinstance(identity, Mapping) or not {"fingerprint", "documents"} <= set(identity):
         raise ConfigError(
             f"expected an opened ClickLog or Collection, or the identity of a vocabulary, found {source!r}"
@@ -272,8 +299,13 @@ def identity_of(source: Any) -> Mapping[str, Any]:
     return identity
 
 
-def fingerprint(queries: pa.Array | pa.ChunkedArray, documents: pa.Table) -> str:
-    """Hex SHA-256 of the query names and the (query, document) pairs, in order, whatever the chunking."""
+def names_fingerprint(queries: pa.Array | pa.ChunkedArray, documents: pa.Table) -> str:
+    """Computes the hex SHA-256 of the query names and the (query, document) pairs, in order, whatever the chunking.
+
+    Args:
+      queries: [Q] string names.
+      documents: columns query (int32 id) and document (string).
+    """
     total = hashlib.sha256()
     for column in (queries, documents["document"]):
         lengths, data = hashlib.sha256(), hashlib.sha256()
@@ -293,121 +325,19 @@ def fingerprint(queries: pa.Array | pa.ChunkedArray, documents: pa.Table) -> str
     return total.hexdigest()
 
 
-def write_vocabulary(
-    folder: Path,
-    *,
-    queries: pa.Array | pa.ChunkedArray,
-    documents: pa.Table,
-    features: Sequence[str] = (),
-    splits: pa.Array | pa.ChunkedArray | None = None,
-    own: np.ndarray | None = None,
-    parent: Any = None,
-) -> dict[str, Any]:
-    """Checks and writes queries.parquet and documents.parquet; returns the metadata fields about them.
+def feature_rows(chunk: pa.FixedSizeListArray, file: Path, start: int) -> np.ndarray:
+    """Converts a fixed-size list array to its values [n, F] without a copy.
 
     Args:
-      queries: [Q] string names.
-      documents: columns query (int32), document (string), optionally label (float32, null where not judged)
-        and features (fixed-size lists of F float32).
-      features: F names.
-      splits: [Q] string, the split of each query (null: in none), or None.
-      own: [Q] bool, the queries of the data itself; None: all.
-      parent: the vocabulary that this one extends, as for `known_documents`; None when it stands alone.
+      chunk: [n] lists of F float32.
+      file: the file that errors name.
+      start: number of rows of the file that precede these.
 
     Raises:
-      DataError: a column is missing or mistyped, or a value out of range; names the 1-based row.
+      DataError: there are nulls.
     """
-    queries = _strings(queries, "queries", "query")
-    expected = {"query": pa.int32(), "document": pa.string()}
-    if "label" in documents.column_names:
-        expected["label"] = pa.float32()
-    if features or "features" in documents.column_names:
-        expected["features"] = pa.list_(pa.float32(), len(features))
-    columns: dict[str, Any] = {}
-    for name, kind in expected.items():
-        if name not in documents.column_names:
-            raise DataError(
-                f"expected a column of type {type_name(kind)}, found the columns {documents.column_names}",
-                file="documents",
-                field=name,
-            )
-        try:
-            columns[name] = documents[name] if documents[name].type == kind else documents[name].cast(kind)
-        except (pa.ArrowException, ValueError) as error:
-            raise DataError(
-                f"expected {type_name(kind)}, found {type_name(documents[name].type)}",
-                file="documents",
-                field=name,
-            ) from error
-        if name != "label" and columns[name].null_count:
-            raise DataError("expected a value in every row, found nulls", file="documents", field=name)
-    extra = set(documents.column_names) - set(expected)
-    if extra:
-        raise DataError(f"expected the columns {list(expected)}, found {sorted(extra)} too", file="documents")
-    documents = pa.table(columns)
-    _check_documents(documents, len(queries))
-    file = folder / QUERIES_FILE
-    described = {"split": splits, "own": None if own is None else pa.array(own)}
-    rows = pa.table({"query": queries} | {name: column for name, column in described.items() if column is not None})
-    pq.write_table(rows, file, **PARQUET_OPTIONS)
-    group = 1 << 20 if "features" not in columns else max((1 << 24) // max(len(features), 1), 1024)
-    pq.write_table(documents, folder / DOCUMENTS_FILE, row_group_size=group, **_document_options(documents))
-    return {
-        "queries": len(queries),
-        "documents": len(documents),
-        "features": list(features),
-        "vocabulary": {
-            "fingerprint": fingerprint(queries, documents),
-            "parent": None if parent is None else dict(identity_of(parent)),
-            "files": [describe(file, len(queries)), describe(folder / DOCUMENTS_FILE, len(documents))],
-        },
-    }
-
-
-def _document_options(documents: pa.Table) -> dict[str, Any]:
-    # Names and features hardly repeat: a dictionary would only be built and thrown away.
-    return PARQUET_OPTIONS | {"use_dictionary": [n for n in ("query", "label") if n in documents.column_names]}
-
-
-def _check_documents(documents: pa.Table, queries: int) -> None:
-    def reject(bad: np.ndarray, start: int, field: str, expected: str) -> None:
-        if bad.any():
-            row = start + int(bad.argmax()) + 1
-            raise DataError(f"expected {expected}", file="documents", row=row, field=field)
-
-    start = 0
-    for batch in documents.to_batches():
-        ids = batch["query"].to_numpy()
-        reject((ids < 0) | (ids >= queries), start, "query", f"query ids of 0 to {queries - 1}")
-        if "label" in documents.column_names:
-            label = batch["label"].to_numpy(zero_copy_only=False)
-            given = batch["label"].is_valid().to_numpy(zero_copy_only=False)
-            reject(given & ~np.isfinite(label), start, "label", "finite grades, or null where not judged")
-        if "features" in documents.column_names:
-            values = fixed_lists(batch["features"], Path("documents"), start)
-            reject(~np.isfinite(values).all(1), start, "features", "finite numbers")
-        start += len(batch)
-
-
-def fixed_lists(chunk: pa.FixedSizeListArray, file: Path, start: int) -> np.ndarray:
-    """[n, F] values of a fixed-size list array without a copy."""
     values = chunk.flatten()
     if chunk.null_count or values.null_count:
         row = start + int(pc.index(chunk.is_null(), True).as_py()) + 1 if chunk.null_count else None
         raise DataError("expected finite numbers, found nulls", file=file, row=row, field="features")
-    return numbers(values).reshape(len(chunk), chunk.type.list_size)
-
-
-def _strings(names: pa.Array | pa.ChunkedArray, file: str, field: str) -> pa.Array | pa.ChunkedArray:
-    if type_name(names.type) != "string":
-        raise DataError(f"expected strings, found {names.type}", file=file, field=field)
-    if names.null_count:
-        raise DataError("expected a name in every row, found nulls", file=file, field=field)
-    return names
-
-
-def _numpy(column: pa.ChunkedArray, file: Path, field: str, start: int) -> np.ndarray:
-    if column.null_count:
-        row = start + int(pc.index(column.is_null(), True).as_py()) + 1
-        raise DataError("expected a value in every row, found null", file=file, row=row, field=field)
-    return column.to_numpy()
+    return as_numpy(values).reshape(len(chunk), chunk.type.list_size)

@@ -15,27 +15,28 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ultr.data.columns import CONTEXT, FEATURE, Layout, cast, check, unpack
-from ultr.data.storage import CONSECUTIVE, LOG_FORMAT, SCHEMA, describe, staged, write_metadata
-from ultr.data.vocabulary import write_vocabulary
+from ultr.data.columns import CONTEXT, FEATURE, SessionColumns, cast_column, check_rows, unpack_columns
+from ultr.data.storage import CONSECUTIVE, LOG_FORMAT, SCHEMA, file_record, new_data_folder, write_metadata
+from ultr.data.vocabulary import VocabularyLike
+from ultr.data.vocabulary_writing import write_vocabulary
 from ultr.errors import DataError
 
-GROUP_ROWS = 1 << 16  # sessions per row group, which is what one read brings into memory,
-GROUP_VALUES = 1 << 24  # fewer where they hold more numbers than this
-FILE_GROUPS = 64
+GROUP_ROWS = 1 << 16  # sessions per row group, the unit of reading,
+GROUP_VALUES = 1 << 24  # or fewer where these hold more numbers than this
+FILE_GROUPS = 64  # row groups per file
 
 
 class LogWriter:
-    """A context manager that takes tables of sessions and leaves a complete `ClickLog` folder, or nothing.
+    """Writes tables of sessions to a `ClickLog` folder, whole or not at all; a context manager.
 
         with LogWriter(path, queries=queries, documents=documents) as writer:
             writer.write(table)
             writer.report = {"rows": 1000}
 
-    A table holds one row per shown list: session (string or int64), query (int32), documents (list of int32
-    ids), ranks (list of 1-based int32, strictly increasing), clicks (list of int8, 0 or 1), and, in every
-    table or in none: time (float64 or int64), split (string), weight (float32), `context.<name>`,
-    `feature.<name>`. Other number types are converted where that loses nothing.
+    A table has one row per session: session (string or int64), query (int32), documents (list of int32 ids), ranks
+    (list of 1-based int32, strictly increasing), clicks (list of int8, 0 or 1), and, in every table or in none: time
+    (float64 or int64), split (string), weight (float32), `context.<name>`, `feature.<name>`. Other number types are
+    converted where that loses nothing.
 
     Args:
       path: the folder to make.
@@ -43,14 +44,17 @@ class LogWriter:
       documents: columns query (int32 id), document (string), optionally label (float32, null: not judged) and
         features (fixed-size lists of F float32); row i is document id i + 1.
       features: the F names of the document features.
-      impression_features: names of the `feature.<name>` columns in the order in which they are to be
-        streamed; None takes them as they come in the first table.
+      impression_features: names of the `feature.<name>` columns in the order in which batches have them; None takes
+        the order of the first table.
       context: name of each `context.<name>` column -> {"kind": "category", "values": [...]} (int32, index
         from 1, 0 for unknown) or {"kind": "number"} (float32).
       parent: the ClickLog, Collection or vocabulary identity whose ids this log extends, or None.
       splits: names of splits that the metadata lists even where no session is in them; others are added as they come.
-      report, truth: JSON values for the metadata; both attributes may still be changed before the block ends.
+      report, truth: JSON values for the metadata; both attributes may be set until the block ends.
       overwrite: whether a click log or collection that stands at `path` may be replaced.
+      group_rows: most sessions per row group.
+      group_values: most numbers per row group, beyond 256 sessions.
+      file_groups: row groups per file.
 
     Raises:
       DataError: something stands at `path`; names or features are unusable; on `write`, a column or value is;
@@ -66,11 +70,14 @@ class LogWriter:
         features: Sequence[str] = (),
         impression_features: Sequence[str] | None = None,
         context: Mapping[str, Mapping[str, Any]] | None = None,
-        parent: Any = None,
+        parent: VocabularyLike | None = None,
         splits: Sequence[str] = (),
         report: Mapping[str, Any] | None = None,
         truth: Mapping[str, Any] | None = None,
         overwrite: bool = False,
+        group_rows: int = GROUP_ROWS,
+        group_values: int = GROUP_VALUES,
+        file_groups: int = FILE_GROUPS,
     ) -> None:
         self.path = Path(path)
         self.report: Mapping[str, Any] = report or {}
@@ -80,9 +87,10 @@ class LogWriter:
         self._vocabulary = {
             "queries": queries, "documents": documents, "features": tuple(features), "parent": parent
         }  # fmt: skip
-        self._stage: AbstractContextManager[Path] = staged(self.path, overwrite=overwrite)
+        self._stage: AbstractContextManager[Path] = new_data_folder(self.path, overwrite=overwrite)
+        self._most_rows, self._most_values, self._file_groups = group_rows, group_values, file_groups
         self._folder: Path | None = None
-        self._layout: Layout | None = None
+        self._columns: SessionColumns | None = None
         self._schema: pa.Schema | None = None
         self._parquet: pq.ParquetWriter | None = None
         self._files: list[dict[str, Any]] = []
@@ -104,7 +112,7 @@ class LogWriter:
 
     @property
     def splits(self) -> dict[str, int]:
-        """Name -> sessions of each split that were written so far."""
+        """Numbers of sessions written so far, by the name of their split."""
         return dict(self._splits)
 
     def write(self, table: pa.Table | pa.RecordBatch) -> None:
@@ -118,9 +126,9 @@ class LogWriter:
             raise RuntimeError("LogWriter.write outside its `with` block")
         if isinstance(table, pa.RecordBatch):
             table = pa.Table.from_batches([table])
-        if self._layout is None or self._schema is None:
-            self._layout = self._first(table.column_names)
-            self._schema = _schema(self._layout, table)
+        if self._columns is None or self._schema is None:
+            self._columns = self._columns_of_first(table.column_names)
+            self._schema = _schema(self._columns, table)
         if set(table.column_names) != set(self._schema.names):
             missing = sorted(set(self._schema.names) - set(table.column_names))
             extra = sorted(set(table.column_names) - set(self._schema.names))
@@ -129,55 +137,55 @@ class LogWriter:
                 fix="Context columns are declared with context=, and every table has the same columns.",
                 file=self.path,
             )
-        columns = [cast(table[kind.name], kind.type, file=self.path, name=kind.name) for kind in self._schema]
+        columns = [cast_column(table[kind.name], kind.type, file=self.path, name=kind.name) for kind in self._schema]
         table = pa.Table.from_arrays(columns, schema=self._schema)
-        for begin in range(0, len(table), GROUP_ROWS):
-            self._count(table.slice(begin, GROUP_ROWS))
+        for begin in range(0, len(table), self._most_rows):
+            self._count(table.slice(begin, self._most_rows))
         if self._sessions and not self._group_rows:
-            values = self._layout.values_per_session(self._impressions / self._sessions)
-            self._group_rows = int(min(max(GROUP_VALUES // values, 256), GROUP_ROWS))
+            values = self._columns.values_per_session(self._impressions / self._sessions)
+            self._group_rows = int(min(max(self._most_values // values, 256), self._most_rows))
         self._waiting.append(table)
         self._waiting_rows += len(table)
         if self._group_rows and self._waiting_rows >= self._group_rows:
             self._flush(self._waiting_rows // self._group_rows * self._group_rows)
 
-    def _first(self, names: Sequence[str]) -> Layout:
+    def _columns_of_first(self, names: Sequence[str]) -> SessionColumns:
         if self._impression_features is None:
             found = [n.removeprefix(FEATURE) for n in names if n.startswith(FEATURE)]
         else:
             found = list(self._impression_features)
-        layout = Layout(
+        columns = SessionColumns(
             queries=self._described["queries"],
             documents=self._described["documents"],
             impression_features=tuple(found),
             context=self._context,
             optional=frozenset({"time", "split", "weight"} & set(names)),
         )
-        layout.check_context(self.path)
-        return layout
+        columns.check_context(self.path)
+        return columns
 
     def _count(self, table: pa.Table) -> None:
-        assert self._layout is not None
+        assert self._columns is not None
         columns = {name: table[name] for name in table.column_names}
         for name in ("session", "split"):
             if name in columns and columns.pop(name).null_count:
                 raise DataError("expected a value in every row, found null", file=self.path, field=name)
-        block = unpack(columns, file=self.path, start=self._sessions)
-        check(block, self._layout, file=self.path, start=self._sessions)
-        if not len(block):
+        rows = unpack_columns(columns, file=self.path, start=self._sessions)
+        check_rows(rows, self._columns, file=self.path, start=self._sessions)
+        if not len(rows):
             return
-        sizes, counts = np.unique(block.lengths, return_counts=True)
+        sizes, counts = np.unique(rows.lengths, return_counts=True)
         self._lengths.update(dict(zip(sizes.tolist(), counts.tolist(), strict=True)))
         if "split" in table.column_names:
             for entry in pc.value_counts(table["split"]).to_pylist():
                 self._splits[entry["values"]] += entry["counts"]
-        self._sessions += len(block)
-        self._impressions += len(block.lists["clicks"])
-        self._clicks += int(block.lists["clicks"].sum(dtype=np.int64))
-        # Ranks rise from at least 1: the last one of each list tells whether any is left out.
-        last = block.lists["ranks"][block.offsets[1:] - 1]
+        self._sessions += len(rows)
+        self._impressions += len(rows.lists["clicks"])
+        self._clicks += int(rows.lists["clicks"].sum(dtype=np.int64))
+        # Ranks increase strictly from at least 1: they have no gap where the last one is the length of the list.
+        last = rows.lists["ranks"][rows.offsets[1:] - 1]
         self._ranks = max(self._ranks, int(last.max()))
-        self._consecutive = self._consecutive and np.array_equal(last, block.lengths)
+        self._consecutive = self._consecutive and np.array_equal(last, rows.lengths)
 
     def _flush(self, rows: int) -> None:
         assert self._folder is not None
@@ -191,7 +199,7 @@ class LogWriter:
                 self._files.append({"name": name, "rows": 0})
                 self._parquet = pq.ParquetWriter(self._folder / name, self._schema, **_options(self._schema))
                 self._file_rows = 0
-            room = FILE_GROUPS * self._group_rows - self._file_rows
+            room = self._file_groups * self._group_rows - self._file_rows
             part = now.slice(0, room)
             self._parquet.write_table(part, row_group_size=self._group_rows)
             self._file_rows += len(part)
@@ -204,7 +212,7 @@ class LogWriter:
         if self._parquet is not None:
             self._parquet.close()
             self._parquet = None
-            self._files[-1] = describe(self._folder / self._files[-1]["name"], self._file_rows)
+            self._files[-1] = file_record(self._folder / self._files[-1]["name"], self._file_rows)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -228,7 +236,7 @@ class LogWriter:
 
     def _finish(self) -> None:
         assert self._folder is not None
-        if self._layout is None or not self._sessions:
+        if self._columns is None or not self._sessions:
             raise DataError("expected at least one session, found none", fix="Nothing was written.", file=self.path)
         self._flush(self._waiting_rows)
         self._close_file()
@@ -249,7 +257,7 @@ class LogWriter:
                 "impressions": self._impressions,
                 "files": self._files,
                 "features": self._described["features"],
-                "impression_features": list(self._layout.impression_features),
+                "impression_features": list(self._columns.impression_features),
                 "context": {name: dict(about) for name, about in self._context.items()},
                 "splits": dict(self._splits),
                 "vocabulary": self._described["vocabulary"],
@@ -259,10 +267,10 @@ class LogWriter:
         )
 
 
-def _schema(layout: Layout, table: pa.Table) -> pa.Schema:
+def _schema(columns: SessionColumns, table: pa.Table) -> pa.Schema:
     exact = {"int32": pa.int32(), "float": pa.float32(), "string": pa.string()}
     fields = []
-    for name, kinds in layout.types.items():
+    for name, kinds in columns.types.items():
         if kinds.startswith("list<"):
             value = {"int32": pa.int32(), "int8": pa.int8(), "float": pa.float32()}[kinds[5:-1]]
             kind: pa.DataType = pa.list_(pa.field("element", value, nullable=False))
@@ -278,12 +286,12 @@ def _schema(layout: Layout, table: pa.Table) -> pa.Schema:
 
 
 def _options(schema: pa.Schema) -> dict[str, Any]:
-    """How columns are encoded: those that a batch is made of so that they are read fast, the others small."""
-    # Measured on lists of 10: bytes of one significance side by side, and small differences, decode faster than a
-    # dictionary does, and compress better.
-    bytes_apart, differences = "BYTE_STREAM_SPLIT", "DELTA_BINARY_PACKED"
-    encodings = {"query": bytes_apart, "documents": bytes_apart, "ranks": differences, "clicks": differences}
-    encodings |= {name: bytes_apart for name in schema.names if name == "weight" or name.startswith(FEATURE)}
+    """Chooses the encoding of each column: fast to read for those that batches are made of, small for the others."""
+    # Measured on lists of 10: byte-stream-split ids and delta-packed ranks decode faster than dictionaries do, and
+    # compress better.
+    split_bytes, deltas = "BYTE_STREAM_SPLIT", "DELTA_BINARY_PACKED"
+    encodings = {"query": split_bytes, "documents": split_bytes, "ranks": deltas, "clicks": deltas}
+    encodings |= {name: split_bytes for name in schema.names if name == "weight" or name.startswith(FEATURE)}
     paths = {kind.name: kind.name + ".list.element" * pa.types.is_list(kind.type) for kind in schema}
     unread = ("session", "time", "split")
     return {

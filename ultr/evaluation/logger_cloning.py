@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from ultr.data import ClickLog, Collection
-from ultr.data.collapsing import tally
+from ultr.data.counting import count_cells
 from ultr.errors import ConfigError, DataError
 from ultr.evaluation.compiled import CompiledModel
 from ultr.evaluation.conditional_information import ConditionalInformation, cmip
@@ -114,7 +114,7 @@ def logged_order(log: ClickLog) -> tuple[Collection, np.ndarray]:
     Raises:
       DataError: the vocabulary knows none of the documents.
     """
-    counts = tally(log)
+    counts = count_cells(log)
     known = counts.document > 0
     document, cells = np.unique(counts.document[known], return_inverse=True)
     if not len(document):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ultr.data import ClickLog, Counts
-from ultr.data.collapsing import Tally
+from ultr.data.counting import CellCounts
 from ultr.errors import ConfigError
 from ultr.identifiability.assumed import assume
 from ultr.identifiability.features import FeatureTower, linear_tower
@@ -198,7 +198,7 @@ def report(
     )
 
 
-def _documents(counted: Tally, documents: int) -> np.ndarray:
+def _documents(counted: CellCounts, documents: int) -> np.ndarray:
     """[items] document id of each item of `known_cells`."""
     ids = counted.document[(counted.document > 0) & (counted.document <= documents)]
     return ids[np.append(True, ids[1:] != ids[:-1])]

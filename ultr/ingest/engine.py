@@ -1,4 +1,4 @@
-"""The query engine behind `prepare`: Ibis expressions, run by DuckDB in a scratch folder of its own."""
+"""The query engine of `prepare`: runs Ibis expressions on DuckDB, in a scratch folder of its own."""
 
 from __future__ import annotations
 
@@ -19,29 +19,25 @@ import pyarrow.parquet as pq
 
 from ultr.errors import ConfigError, DataError
 
-ENGINES = ("duckdb",)
-BATCH_ROWS = 122_880  # of a streamed result; DuckDB's own unit
+BATCH_ROWS = 122_880  # rows per batch of a streamed result: the size of DuckDB's own row groups
 
 
 class Engine:
-    """A context manager around one Ibis backend; its staged tables and spilled data lie in `scratch` until it ends.
+    """Runs Ibis expressions on DuckDB; a context manager whose tables and spilled data lie in `scratch` until it ends.
 
-    Everything downstream is written as Ibis expressions, so that another backend only has to say how it stages,
-    loads and streams a table.
+    Readers and `prepare` are written as Ibis expressions: only this class knows how the backend stores, loads and
+    streams tables.
 
     Args:
-      name: one of `ENGINES`.
       beside: an existing folder with room for a copy of the data; the scratch folder is made in it.
       memory_limit: most memory of the engine, such as "4GB"; beyond it the engine works on disk. None leaves the
         engine's default (most of the machine's).
 
     Raises:
-      ConfigError: an engine or a memory limit that does not exist.
+      ConfigError: the memory limit is not one.
     """
 
-    def __init__(self, name: str, *, beside: Path, memory_limit: str | None = None) -> None:
-        if name not in ENGINES:
-            raise ConfigError(f"expected an engine of {list(ENGINES)}, found {name!r}")
+    def __init__(self, *, beside: Path, memory_limit: str | None = None) -> None:
         self.scratch = Path(tempfile.mkdtemp(prefix=".prepare-", dir=beside))
         config = {"temp_directory": str(self.scratch / "spill")}
         if memory_limit is not None:
@@ -50,8 +46,8 @@ class Engine:
             with _quiet():
                 self.backend: Any = ibis.duckdb.connect(**config)
                 self.backend.raw_sql("SET TimeZone = 'UTC'")
-                # Joins are written in the order that keeps results small. DuckDB would join two of the small
-                # tables of a log with each other first, on the query, which multiplies them.
+                # Joins are written in the order that keeps results small. DuckDB would first join two small tables
+                # of a log with each other on the query, which multiplies their rows.
                 self.backend.raw_sql("SET disabled_optimizers = 'join_order'")
         except duckdb.Error as error:
             shutil.rmtree(self.scratch, ignore_errors=True)
@@ -69,41 +65,45 @@ class Engine:
             shutil.rmtree(self.scratch, ignore_errors=True)
 
     def stage(self, name: str, expression: ir.Table) -> ir.Table:
-        """Computes a table once and keeps it, on disk, under the name."""
+        """Computes a table and stores it on disk under the name; returns the stored table."""
         path = self.scratch / f"{name}.parquet"
-        with _quiet(), running():
+        with _quiet(), engine_errors():
             # A Parquet file is written in half the time of a DuckDB table, and read in the same.
             self.backend.to_parquet(expression, path, compression="snappy", dictionary_size_limit=1)
             return self.backend.read_parquet(str(path))
 
     def load(self, name: str, batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> ir.Table:
-        """Copies record batches into a table as they come."""
+        """Stores record batches on disk under the name, one at a time; returns the stored table."""
         path = self.scratch / f"{name}.parquet"
         with pq.ParquetWriter(path, schema, compression="snappy") as writer:
             for batch in batches:
                 writer.write_batch(batch)
-        with _quiet(), running():
+        with _quiet(), engine_errors():
             return self.backend.read_parquet(str(path))
 
     def table(self, expression: ir.Table) -> pa.Table:
-        """The whole result, in memory."""
-        with _quiet(), running():
+        """Computes a result as a table in memory."""
+        with _quiet(), engine_errors():
             return self.backend.to_pyarrow(expression)
 
     def record(self, expression: ir.Table) -> dict[str, Any]:
-        """The only row of a result; empty when there is none."""
+        """Computes the only row of a result; empty where there is none."""
         rows = self.table(expression).to_pylist()
         return rows[0] if rows else {}
 
+    def number(self, value: ir.IntegerScalar) -> int:
+        """Computes a number; 0 where it is null."""
+        return int(self.record(value.name("value").as_table())["value"] or 0)
+
     def stream(self, expression: ir.Table) -> Iterator[pa.RecordBatch]:
-        """The result as record batches, computed as they are asked for; nothing else may run before it ends."""
-        with _quiet(), running():
-            # Not Ibis' own reader: it makes a call that newer versions of DuckDB no longer have.
+        """Yields a result in record batches, computed on demand; the engine can run nothing else until it ends."""
+        with _quiet(), engine_errors():
+            # Ibis' own reader calls a method that newer versions of DuckDB no longer have.
             relation = self.backend.con.sql(self.backend.compile(expression))
             read = getattr(relation, "to_arrow_reader", None) or relation.fetch_arrow_reader
             reader = read(BATCH_ROWS)
         while True:
-            with running():
+            with engine_errors():
                 try:
                     batch = reader.read_next_batch()
                 except StopIteration:
@@ -111,7 +111,7 @@ class Engine:
             yield batch
 
     def spool(self, name: str, expression: ir.Table) -> Iterator[pa.RecordBatch]:
-        """The result, computed now, as record batches from a file: something else may run meanwhile."""
+        """Computes a result now and yields it in record batches from a file; the engine can run meanwhile."""
         path = self.scratch / f"{name}.arrow"
         batches = self.stream(expression)
         if (first := next(batches, None)) is not None:
@@ -122,13 +122,13 @@ class Engine:
         return _replay(path)
 
     def read_parquet(self, path: Path) -> ir.Table:
-        """A Parquet file with its row numbers (from 0) as column `file_row_number`."""
-        with _quiet(), running():
+        """Opens a Parquet file as a table, with its row numbers (from 0) as column `file_row_number`."""
+        with _quiet(), engine_errors():
             return self.backend.read_parquet(str(path), file_row_number=True)
 
     def read_csv(self, path: Path, columns: int, delimiter: str) -> ir.Table:
-        """A headered CSV file as strings c0, c1, ...; nothing is guessed, and a ragged row is an error."""
-        with _quiet(), running():
+        """Opens a CSV file with a header as a table of strings c0, c1, ...; a row of another length is an error."""
+        with _quiet(), engine_errors():
             return self.backend.read_csv(
                 str(path),
                 columns={f"c{i}": "VARCHAR" for i in range(columns)},
@@ -140,13 +140,13 @@ class Engine:
             )
 
     def read_json(self, path: Path, columns: dict[str, str]) -> ir.Table:
-        """Objects of a JSON file, one per line or in one array; other fields than `columns` are not read."""
-        with _quiet(), running():
+        """Opens a JSON file (an object per line, or one array) as a table of fields with DuckDB types."""
+        with _quiet(), engine_errors():
             return self.backend.read_json(str(path), columns=columns)
 
     def json_fields(self, path: Path) -> list[str]:
-        """The names of the fields that the objects of a JSON file have."""
-        with _quiet(), running():
+        """Returns the names of the fields of the objects in a JSON file."""
+        with _quiet(), engine_errors():
             return list(self.backend.read_json(str(path)).columns)
 
 
@@ -158,7 +158,7 @@ def _replay(path: Path) -> Iterator[pa.RecordBatch]:
 
 
 class EngineError(DataError):
-    """What the engine said when it stopped; `text` is its own first line."""
+    """The engine stopped; `text` is the first line of its own message."""
 
     def __init__(self, error: BaseException) -> None:
         lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
@@ -175,14 +175,14 @@ class EngineError(DataError):
 
 
 @contextlib.contextmanager
-def running() -> Iterator[None]:
-    """Turns what the engine raises while it runs into an `EngineError`, and an interruption into KeyboardInterrupt."""
+def engine_errors() -> Iterator[None]:
+    """Turns exceptions of the engine into `EngineError`, and an interruption into KeyboardInterrupt."""
     try:
         yield
     except (duckdb.InterruptException, pa.ArrowCancelled) as error:
         raise KeyboardInterrupt from error
     except RuntimeError as error:
-        # DuckDB's Python client asks for signals itself, and swallows the KeyboardInterrupt that it gets.
+        # DuckDB's Python client checks for signals itself, and swallows the KeyboardInterrupt.
         if "interrupted" in str(error).lower():
             raise KeyboardInterrupt from error
         raise
@@ -194,7 +194,7 @@ def running() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    # Ibis calls DuckDB by names that DuckDB is about to retire; neither is ours to change.
+    # Ibis calls methods of DuckDB that are deprecated there.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         yield

@@ -1,8 +1,7 @@
-"""Dense ids for queries and for (query, document) pairs, and the tables of names behind them."""
+"""Assigns dense ids to queries and to (query, document) pairs, and makes the tables of names behind them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,31 +14,19 @@ import pyarrow as pa
 from ultr.data.vocabulary import Vocabulary
 from ultr.errors import DataError
 from ultr.ingest.engine import Engine
-from ultr.ingest.readers.qrels import Grades
+from ultr.ingest.readers.base import DocumentFeatures, GradedPairs
 
 
-@dataclass
-class DocumentFeatures:
-    """Features of documents, to be had once their ids are known.
-
-    Attributes:
-      names: F names.
-      fill: (slots, targets, out) writes the features of the row with slot slots[i] (ascending) to out[targets[i]].
-    """
-
-    names: list[str]
-    fill: Callable[[np.ndarray, np.ndarray, np.ndarray], None]
-
-
-@dataclass
-class Ids:
-    """Ids of what rows are about.
+@dataclass(frozen=True)
+class AssignedIds:
+    """The ids of the queries and (query, document) pairs of rows.
 
     Attributes:
-      queries: staged table of query and query_id (from 0).
-      pairs: staged table of query, document, query_id, document_id (from 1), label where there are grades, slot
-        where rows have one; only the pairs that the rows hold.
-      report: what was done to grades, where there are any.
+      queries: stored table of query and query_id (from 0).
+      pairs: stored table of query, document, query_id, document_id (from 1), `new` (whether the parent does not know
+        the pair), label where there are grades, slot where rows have one; only the pairs that the rows hold.
+      parent: the vocabulary whose ids were kept, or None.
+      report: what was done to the grades, where there are any.
     """
 
     queries: ir.Table
@@ -48,24 +35,27 @@ class Ids:
     report: dict[str, int]
 
 
-def assign(
+def assign_ids(
     engine: Engine,
     rows: ir.Table,
     *,
     parent: Vocabulary | None = None,
-    grades: Grades | None = None,
-    final: bool = False,
-) -> Ids:
-    """Numbers the queries as they first appear, and the pairs query by query as they first appear.
+    grades: GradedPairs | None = None,
+    unique_pairs: bool = False,
+) -> AssignedIds:
+    """Numbers the queries in the order in which they first appear, and query by query the pairs likewise.
 
-    What the parent knows keeps its ids; what it does not know comes after.
+    Queries and pairs that the parent knows keep its ids; others come after these.
 
     Args:
-      rows: at, query, document without nulls, and if there are any rank, label, slot.
-      final: whether the rows have each pair once, with the grade that it is to have: then there is nothing to report
-        about the grades.
+      engine: the engine.
+      rows: at, query and document without nulls, and where there are any rank, label, slot.
+      parent: the vocabulary whose ids are kept.
+      grades: grades of pairs, which come before those of the rows.
+      unique_pairs: whether the rows have each pair once, with its final grade: then there is nothing to report about
+        the grades.
     """
-    known_queries, known_pairs = _known(engine, parent) if parent is not None else (None, None)
+    known_queries, known_pairs = _parent_tables(engine, parent) if parent is not None else (None, None)
     first = rows.group_by("query").agg(first=rows["at"].min())
     if known_queries is not None:
         first = first.anti_join(known_queries, "query")
@@ -75,7 +65,7 @@ def assign(
     if known_queries is not None:
         queries = queries.union(known_queries)
 
-    pairs = _seen(rows).join(queries, "query")
+    pairs = _distinct_pairs(rows).join(queries, "query")
     if known_pairs is not None:
         pairs = pairs.left_join(known_pairs, ["query_id", "document"]).drop("query_id_right", "document_right")
     else:
@@ -92,7 +82,7 @@ def assign(
         judged = int(engine.record(pairs.agg(n=pairs.grade.count()))["n"])
         total = int(engine.record(grades.table.agg(n=grades.table.count()))["n"])
         report |= {"pairs_graded": judged, "grades_of_pairs_not_in_the_data": total - judged}
-    if "label" in rows.columns and not final:
+    if "label" in rows.columns and not unique_pairs:
         inline = engine.record(pairs.agg(differing=(pairs.low != pairs.high).sum(), negative=pairs.negative.sum()))
         for name, count in (("negative_read_as_0", "negative"), ("pairs_with_differing_grades", "differing")):
             report[name] = int(inline[count] or 0) + report.get(name, 0)
@@ -105,13 +95,25 @@ def assign(
     if parent is not None:
         old = pairs.filter(pairs.known.notnull())
         numbered = numbered.union(old.select(*columns, document_id=old.known, new=ibis.literal(False)))
-    return Ids(queries, engine.stage("pairs", numbered), parent, report)
+    return AssignedIds(queries, engine.stage("pairs", numbered), parent, report)
 
 
-def tables(
-    engine: Engine, ids: Ids, features: DocumentFeatures | None = None
+def vocabulary_tables(
+    engine: Engine, ids: AssignedIds, features: DocumentFeatures | None = None
 ) -> tuple[pa.ChunkedArray, pa.Table, list[str], dict[str, int]]:
-    """The names of the queries, the documents table, the names of its features, and counts for the report."""
+    """Makes the tables of a vocabulary.
+
+    Args:
+      engine: the engine.
+      ids: of `assign_ids`.
+      features: features of the documents of the rows.
+
+    Returns:
+      the names of the queries, the table of documents, the names of its features, and counts for the report.
+
+    Raises:
+      DataError: the features are others than those of the parent.
+    """
     parent = ids.parent
     new_queries = ids.queries if parent is None else ids.queries.filter(ids.queries.query_id >= parent.queries)
     queries = _column(engine.table(new_queries.order_by("query_id")), "query")
@@ -147,8 +149,8 @@ def tables(
     return queries, documents, titles, report
 
 
-def _seen(rows: ir.Table) -> ir.Table:
-    """Each pair of the rows once, with where it first stands and the first grade that it got."""
+def _distinct_pairs(rows: ir.Table) -> ir.Table:
+    """Lists each pair of the rows once, with its first position and its first grade."""
     values: dict[str, Any] = {"first": rows["at"].min()}
     if "rank" in rows.columns:
         values["rank"] = rows["rank"].min()
@@ -163,7 +165,7 @@ def _seen(rows: ir.Table) -> ir.Table:
     return rows.group_by(["query", "document"]).agg(**values)
 
 
-def _known(engine: Engine, parent: Vocabulary) -> tuple[ir.Table, ir.Table]:
+def _parent_tables(engine: Engine, parent: Vocabulary) -> tuple[ir.Table, ir.Table]:
     names = parent.query_names
     table = pa.table({"query": names, "query_id": pa.array(np.arange(len(names), dtype=np.int32))})
     queries = engine.load("known_queries", table.to_batches(), table.schema)
@@ -174,15 +176,15 @@ def _known(engine: Engine, parent: Vocabulary) -> tuple[ir.Table, ir.Table]:
 
 
 def _features(
-    engine: Engine, ids: Ids, features: DocumentFeatures | None, documents: int
+    engine: Engine, ids: AssignedIds, features: DocumentFeatures | None, documents: int
 ) -> tuple[pa.ChunkedArray, list[str], int]:
-    """[V] fixed-size lists of features, held in a file; their names; how many documents have none."""
+    """Gathers the features of all documents in a file; returns [V] lists, their names, how many documents have none."""
     parent = ids.parent
     known = list(parent.feature_names) if parent is not None else []
     names = features.names if features is not None else known
     if known and names != known:
         raise DataError(
-            f"expected the {len(known)} document features of the vocabulary, found {len(names)} others",
+            f"expected the {len(known)} document features of the vocabulary, found {len(names)} with other names",
             file=parent.path if parent is not None else None,
             field="features",
         )

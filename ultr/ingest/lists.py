@@ -1,4 +1,4 @@
-"""What is known once per list: session, query, time and context; one row per list, in the order of the log."""
+"""Groups rows into lists, with one session, query, time and context each, in the order of the log."""
 
 from __future__ import annotations
 
@@ -14,28 +14,29 @@ import pyarrow.compute as pc
 from ultr.data.columns import CONTEXT
 from ultr.errors import DataError
 from ultr.ingest.engine import Engine
+from ultr.ingest.positions import FileRow
 from ultr.ingest.values import LARGEST_FLOAT32
 
 
-@dataclass
-class Lists:
-    """The lists of a log.
+@dataclass(frozen=True)
+class ListTable:
+    """The lists of a log: one row with session, query, time and context for each.
 
     Attributes:
-      table: staged; list (increasing in the order of the log), session, query, query_id, and if there are any time
-        and context.<name>.
-      context: name -> {"kind": "category", "values": [...]} or {"kind": "number"}.
+      table: list (increasing in the order of the log), session, query, query_id, at, and where there are any time and
+        context.<name>.
+      context: name -> {"kind": "category", "values": [...]} or {"kind": "number"}, as for `LogWriter`.
     """
 
     table: ir.Table
     context: dict[str, dict[str, Any]]
 
     def stream(self, engine: Engine) -> Iterator[pa.Table]:
-        """The lists in order, columns as a `LogWriter` takes them, and `list`."""
+        """Yields the lists in order, with the columns that `LogWriter` takes, and `list`."""
         columns = self.table.drop("query", "at").order_by("list")
-        return map(self._coded, engine.spool("lists_in_order", columns))
+        return map(self._encode, engine.spool("lists_in_order", columns))
 
-    def _coded(self, batch: pa.RecordBatch) -> pa.Table:
+    def _encode(self, batch: pa.RecordBatch) -> pa.Table:
         table = pa.table(batch).rename_columns({"query_id": "query"})
         for name, about in self.context.items():
             column = table[CONTEXT + name]
@@ -48,7 +49,7 @@ class Lists:
         return table
 
 
-def gather(
+def group_into_lists(
     engine: Engine,
     rows: ir.Table,
     queries: ir.Table,
@@ -56,17 +57,18 @@ def gather(
     context: Sequence[str] = (),
     text: bool = False,
     known: Mapping[str, Mapping[str, Any]] | None = None,
-    where: Callable[[int], dict[str, Any]],
-) -> Lists:
-    """Groups checked rows into lists: by `list` where they have it, by session and query otherwise.
+    where: Callable[[int], FileRow],
+) -> ListTable:
+    """Groups checked rows into lists: by `list` where they have it, otherwise by session and query.
 
     Args:
-      rows: at, session, query, and if there are any list, time and context.<name> (strings or float64).
+      engine: the engine.
+      rows: at, session, query, and where there are any list, time and context.<name> (strings or float64).
       queries: query and query_id.
       context: names of the context columns.
-      text: whether a context of strings that are all numbers is a number.
-      known: context of the log that this one extends: its categories keep their numbers.
-      where: `at` -> file and row.
+      text: whether values are text that may stand for numbers: a context column of such numbers is a number.
+      known: the context of the log that this one extends: its categories keep their numbers.
+      where: maps a position to the file and row.
 
     Raises:
       DataError: a context column with two values in one list, or a number that is missing or not finite.
@@ -93,21 +95,22 @@ def gather(
                 field=name,
                 **where(found["at"]),
             )
-    kinds = {name: _kind(engine, table, name, text, (known or {}).get(name), where) for name in context}
+    kinds = {name: _context_type(engine, table, name, text, (known or {}).get(name), where) for name in context}
     for name, about in kinds.items():
         if about["kind"] == "number" and table[CONTEXT + name].type().is_string():
             table = table.mutate(**{CONTEXT + name: table[CONTEXT + name].strip().cast("float64")})
-    return Lists(table.drop(*(f"other.{name}" for name in context)), kinds)
+    return ListTable(table.drop(*(f"other.{name}" for name in context)), kinds)
 
 
-def _kind(
+def _context_type(
     engine: Engine,
     table: ir.Table,
     name: str,
     text: bool,
     known: Mapping[str, Any] | None,
-    where: Callable[[int], dict[str, Any]],
+    where: Callable[[int], FileRow],
 ) -> dict[str, Any]:
+    """Decides whether a context column holds categories or numbers; a number that is not finite is an error."""
     value: Any = table[CONTEXT + name]
     category = known is not None and known["kind"] == "category"
     if value.type().is_string() and text and not category:
@@ -132,8 +135,8 @@ def _kind(
     return {"kind": "number"}
 
 
-class Cursor:
-    """Takes rows from a stream of tables, any number at a time."""
+class TableStream:
+    """Reads a stream of tables in pieces of any number of rows."""
 
     def __init__(self, tables: Iterator[pa.Table]) -> None:
         self._tables = tables
@@ -141,7 +144,7 @@ class Cursor:
         self._rows = 0
 
     def take(self, rows: int) -> pa.Table:
-        """The next `rows` rows, or what is left."""
+        """Returns the next `rows` rows, or those that are left."""
         while self._rows < rows and (table := next(self._tables, None)) is not None:
             self._held.append(table)
             self._rows += len(table)
@@ -150,13 +153,14 @@ class Cursor:
         return whole.slice(0, rows)
 
 
-def number_rows(rows: ir.Table, lists: Lists) -> ir.Table:
-    """The rows with the `list` that they belong to."""
+def with_lists(rows: ir.Table, lists: ListTable) -> ir.Table:
+    """Adds to each row the `list` that it belongs to."""
     if "list" in rows.columns:
         return rows
     return rows.join(lists.table.select("session", "query", "list"), ["session", "query"])
 
 
-def times(engine: Engine, lists: Lists) -> np.ndarray:
-    """[n] time of each list, in order."""
-    return engine.table(lists.table.order_by("list").select("time"))["time"].to_numpy()
+def list_times(engine: Engine, lists: ListTable) -> np.ndarray:
+    """Computes the time of each list [n], in order."""
+    times: np.ndarray = engine.table(lists.table.order_by("list").select("time"))["time"].to_numpy()
+    return times

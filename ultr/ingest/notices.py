@@ -1,4 +1,4 @@
-"""What the report of a prepared folder says to its reader in plain sentences: signs that something went wrong."""
+"""Warnings in the report of a prepared folder: sentences about signs that something went wrong."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 def log_warnings(
     report: Mapping[str, Any], *, shown: int, splits: Mapping[str, int], graded_by: str | None
 ) -> list[str]:
-    """Warnings about a click log.
+    """Writes the warnings about a click log.
 
     Args:
-      report: what was read, kept and dropped.
-      shown: rows about shown documents before any were dropped.
-      splits: name -> sessions.
-      graded_by: the name of the file of grades, None where there is none.
+      report: counts of what was read, kept, dropped and repaired.
+      shown: number of rows about shown documents before any were dropped.
+      splits: name -> number of sessions.
+      graded_by: name of the file of grades, or None without one.
     """
     dropped, repaired = report["dropped"], report["repaired"]
     out: list[str] = []
@@ -39,7 +39,7 @@ def log_warnings(
 
 
 def collection_warnings(report: Mapping[str, Any], *, splits: Mapping[str, int]) -> list[str]:
-    """Warnings about a collection; `splits` is name -> lists."""
+    """Writes the warnings about a collection; `splits` is name -> number of lists."""
     counts = dict(report) | report.get("dropped", {})
     reasons = ("rows_without_keys", "duplicate_documents", "without_query_document_or_grade", "repeated_pairs")
     read = report["rows"] if "rows" in report else report["grades_read"]

@@ -1,4 +1,4 @@
-"""From rows sorted by list and rank to list columns: the step that the query engine cannot do in little memory."""
+"""Packs rows sorted by list and rank into list columns, which the query engine cannot do in bounded memory."""
 
 from __future__ import annotations
 
@@ -8,31 +8,37 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 
-Columns = dict[str, np.ndarray]
+FlatColumns = dict[str, np.ndarray]  # name -> [rows]
 
 
 @dataclass
-class Block:
-    """n lists: `flat` values of list i are `[offsets[i]:offsets[i + 1]]`; `number` [n] says which lists they are."""
+class PackedLists:
+    """Holds n lists of rows as flat arrays.
+
+    Attributes:
+      number: [n] the `list` of each.
+      offsets: [n + 1]; the rows of list i are `[offsets[i]:offsets[i + 1]]`.
+      flat: name -> values of the rows.
+    """
 
     number: np.ndarray
     offsets: np.ndarray
-    flat: Columns
+    flat: FlatColumns
 
     def lists(self, name: str) -> pa.ListArray:
-        """[n] lists of one of the values."""
+        """Returns one of the columns as an array of n lists."""
         return pa.ListArray.from_arrays(pa.array(self.offsets, pa.int32()), pa.array(self.flat[name]))
 
 
 @dataclass
 class Repairs:
-    """What was found while rows became lists.
+    """Counts the repairs that packing rows into lists makes.
 
     Attributes:
-      dropped: rows at a rank that another row of their list has, rows of a document that the list has higher up,
-        and clicks on documents that a list lost that way.
-      repaired: clicks that were moved to the row that was kept of the same document.
-      noted: lists whose ranks do not run from 1 without a gap (they stay as they are).
+      dropped: rows at a rank that an earlier row of their list has, rows of a document that the list shows at a
+        higher place, and clicks on documents that a list lost in this way.
+      repaired: clicks that were moved to the remaining row of the same document.
+      noted: lists whose ranks do not run from 1 without a gap, which are kept as they are.
     """
 
     dropped: dict[str, int] = field(
@@ -42,72 +48,72 @@ class Repairs:
     noted: dict[str, int] = field(default_factory=lambda: {"lists_with_gaps_in_ranks": 0})
 
 
-def runs(
+def pack_lists(
     batches: Iterable[pa.RecordBatch], repairs: Repairs, *, values: Sequence[str] = (), rows: int = 1 << 20
-) -> Iterator[Block]:
-    """Turns runs of rows with the same `list` into blocks of lists; a run may straddle batches.
+) -> Iterator[PackedLists]:
+    """Packs consecutive rows with the same `list` into lists; a list may straddle batches.
 
     Args:
       batches: rows sorted by list, rank and preference among equal ranks, without nulls: list (int64), rank (int32),
         document (int32), click (int8), and `values`.
-      repairs: counts are added here.
-      values: further columns to carry along.
-      rows: about how many rows are worked on at a time.
+      repairs: the counts are added to these.
+      values: names of further columns to pack.
+      rows: about how many rows to pack at a time.
 
     Yields:
-      blocks of whole lists in order; within a list ranks increase and no document comes twice.
+      whole lists in order; within a list ranks increase and no document comes twice.
     """
     names = ["list", "rank", "document", "click", *values]
-    held: list[Columns] = []
+    held: list[FlatColumns] = []
     size, enough = 0, rows
     for batch in batches:
         held.append({name: batch[name].to_numpy() for name in names})
         size += len(batch)
         if size < enough:
             continue
-        columns = _join(held)
-        # The last run may go on in the next batch.
+        columns = _concatenate(held)
+        # The last list may continue in the next batch.
         cut = int(np.searchsorted(columns["list"], columns["list"][-1]))
         if cut:
-            yield _block({name: x[:cut] for name, x in columns.items()}, repairs)
+            yield _pack({name: x[:cut] for name, x in columns.items()}, repairs)
             columns = {name: x[cut:].copy() for name, x in columns.items()}
         held, size = [columns], size - cut
         enough = max(rows, 2 * size)
     if size:
-        yield _block(_join(held), repairs)
+        yield _pack(_concatenate(held), repairs)
 
 
-def _join(parts: list[Columns]) -> Columns:
+def _concatenate(parts: list[FlatColumns]) -> FlatColumns:
     if len(parts) == 1:
         return parts[0]
     return {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
 
 
-def _block(columns: Columns, repairs: Repairs) -> Block:
-    starts, number = _starts(columns["list"])
-    keep = _kept(columns, number, repairs)
+def _pack(columns: FlatColumns, repairs: Repairs) -> PackedLists:
+    starts, number = _list_starts(columns["list"])
+    keep = _rows_to_keep(columns, number, repairs)
     if keep is not None:
         columns = {name: x[keep] for name, x in columns.items()}
-        starts, number = _starts(columns["list"])
+        starts, number = _list_starts(columns["list"])
     offsets = np.append(starts, len(columns["list"]))
     last = columns["rank"][offsets[1:] - 1]
     repairs.noted["lists_with_gaps_in_ranks"] += int((last != np.diff(offsets)).sum())
     flat = {name: x for name, x in columns.items() if name != "list"}
-    return Block(columns["list"][starts], offsets, flat)
+    return PackedLists(columns["list"][starts], offsets, flat)
 
 
-def _starts(lists: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where each run starts, and for each row the number of its run."""
+def _list_starts(lists: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Finds where each list starts, and for each row the number of its list, from 0."""
     new = np.empty(len(lists), bool)
     new[0] = True
     np.not_equal(lists[1:], lists[:-1], out=new[1:])
     return np.flatnonzero(new), np.cumsum(new) - 1
 
 
-def _kept(columns: Columns, number: np.ndarray, repairs: Repairs) -> np.ndarray | None:
-    """Which rows stay (None: all); moves the clicks of those that go to the same document's row where one stays."""
+def _rows_to_keep(columns: FlatColumns, number: np.ndarray, repairs: Repairs) -> np.ndarray | None:
+    """Decides which rows to keep (None: all), and moves the clicks of others to the kept row of the same document."""
     rank, click = columns["rank"], columns["click"]
-    # The first of equal ranks stays; only then is it known which documents the list holds.
+    # The first of the rows at a rank is kept. Of the rows that are left about a document, the highest is kept.
     twice = np.zeros(len(rank), bool)
     np.logical_and(number[1:] == number[:-1], rank[1:] == rank[:-1], out=twice[1:])
     pair = number * (np.int64(columns["document"].max()) + 1) + columns["document"]
@@ -117,7 +123,7 @@ def _kept(columns: Columns, number: np.ndarray, repairs: Repairs) -> np.ndarray 
             return None
         again = np.zeros(len(rank), bool)
     else:
-        # Rows in order of document, then of rank, those that already went last.
+        # By document, then by rank, with the rows dropped for their rank last.
         order = np.lexsort((rank, twice, pair))
         same = np.zeros(len(rank), bool)
         same[1:] = pair[order][1:] == pair[order][:-1]

@@ -1,4 +1,4 @@
-"""Raw files as tables and lines that remember where each row stands in its file."""
+"""Opens raw files as tables and lines, with the position of every row (see `positions`)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import csv
 import io
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,17 +21,15 @@ import pyarrow.parquet as pq
 from ultr.data.storage import LOG_FORMAT, prepared_format
 from ultr.errors import DataError
 from ultr.ingest.engine import Engine, EngineError
+from ultr.ingest.positions import file_start
 
-# `at` says where a row stands: the number of its file, and below these bits its row there, from 1.
-FILE_BITS = 40
-ROW_MASK = (1 << FILE_BITS) - 1
-LINE_BYTES = 1 << 24  # how much text is split into lines at a time
+BLOCK_BYTES = 1 << 24  # bytes of text that are split into lines at a time
 PARQUET_SUFFIXES = (".parquet", ".pq")
 DELIMITERS = "\t,;|"
 
 
-def expand(inputs: Sequence[str | os.PathLike[str]]) -> list[Path]:
-    """The files that are meant: those named, and the data files of a named folder in the order of their names.
+def expand_inputs(inputs: Sequence[str | os.PathLike[str]]) -> list[Path]:
+    """Lists the input files: those that are named, and the data files of named folders in the order of their names.
 
     Raises:
       DataError: nothing was named, a file is missing or empty, or a folder is empty or a prepared one.
@@ -64,7 +62,7 @@ def expand(inputs: Sequence[str | os.PathLike[str]]) -> list[Path]:
 
 
 def is_parquet(path: Path) -> bool:
-    """By the suffix or the first bytes: a truncated file still has those."""
+    """Tells whether a file is Parquet by its suffix or its first bytes, which a truncated file still has."""
     if path.suffix in PARQUET_SUFFIXES:
         return True
     with open(path, "rb") as stream:
@@ -72,7 +70,7 @@ def is_parquet(path: Path) -> bool:
 
 
 def parquet_schema(path: Path) -> pa.Schema:
-    """The columns of a Parquet file.
+    """Reads the schema of a Parquet file.
 
     Raises:
       DataError: it is truncated or not Parquet.
@@ -90,17 +88,19 @@ def parquet_schema(path: Path) -> pa.Schema:
 
 
 def open_bytes(path: Path) -> Any:
-    """A binary stream of the file's content, unpacked where the name ends in .gz, .zst, ..."""
+    """Opens a file as a binary stream, decompressed where its name ends in .gz, .zst, ..."""
     return pa.input_stream(str(path), compression="detect")
 
 
 @dataclass(frozen=True)
-class Raw:
-    """One file as an expression.
+class ScannedTable:
+    """A raw file as an Ibis table.
 
     Attributes:
-      columns: the file's own column names -> expressions of `table`.
-      at: expression that says where the row stands.
+      path: the file.
+      table: the table.
+      columns: column names of the file -> expressions of `table`.
+      at: expression of the position of each row.
     """
 
     path: Path
@@ -109,25 +109,34 @@ class Raw:
     at: ir.IntegerColumn
 
 
-def open_table(engine: Engine, path: Path, number: int) -> Raw:
-    """A Parquet or headered CSV/TSV file (any delimiter of tab, comma, semicolon, bar); CSV values are strings.
+def scan_table(engine: Engine, path: Path, number: int) -> ScannedTable:
+    """Opens a Parquet file, or a CSV file with a header, as a table; the values of CSV are strings.
+
+    Args:
+      engine: the engine.
+      path: the file; CSV may be delimited by tabs, commas, semicolons or bars.
+      number: the number of the file among the inputs.
 
     Raises:
       DataError: truncated Parquet, or a header that is empty or names a column twice.
     """
-    base = number << FILE_BITS
+    base = file_start(number)
     if is_parquet(path):
         names = parquet_schema(path).names
         table = engine.read_parquet(path)
-        return Raw(path, table, {n: table[n] for n in names}, table.file_row_number + (base + 1))
+        return ScannedTable(path, table, {n: table[n] for n in names}, table.file_row_number + (base + 1))
     delimiter, names = header(path)
     table = engine.read_csv(path, len(names), delimiter)
     table = table.mutate(at=ibis.row_number() + (base + 1))
-    return Raw(path, table, {n: table[f"c{i}"] for i, n in enumerate(names)}, table.at)
+    return ScannedTable(path, table, {n: table[f"c{i}"] for i, n in enumerate(names)}, table.at)
 
 
 def header(path: Path) -> tuple[str, list[str]]:
-    """The delimiter and the column names in the first line of a CSV file."""
+    """Reads the delimiter and the column names from the first line of a CSV file.
+
+    Raises:
+      DataError: the line is empty, not UTF-8, or names a column twice.
+    """
     with open_bytes(path) as stream:
         start = stream.read(1 << 20)
     first = start.split(b"\n", 1)[0].rstrip(b"\r").removeprefix(b"\xef\xbb\xbf")
@@ -145,7 +154,7 @@ def header(path: Path) -> tuple[str, list[str]]:
 
 
 def csv_line(path: Path, number: int) -> int:
-    """The line of the file in which its record `number` (from 1, after the header) starts."""
+    """Finds the line in which record `number` (from 1, after the header) of a CSV file starts."""
     for count, (line, _) in enumerate(_records(path)):
         if count == number:
             return line
@@ -153,7 +162,7 @@ def csv_line(path: Path, number: int) -> int:
 
 
 def csv_error(files: Sequence[Path], error: EngineError) -> DataError:
-    """Finds the row that stopped the engine's CSV reader; `error` itself where it stopped for another reason."""
+    """Finds the row at which the engine's CSV reader stopped; returns `error` where it stopped for another reason."""
     for path in files:
         if is_parquet(path):
             continue
@@ -187,7 +196,7 @@ class _Undecodable(Exception):
 
 
 def _records(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """(first line, values) of each record that is not blank, the header included."""
+    """Yields (first line, values) of each record of a CSV file that is not blank, the header included."""
     delimiter, _ = header(path)
     with open_bytes(path) as stream, io.TextIOWrapper(stream, "utf-8", newline="") as text:
         reader = csv.reader(text, delimiter=delimiter)
@@ -204,7 +213,7 @@ def _records(path: Path) -> Iterator[tuple[int, list[str]]]:
 
 
 def _bad_line(path: Path) -> int:
-    """The first line that is not UTF-8."""
+    """Finds the first line that is not UTF-8."""
     with open_bytes(path) as stream, io.TextIOWrapper(stream, "utf-8", "surrogateescape", newline="\n") as text:
         return next((row for row, line in enumerate(text, 1) if re.search("[\udc80-\udcff]", line)), 1)
 
@@ -213,23 +222,31 @@ LINES = pa.schema([("at", pa.int64()), ("text", pa.string())])
 
 
 def read_lines(files: Sequence[Path]) -> Iterator[pa.RecordBatch]:
-    """Every line that is not blank, as batches with the schema `LINES`.
+    """Yields every line that is not blank, in batches with the schema `LINES`.
 
     Raises:
       DataError: text that is not UTF-8.
     """
     for number, path in enumerate(files):
         for row, text in line_blocks(path):
-            at = np.arange(row, row + len(text), dtype=np.int64) + (number << FILE_BITS)
+            at = np.arange(row, row + len(text), dtype=np.int64) + file_start(number)
             yield pa.record_batch([pa.array(at), text], schema=LINES).filter(pc.not_equal(text, ""))
 
 
-def line_blocks(path: Path) -> Iterator[tuple[int, pa.StringArray]]:
-    """Blocks of lines without surrounding white space at their end, each with the number of its first line."""
+def line_blocks(path: Path, *, block_bytes: int = BLOCK_BYTES) -> Iterator[tuple[int, pa.StringArray]]:
+    """Yields blocks of lines without white space at their ends, each with the number of its first line.
+
+    Args:
+      path: the file.
+      block_bytes: bytes of text to read at a time.
+
+    Raises:
+      DataError: text that is not UTF-8.
+    """
     row, rest = 1, b""
     with open_bytes(path) as stream:
         while True:
-            block = stream.read(LINE_BYTES)
+            block = stream.read(block_bytes)
             data = rest + block
             if not data:
                 return
@@ -250,12 +267,6 @@ def line_blocks(path: Path) -> Iterator[tuple[int, pa.StringArray]]:
             row += len(ends)
 
 
-def place(files: Sequence[Path], at: int, line: Callable[[Path, int], int] | None = None) -> dict[str, Any]:
-    """The `file` and `row` of a DataError about the row that stands at `at`."""
-    path, row = files[at >> FILE_BITS], at & ROW_MASK
-    return {"file": path, "row": line(path, row) if line else row}
-
-
-def table_line(path: Path, row: int) -> int:
-    """The row number to report for row `row` (from 1) of a file of `open_table`."""
+def reported_row(path: Path, row: int) -> int:
+    """Returns the row that errors report for row `row` (from 1) of a scanned table: the line of a CSV file."""
     return row if is_parquet(path) else csv_line(path, row)

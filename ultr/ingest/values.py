@@ -1,4 +1,4 @@
-"""From the values of a file to those of a log: what is accepted, and what is said about the rest."""
+"""Converts the values of raw files to those of a log, and rejects values that are not accepted."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ import ibis.expr.types as ir
 
 from ultr.errors import DataError
 from ultr.ingest.engine import Engine
+from ultr.ingest.positions import FileRow
 
 LARGEST_INT32 = 2**31 - 1
 LARGEST_FLOAT32 = 3.4028234e38
-LARGEST_GRADE = 31  # the gain of nDCG is 2 ** grade - 1
+LARGEST_GRADE = 31  # nDCG computes the gain 2 ** grade - 1
 
 
-def key(column: Any) -> Any:
-    """A name as a string, null where there is none; whole numbers lose the fraction that a null gave them."""
+def as_name(column: ir.Column) -> ir.Value:
+    """Converts a column to names: strings, null where empty; floats that are whole are written as integers."""
     if column.type().is_floating():
         whole = column.try_cast("int64")
         return ibis.ifelse(whole == column, whole.cast("string"), column.cast("string"))
@@ -27,7 +28,7 @@ def key(column: Any) -> Any:
 
 
 def _number(column: Any) -> Any:
-    """The number that a value stands for, null where it stands for none."""
+    """Converts a column to numbers, null where a value is no number."""
     kind = column.type()
     if kind.is_string():
         return column.strip().try_cast("float64")
@@ -37,27 +38,27 @@ def _number(column: Any) -> Any:
 
 
 def _flag(column: Any) -> Any:
-    """Like `_number`, with false and true for 0 and 1."""
+    """Converts a column like `_number`, and false and true to 0 and 1."""
     kind = column.type()
     if kind.is_boolean():
         return column.cast("int8")
     if not kind.is_string():
         return _number(column)
-    # Nearly all are a single digit: only the others are looked at more closely.
+    # Nearly all values are "0" or "1": the others alone are parsed, which is slow.
     word = column.strip().lower()
     other = ibis.cases((word == "true", 1.0), (word == "false", 0.0), else_=word.try_cast("float64"))
     return ibis.cases((column == "0", 0.0), (column == "1", 1.0), else_=other)
 
 
 def _moment(column: Any) -> Any:
-    """Like `_number`; dates and times become seconds since 1970."""
+    """Converts a column like `_number`, and dates and times to seconds since 1970."""
     kind = column.type()
     if kind.is_timestamp() or kind.is_date():
         return _seconds(column.cast("timestamp"))
     if kind.is_numeric() or kind.is_boolean():
         return column.cast("int64") if kind.is_signed_integer() else _number(column).cast("float64")
     text = column.cast("string").strip()
-    # With a zone, or an offset in the text would be lost; text without one is UTC, as the engine is set.
+    # Cast with a time zone: otherwise an offset in the text would be ignored. Text without one is read as UTC.
     stamp = text.try_cast("timestamp('UTC')").cast("timestamp")
     return ibis.coalesce(text.try_cast("float64"), _seconds(stamp))
 
@@ -71,13 +72,23 @@ def _whole(value: Any) -> Any:
 
 
 def _finite(value: Any) -> Any:
-    # NaN is larger than every number to some engines, and smaller to others.
+    # Two bounds: NaN is larger than every number to some engines, and smaller to others.
     return (value <= LARGEST_FLOAT32) & (value >= -LARGEST_FLOAT32)
 
 
 @dataclass(frozen=True)
-class _Kind:
-    """How a column is read: text or any type -> a number -> whether it is accepted."""
+class ValueType:
+    """Describes the values of a column: how they are read, which are accepted, and what errors say about others.
+
+    Attributes:
+      read: converts a column of any type to numbers, null where a value is none.
+      accept: maps these numbers to whether they are accepted.
+      type: type of the converted column; None keeps that of the numbers.
+      expected: what an error says was expected.
+      fix: what an error suggests.
+      optional: whether a value may be missing.
+      fix_word: what an error suggests about a value that is no number at all, where that is something else.
+    """
 
     read: Callable[[Any], Any]
     accept: Callable[[Any], Any]
@@ -85,48 +96,53 @@ class _Kind:
     expected: str
     fix: str = ""
     optional: bool = False
-    words: str = ""  # what to do about a value that is no number at all
+    fix_word: str = ""
 
 
-KINDS: Mapping[str, _Kind] = {
-    "rank": _Kind(
+VALUE_TYPES: Mapping[str, ValueType] = {
+    "rank": ValueType(
         _number,
         lambda x: (x >= 1) & (x <= LARGEST_INT32) & _whole(x),
         "int32",
         f"a whole number from 1 to {LARGEST_INT32:,}",
         "Ranks count from 1.",
     ),
-    "click": _Kind(_flag, lambda x: x.isin([0, 1]), "int8", "0 or 1", "Make every click 0 or 1."),
-    "time": _Kind(_moment, lambda x: (x < 1e300) & (x > -1e300), None, "a number or a date and time"),
-    "label": _Kind(
+    "click": ValueType(_flag, lambda x: x.isin([0, 1]), "int8", "0 or 1", "Make every click 0 or 1."),
+    "time": ValueType(_moment, lambda x: (x < 1e300) & (x > -1e300), None, "a number or a date and time"),
+    "label": ValueType(
         _number,
         lambda x: (x >= -LARGEST_GRADE) & (x <= LARGEST_GRADE),
         "float32",
         f"a grade of at most {LARGEST_GRADE}, or nothing",
-        "Scale the grades: the gain of nDCG is 2 ** grade - 1.",
+        "Scale the grades: nDCG computes the gain 2 ** grade - 1.",
         optional=True,
-        words="Write the grades as numbers, such as 0 to 4.",
+        fix_word="Write the grades as numbers, such as 0 to 4.",
     ),
-    "feature": _Kind(
+    "feature": ValueType(
         _number, _finite, "float32", "a finite number", "Fill or drop such rows, or leave the column out."
     ),
 }
 
 
-def typed(table: ir.Table, kinds: Mapping[str, str]) -> ir.Table:
-    """The columns checked and converted, with `bad` (the first bad field or null) and `found` (what it held).
+def convert_columns(table: ir.Table, types: Mapping[str, str]) -> ir.Table:
+    """Converts and checks columns; `raise_first_bad` raises the error about values that are not accepted.
 
     Args:
-      kinds: column -> the name in `KINDS` of what it has to be; other columns stay as they are.
+      table: the raw rows.
+      types: column -> its name in `VALUE_TYPES`; other columns stay as they are.
+
+    Returns:
+      the table with the further columns `bad` (name of the first column with a bad value, or null) and `found` (that
+      value as text).
     """
-    # In two steps, so that a value is parsed once however often the second step looks at it.
-    read = table.mutate(**{f"read.{name}": KINDS[kind].read(table[name]) for name, kind in kinds.items()})
+    # In two steps, so that a value is parsed only once although the second step uses it several times.
+    read = table.mutate(**{f"read.{name}": VALUE_TYPES[kind].read(table[name]) for name, kind in types.items()})
     columns: dict[str, Any] = {}
     bad: list[tuple[Any, Any]] = []
     for name in table.columns:
         columns[name] = read[name]
-        if name in kinds:
-            kind, value = KINDS[kinds[name]], read[f"read.{name}"]
+        if name in types:
+            kind, value = VALUE_TYPES[types[name]], read[f"read.{name}"]
             good = kind.accept(value).fill_null(False)
             if kind.optional:
                 text = read[name].type().is_string()
@@ -140,29 +156,31 @@ def typed(table: ir.Table, kinds: Mapping[str, str]) -> ir.Table:
     return read.select(**columns)
 
 
-def reject(engine: Engine, table: ir.Table, where: Callable[[int], dict[str, Any]], names: Mapping[str, str]) -> None:
-    """Raises about the first row of a `typed` table that did not pass.
+def raise_first_bad(engine: Engine, table: ir.Table, where: Callable[[int], FileRow], names: Mapping[str, str]) -> None:
+    """Raises an error about the first row of a converted table with a bad value, if there is one.
 
     Args:
-      where: `at` -> file and row.
+      engine: the engine.
+      table: of `convert_columns`, with a column `at`.
+      where: maps a position to the file and row.
       names: column -> its name in the file.
 
     Raises:
-      DataError: with file, row, field, what was expected and found.
+      DataError: there is a bad value; names file, row, field, what was expected and found.
     """
     first = engine.record(table.filter(table.bad.notnull()).order_by("at").limit(1))
     if first:
-        kind = KINDS[first["bad"].split(".")[0]]
+        kind = VALUE_TYPES[first["bad"].split(".")[0]]
         found = "nothing" if first["found"] is None else repr(first["found"])
         field = names.get(first["bad"], first["bad"])
-        if kind.words and _wordy(first["found"]):
-            found, fix = f"{found}, which is not a number", kind.words
+        if kind.fix_word and _is_word(first["found"]):
+            found, fix = f"{found}, which is not a number", kind.fix_word
         else:
             fix = kind.fix
         raise DataError(f"expected {kind.expected}, found {found}", fix=fix, field=field, **where(first["at"]))
 
 
-def _wordy(text: str | None) -> bool:
+def _is_word(text: str | None) -> bool:
     try:
         return text is not None and math.isnan(float(text))
     except ValueError:

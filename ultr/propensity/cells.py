@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ultr.data import ClickLog, Counts
-from ultr.data.collapsing import Tally, tally
+from ultr.data.counting import CellCounts, count_cells
 from ultr.errors import ConfigError, DataError
 
 MOST_RANKS = 1000
@@ -66,20 +66,20 @@ def cells_of(source: ClickLog | Counts | Cells) -> Cells:
     return _checked(source) if isinstance(source, Cells) else known_cells(source, tally_of(source))
 
 
-def tally_of(source: ClickLog | Counts) -> Tally:
+def tally_of(source: ClickLog | Counts) -> CellCounts:
     """What was clicked and shown by document and rank; of counts by last click, several times.
 
     Raises:
       ConfigError: neither a log nor counts.
     """
     if isinstance(source, ClickLog):
-        return tally(source)
+        return count_cells(source)
     if not isinstance(source, Counts):
         raise ConfigError(f"expected a ClickLog or its Counts (ultr.data.collapsing), found {type(source).__name__}")
-    return Tally(source.document, source.rank, None, source.impressions, source.clicks, source.weight)
+    return CellCounts(source.document, source.rank, None, source.impressions, source.clicks, source.weight)
 
 
-def known_cells(source: ClickLog | Counts, counted: Tally) -> Cells:
+def known_cells(source: ClickLog | Counts, counted: CellCounts) -> Cells:
     """Cells of what was counted by document, rank and perhaps a part: arms are ranks, those of part 0 first.
 
     Args:
@@ -97,9 +97,9 @@ def known_cells(source: ClickLog | Counts, counted: Tally) -> Cells:
     known = (counted.document > 0) & (counted.document <= source.documents)
     document, arm = counted.document[known], counted.rank[known].astype(np.int64) - 1
     arms = source.ranks
-    if counted.part is not None and len(counted.part):
-        arm += source.ranks * counted.part[known].astype(np.int64)
-        arms *= int(counted.part.max()) + 1
+    if counted.extra is not None and len(counted.extra):
+        arm += source.ranks * counted.extra[known].astype(np.int64)
+        arms *= int(counted.extra.max()) + 1
     if not len(document):
         raise DataError(
             "expected impressions of documents that the vocabulary knows, found none",

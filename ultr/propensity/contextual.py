@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 
 from ultr.data import ClickLog
-from ultr.data.collapsing import Part, tally
-from ultr.data.grouping import Groups, sums
+from ultr.data.counting import ExtraKey, count_cells
+from ultr.data.grouping import SortedGroups, sum_by_key
 from ultr.errors import ConfigError
 from ultr.propensity.cells import Cells, first_ranks, known_cells
 from ultr.propensity.conditional import fit_conditionally
@@ -83,16 +83,18 @@ def contextual(
         codes = [column.codes(batch[COLUMN + column.name].to_numpy()) for column in columns]
         return np.repeat(np.ravel_multi_index(codes, sizes), np.diff(offsets))
 
-    counted = tally(source, Part(math.prod(sizes), part, tuple(COLUMN + name for name in names)), memory=memory)
-    assert counted.part is not None
-    used, number = np.unique(counted.part, return_inverse=True)
+    counted = count_cells(
+        source, ExtraKey(math.prod(sizes), part, tuple(COLUMN + name for name in names)), memory=memory
+    )
+    assert counted.extra is not None
+    used, number = np.unique(counted.extra, return_inverse=True)
     width = source.ranks if ranks is None else min(ranks, source.ranks)
     if len(used) * width > MOST_ARMS:
         raise ConfigError(
             f"{len(used):,} contexts at {width:,} ranks are too many to tell apart (at most {MOST_ARMS:,} "
             "together): cut numbers into fewer bins, or put rare values together before preparing the log"
         )
-    cells = first_ranks(known_cells(source, counted._replace(part=number)), ranks, of=source.ranks)
+    cells = first_ranks(known_cells(source, counted._replace(extra=number)), ranks, of=source.ranks)
     fit = FITS[method](cells, errors=errors)
     out = {}
     for i, code in enumerate(used):
@@ -130,7 +132,7 @@ def _column(log: ClickLog, name: str, bins: int, memory: int) -> _Column:
         return _Column(name, ["unknown", *map(str, about["values"])], None)
     least, most = np.full(bins, np.inf), np.full(bins, -np.inf)
     before = 0
-    with Groups(sums, memory=memory) as groups:
+    with SortedGroups(sum_by_key, memory=memory) as groups:
         for batch in log.columns([COLUMN + name]):
             groups.add(_ordered(batch[COLUMN + name].to_numpy()))
         for key, count in groups:

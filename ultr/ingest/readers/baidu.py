@@ -1,4 +1,4 @@
-"""Baidu-ULTR as published by the University of Amsterdam: clicks, grades and query-document embeddings."""
+"""Reads Baidu-ULTR as published by the University of Amsterdam: clicks, grades and query-document embeddings."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import pyarrow.parquet as pq
 
 from ultr.errors import DataError
 from ultr.ingest.engine import Engine
-from ultr.ingest.ids import DocumentFeatures
-from ultr.ingest.readers.formats import Request, Rows, missing
-from ultr.ingest.sources import FILE_BITS, is_parquet, parquet_schema
+from ultr.ingest.positions import file_start
+from ultr.ingest.readers.base import ColumnRequest, DocumentFeatures, RawRows, missing_column
+from ultr.ingest.sources import is_parquet, parquet_schema
 
 EMBEDDING = "query_document_embedding"
-LIST_NUMBER = "query_no"  # of the published parts: changes where a new list starts
-# The first name that a file has is taken.
+LIST_NUMBER = "query_no"  # numbers the lists in files with one document per row
+# Our names -> those in the files, of which the first that a file has is taken.
 NAMES = {
     "query": ("query_md5", "query_id"),
     "document": ("url_md5", "text_md5"),
@@ -52,12 +52,16 @@ class _File:
             raise DataError(f"the file cannot be read: {text}", fix="Copy it again.", file=self.path) from error
 
     def check(self, names: dict[str, str]) -> None:
-        """Raises DataError where a column is missing, or has lists where the documents do not, or the reverse."""
+        """Checks that the file has the columns, each with one value per list or per document as it should be.
+
+        Raises:
+          DataError: names the column.
+        """
         lists = names["document"] in self.schema.names and self.listed(names["document"])
-        wanted = names if lists else names | {LIST_NUMBER: LIST_NUMBER}
+        wanted = names if lists else names | {"": LIST_NUMBER}
         for ours, theirs in wanted.items():
             if theirs not in self.schema.names:
-                raise missing(self.path, ours, theirs, self.schema.names)
+                raise missing_column(self.path, ours, theirs, self.schema.names)
             per_list = ours in ("session", "query", "time") or ours.startswith("context.")
             if self.listed(theirs) != (lists and not per_list):
                 found = self.schema.field(theirs).type
@@ -65,19 +69,19 @@ class _File:
                 raise DataError(f"expected {what}, found {found}", file=self.path, field=theirs)
 
     def listed(self, name: str) -> bool:
-        """Whether a column holds one list per row rather than one value per document."""
-        kind = self.schema.field(name).type
-        return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+        """Tells whether a column holds a list per row rather than one value."""
+        return _is_list(self.schema.field(name).type)
 
 
-def read_baidu(engine: Engine, files: list[Path], request: Request) -> tuple[Rows, DocumentFeatures | None]:
-    """Baidu-ULTR (UvA) files, as Parquet or as the Feather parts that are published.
+def read_baidu(engine: Engine, files: list[Path], request: ColumnRequest) -> RawRows:
+    """Reads Baidu-ULTR (UvA) files, as Parquet or as the published Feather parts.
 
-    Either a row is one list, with list columns (url_md5, position, click, ...), or one document, and query_no
-    changes where a list starts. The query is query_md5, the document url_md5 (text_md5 where there is no url, as
-    with the annotations; map it with `columns` to join clicks and annotations), the rank position. Files with
-    `label` instead of `click` are annotations. query_document_embedding becomes the document features; other number
-    columns (bm25, media_type, serp_height, ...) can be asked for as features, per-list columns as context.
+    A row is either a list, with list columns (url_md5, position, click, ...), or a document, where query_no changes
+    with each new list. The query is query_md5, the rank position, the document url_md5, or text_md5 where there is no
+    url, as in the annotations: map `document` to it to join clicks and annotations. Files with `label` instead of
+    `click` are annotations, which give graded documents. query_document_embedding becomes the document features;
+    other number columns (bm25, media_type, serp_height, ...) can be asked for as features, columns with one value per
+    list as context.
     """
     opened = [_File(path, _schema(path), number) for number, path in enumerate(files)]
     first = opened[0]
@@ -89,21 +93,28 @@ def read_baidu(engine: Engine, files: list[Path], request: Request) -> tuple[Row
     for absent in ("click", "rank") if annotated else ("label",):
         names.pop(absent)
     names |= {ours: request.columns[ours] for ours in ("session", "time") if ours in request.columns}
-    names |= request.extra()
+    names |= request.extra
     for file in opened:
         file.check(names)
     schema = _flat_schema(first, names)
-    read = _Counter()
+    read = _ReadCounts()
     table = engine.load("raw", _flat(opened, names, schema, read), schema)
     if "session" not in names:
         table = table.mutate(session=table["list"])
     dropped = {"empty_lists": read.empty}
-    rows = Rows(parts=[table], files=files, read=read.rows, dropped=dropped, once=False, graded=annotated)
-    return rows, _embeddings(opened)
+    return RawRows(
+        parts=[table],
+        files=files,
+        read=read.rows,
+        dropped=dropped,
+        slow=False,
+        graded=annotated,
+        features=_embeddings(opened),
+    )
 
 
 @dataclass
-class _Counter:
+class _ReadCounts:
     rows: int = 0
     empty: int = 0
     lists: int = 0
@@ -129,10 +140,10 @@ def _flat_schema(file: _File, names: dict[str, str]) -> pa.Schema:
     return pa.schema(fields)
 
 
-def _flat(files: list[_File], names: dict[str, str], schema: pa.Schema, read: _Counter) -> Iterator[pa.RecordBatch]:
-    """One row per document; `slot` numbers the documents of a file in their order."""
+def _flat(files: list[_File], names: dict[str, str], schema: pa.Schema, read: _ReadCounts) -> Iterator[pa.RecordBatch]:
+    """Yields one row per document; `slot` is the position of the document among those of all files."""
     for file in files:
-        base = file.number << FILE_BITS
+        base = file_start(file.number)
         row = slot = 0
         last: object = None
         lists = file.listed(names["document"])
@@ -196,18 +207,22 @@ def _offsets(file: _File, batch: pa.RecordBatch, name: str, row: int) -> np.ndar
     return np.concatenate([[0], np.cumsum(lengths)])
 
 
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+
+
 def _embeddings(files: list[_File]) -> DocumentFeatures | None:
     having = [EMBEDDING in file.schema.names for file in files]
     if not any(having):
         return None
     if not all(having):
         bad = files[having.index(False)]
-        raise missing(bad.path, EMBEDDING, EMBEDDING, bad.schema.names)
+        raise missing_column(bad.path, "", EMBEDDING, bad.schema.names)
     width = next((len(matrix[0]) for file in files for _, matrix in _matrices(file, None) if len(matrix)), 0)
 
     def fill(slots: np.ndarray, targets: np.ndarray, out: np.ndarray) -> None:
         for file in files:
-            start = file.number << FILE_BITS
+            start = file_start(file.number)
             for row, matrix in _matrices(file, width):
                 low, high = np.searchsorted(slots, [start, start + len(matrix)])
                 chosen = matrix[slots[low:high] - start]
@@ -227,14 +242,15 @@ def _embeddings(files: list[_File]) -> DocumentFeatures | None:
 
 
 def _matrices(file: _File, width: int | None) -> Iterator[tuple[Callable[[int], int], np.ndarray]]:
-    """[n, F] embeddings of the documents of each batch, with a function from a document of it to its row."""
+    """Yields the embeddings [n, F] of the documents of each batch, and a function from a document to its row."""
     start = 0
     for batch in file.batches([EMBEDDING]):
         column = batch[EMBEDDING]
-        column = getattr(column, "storage", column)
+        if isinstance(column, pa.ExtensionArray):  # such as a fixed-shape tensor
+            column = column.storage
         depth = 0
         kind = column.type
-        while hasattr(kind, "value_type"):
+        while _is_list(kind):
             depth, kind = depth + 1, kind.value_type
         lengths = None
         if depth == 2:

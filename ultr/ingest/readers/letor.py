@@ -1,4 +1,4 @@
-"""LETOR / SVMlight files: `grade qid:query 1:value 2:value ... # comment`."""
+"""Reads LETOR / SVMlight files: `grade qid:query 1:value 2:value ... # comment`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ultr.errors import DataError
-from ultr.ingest.sources import FILE_BITS, line_blocks, place
+from ultr.ingest.engine import Engine
+from ultr.ingest.positions import file_and_row, file_start
+from ultr.ingest.readers.base import ColumnRequest, DocumentFeatures, GradedPairs
+from ultr.ingest.sources import BLOCK_BYTES, line_blocks
 from ultr.ingest.values import LARGEST_FLOAT32, LARGEST_GRADE
 
 LARGEST_FEATURE = 1 << 16
@@ -19,15 +22,15 @@ FORM = "grade qid:query 1:value 2:value ..."
 
 
 @dataclass
-class Annotated:
-    """D graded documents in the order of their files.
+class LetorDocuments:
+    """The D graded documents of LETOR files, in the order of the files.
 
     Attributes:
-      at: [D] int64, where each stands.
+      at: [D] int64 positions.
       query, document: [D] names. A document without a docid in its comment is numbered within its query.
-      label: [D] float32.
+      label: [D] float32 grades.
       features: [D, F] float32; features that a line leaves out are 0.
-      report: what was read and left out.
+      report: how many rows were read and left out.
     """
 
     at: np.ndarray
@@ -39,7 +42,7 @@ class Annotated:
 
 
 @dataclass
-class _Part:
+class _ParsedBlock:
     at: np.ndarray
     query: pa.Array
     docid: pa.Array
@@ -47,8 +50,28 @@ class _Part:
     features: np.ndarray
 
 
-def read_letor(files: Sequence[Path]) -> Annotated:
-    """Reads the files one after another. The first of several lines about the same document of a query is kept.
+def read_letor(engine: Engine, files: list[Path], request: ColumnRequest) -> GradedPairs:
+    """Reads LETOR files; see `parse_letor`."""
+    found = parse_letor(files)
+    slots = np.arange(len(found.at))
+    table = pa.table(
+        {"at": found.at, "slot": slots, "query": found.query, "document": found.document, "label": found.label}
+    )
+
+    def fill(slots: np.ndarray, targets: np.ndarray, out: np.ndarray) -> None:
+        out[targets] = found.features[slots]
+
+    width = found.features.shape[1]
+    features = DocumentFeatures([str(i) for i in range(1, width + 1)], fill) if width else None
+    return GradedPairs(engine.load("rows", table.to_batches(), table.schema), found.report, features)
+
+
+def parse_letor(files: Sequence[Path], *, block_bytes: int = BLOCK_BYTES) -> LetorDocuments:
+    """Parses LETOR files. The first of several lines about the same document of a query is kept.
+
+    Args:
+      files: the files; no two may share a query.
+      block_bytes: bytes of text to parse at a time.
 
     Raises:
       DataError: a line of another form, a grade or feature that is not a number or out of range, feature ids that
@@ -56,8 +79,8 @@ def read_letor(files: Sequence[Path]) -> Annotated:
     """
     parts = []
     for number, path in enumerate(files):
-        for row, text in line_blocks(path):
-            part = _part(text, np.arange(row, row + len(text)) + (number << FILE_BITS), files)
+        for row, text in line_blocks(path, block_bytes=block_bytes):
+            part = _parse_block(text, np.arange(row, row + len(text)) + file_start(number), files)
             if len(part.at):
                 parts.append(part)
     if not parts:
@@ -68,23 +91,23 @@ def read_letor(files: Sequence[Path]) -> Annotated:
     label = np.concatenate([p.label for p in parts])
     features = np.zeros((len(at), max(p.features.shape[1] for p in parts)), np.float32)
     start = 0
-    while parts:  # each part is let go once it is copied
+    while parts:  # each block is freed once it is copied
         block = parts.pop(0).features
         features[start : start + len(block), : block.shape[1]] = block
         start += len(block)
-    starts = _runs(query, at, files)
-    document = _names(docid, starts)
-    keep = _first(document, starts)
+    starts = _query_starts(query, at, files)
+    document = _document_names(docid, starts)
+    keep = _first_of_query(document, starts)
     report = {"rows": len(at), "duplicate_documents": int((~keep).sum())}
     if not keep.all():
         at, label, features = at[keep], label[keep], features[keep]
         query, document = query.filter(pa.array(keep)), document.filter(pa.array(keep))
-    return Annotated(at, query, document, label, features, report)
+    return LetorDocuments(at, query, document, label, features, report)
 
 
-def _part(text: pa.StringArray, at: np.ndarray, files: Sequence[Path]) -> _Part:
+def _parse_block(text: pa.StringArray, at: np.ndarray, files: Sequence[Path]) -> _ParsedBlock:
     def fail(row: int, problem: str, field: str | None = None, fix: str = "") -> DataError:
-        return DataError(problem, field=field, fix=fix, **place(files, int(at[row])))
+        return DataError(problem, field=field, fix=fix, **file_and_row(files, int(at[row])))
 
     split = pc.split_pattern(text, "#", max_splits=1)
     starts = split.offsets.to_numpy()[:-1]
@@ -115,11 +138,11 @@ def _part(text: pa.StringArray, at: np.ndarray, files: Sequence[Path]) -> _Part:
     is_feature = np.ones(len(flat), bool)
     is_feature[first] = is_feature[first + 1] = False
     features = _features(flat.filter(pa.array(is_feature)), lengths - 2, fail)
-    return _Part(at, query, docid, label.astype(np.float32), features)
+    return _ParsedBlock(at, query, docid, label.astype(np.float32), features)
 
 
 def _features(tokens: pa.StringArray, lengths: np.ndarray, fail: Callable[..., DataError]) -> np.ndarray:
-    """[n, F] from 'id:value' tokens, `lengths` of which belong to each line."""
+    """Parses 'id:value' tokens, `lengths` [n] of which belong to each line, to features [n, F]."""
     line = np.repeat(np.arange(len(lengths)), lengths)
     halves = pc.split_pattern(tokens, ":")
     sizes = pc.list_value_length(halves).to_numpy()
@@ -160,7 +183,7 @@ def _features(tokens: pa.StringArray, lengths: np.ndarray, fail: Callable[..., D
 
 
 def _numbers(tokens: pa.StringArray, kind: pa.DataType | None = None) -> tuple[np.ndarray, int | None]:
-    """The numbers that strings stand for, or the place of the first string that stands for none."""
+    """Parses strings as numbers; returns the numbers, and the index of the first string that is none, or None."""
     kind = kind or pa.float64()
     try:
         return tokens.cast(kind).to_numpy(), None
@@ -176,11 +199,11 @@ def _numbers(tokens: pa.StringArray, kind: pa.DataType | None = None) -> tuple[n
         return np.zeros(0, kind.to_pandas_dtype()), low
 
 
-def _runs(query: pa.StringArray, at: np.ndarray, files: Sequence[Path]) -> np.ndarray:
-    """[Q + 1] where the lines of each query start, after checking that those of a query stand together."""
+def _query_starts(query: pa.StringArray, at: np.ndarray, files: Sequence[Path]) -> np.ndarray:
+    """Finds where the lines of each query start, [Q + 1], and checks that the lines of a query are consecutive."""
     codes = query.dictionary_encode().indices.to_numpy()
     starts = np.append(0, np.flatnonzero(codes[1:] != codes[:-1]) + 1)
-    seen = codes[starts]  # codes count up as queries first appear
+    seen = codes[starts]  # codes are 0, 1, ... in the order in which queries first appear
     again = np.flatnonzero(seen != np.arange(len(seen)))
     if len(again):
         row = int(starts[again[0]])
@@ -188,20 +211,20 @@ def _runs(query: pa.StringArray, at: np.ndarray, files: Sequence[Path]) -> np.nd
             f"expected the lines of a query to stand together, found query {query[row].as_py()!r} again",
             fix="Sort the file by query, and give files that share no query.",
             field="qid",
-            **place(files, int(at[row])),
+            **file_and_row(files, int(at[row])),
         )
     return np.append(starts, len(codes))
 
 
-def _names(docid: pa.StringArray, starts: np.ndarray) -> pa.StringArray:
+def _document_names(docid: pa.StringArray, starts: np.ndarray) -> pa.StringArray:
     if not docid.null_count:
         return docid
     within = np.arange(1, len(docid) + 1) - np.repeat(starts[:-1], np.diff(starts))
     return pc.if_else(pc.is_valid(docid), docid, pa.array(within).cast(pa.string()))
 
 
-def _first(document: pa.StringArray, starts: np.ndarray) -> np.ndarray:
-    """[D] whether a document stands there for the first time in its query."""
+def _first_of_query(document: pa.StringArray, starts: np.ndarray) -> np.ndarray:
+    """Tells for each line [D] whether its document comes for the first time in its query."""
     codes = document.dictionary_encode().indices.to_numpy().astype(np.int64)
     pairs = codes * len(starts) + np.repeat(np.arange(len(starts) - 1), np.diff(starts))
     keep = np.zeros(len(pairs), bool)

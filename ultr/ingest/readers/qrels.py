@@ -1,8 +1,7 @@
-"""Relevance grades per (query, document): TREC qrels, and tables with a header."""
+"""Reads relevance grades per (query, document): TREC qrels, and tables with a header."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -11,46 +10,29 @@ import ibis.expr.types as ir
 
 from ultr.errors import DataError
 from ultr.ingest.engine import Engine, EngineError
-from ultr.ingest.sources import (
-    LINES,
-    csv_error,
-    header,
-    is_parquet,
-    open_table,
-    place,
-    read_lines,
-    table_line,
-)
-from ultr.ingest.values import key, reject, typed
+from ultr.ingest.positions import file_and_row
+from ultr.ingest.readers.base import ColumnRequest, GradedPairs
+from ultr.ingest.sources import LINES, csv_error, header, is_parquet, read_lines, reported_row, scan_table
+from ultr.ingest.values import as_name, convert_columns, raise_first_bad
 
+# Column names that are recognised in the header of a table of grades.
 QUERY = ("query", "query_id", "qid", "topic")
 DOCUMENT = ("document", "document_id", "doc_id", "docid", "url", "object_id")
 LABEL = ("label", "relevance", "grade", "rating", "judgment", "judgement")
 
 
-@dataclass
-class Grades:
-    """Grades in the order of their files.
+def read_grades(engine: Engine, path: Path) -> GradedPairs:
+    """Reads a file of grades: qrels, or CSV, TSV or Parquet with the columns query, document and label.
 
-    Attributes:
-      table: at, query, document, label; each pair once, grades of at least 0.
-      report: how many were read and what was done to them.
-    """
-
-    table: ir.Table
-    report: dict[str, int]
-
-
-def read_grades(engine: Engine, path: Path) -> Grades:
-    """A file of grades: qrels, or CSV, TSV or Parquet with columns such as query, document (url), label (relevance).
+    Other usual names of these columns are recognised too, see `QUERY`, `DOCUMENT` and `LABEL`.
 
     Raises:
-      DataError: columns, a ragged row, or a grade that is not a number; names the file and row.
+      DataError: a column is missing, a row has another length, or a grade is not a number; names the file and row.
     """
     names = None if is_parquet(path) else [name.lower() for name in header(path)[1]]
     if names is not None and not (set(names) & set(QUERY) and set(names) & set(LABEL)):
-        return read_qrels(engine, [path])
-    raw = open_table(engine, path, 0)
+        return read_qrels(engine, [path], ColumnRequest())
+    raw = scan_table(engine, path, 0)
     columns = {name.lower(): name for name in raw.columns}
     chosen: dict[str, str] = {}
     for ours, known in (("query", QUERY), ("document", DOCUMENT), ("label", LABEL)):
@@ -64,15 +46,15 @@ def read_grades(engine: Engine, path: Path) -> Grades:
         chosen[ours] = found
     table = raw.table.select(at=raw.at, **{ours: raw.columns[name] for ours, name in chosen.items()})
     try:
-        staged = engine.stage("grades_read", typed(table, {"label": "label"}))
+        staged = engine.stage("grades_read", convert_columns(table, {"label": "label"}))
     except EngineError as error:
         raise csv_error([path], error) from error
-    reject(engine, staged, partial(place, [path], line=table_line), chosen)
-    return _once(engine, staged)
+    raise_first_bad(engine, staged, partial(file_and_row, [path], reported_row=reported_row), chosen)
+    return _first_grades(engine, staged)
 
 
-def read_qrels(engine: Engine, files: list[Path]) -> Grades:
-    """TREC qrels: lines of query, iteration (ignored), document and grade between white space.
+def read_qrels(engine: Engine, files: list[Path], request: ColumnRequest) -> GradedPairs:
+    """Reads TREC qrels: lines of query, iteration (ignored), document and grade, separated by white space.
 
     Raises:
       DataError: a line without four fields, or a grade that is not a number; names the file and row.
@@ -84,17 +66,17 @@ def read_qrels(engine: Engine, files: list[Path]) -> Grades:
         raise DataError(
             f"expected 'query iteration document grade', found {bad['text'][:80]!r}",
             fix="A table of grades needs a header with query, document and label.",
-            **place(files, bad["at"]),
+            **file_and_row(files, bad["at"]),
         )
     table = lines.select("at", query=part[0], document=part[2], label=part[3])
-    staged = engine.stage("grades_read", typed(table, {"label": "label"}))
-    reject(engine, staged, partial(place, files), {})
-    return _once(engine, staged)
+    staged = engine.stage("grades_read", convert_columns(table, {"label": "label"}))
+    raise_first_bad(engine, staged, partial(file_and_row, files), {})
+    return _first_grades(engine, staged)
 
 
-def _once(engine: Engine, table: ir.Table) -> Grades:
-    """Each judged pair once, the first grade winning; grades below 0 (junk pages) are 0, as in trec_eval."""
-    table = table.select("at", "label", query=key(table["query"]), document=key(table["document"]))
+def _first_grades(engine: Engine, table: ir.Table) -> GradedPairs:
+    """Keeps the first grade of each pair; grades below 0 (junk pages) become 0, as in trec_eval."""
+    table = table.select("at", "label", query=as_name(table["query"]), document=as_name(table["document"]))
     read = engine.record(table.agg(read=table.count(), negative=(table.label < 0).sum().fill_null(0)))
     known = table.filter(table["query"].notnull() & table.document.notnull() & table.label.notnull())
     pairs = known.group_by(["query", "document"]).agg(
@@ -119,4 +101,4 @@ def _once(engine: Engine, table: ir.Table) -> Grades:
         "repeated_pairs": counts["rows"] - counts["pairs"],
         "pairs_with_differing_grades": counts["differing"],
     }
-    return Grades(pairs.select("at", "query", "document", "label"), {k: int(v) for k, v in report.items()})
+    return GradedPairs(pairs.select("at", "query", "document", "label"), {k: int(v) for k, v in report.items()})

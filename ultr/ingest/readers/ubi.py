@@ -1,4 +1,4 @@
-"""User Behavior Insights (UBI 1.3): impressions and clicks that stand apart, as one long table."""
+"""Reads User Behavior Insights (UBI 1.3): joins events of impressions and of clicks to shown documents."""
 
 from __future__ import annotations
 
@@ -13,10 +13,20 @@ import ibis.expr.types as ir
 
 from ultr.errors import DataError
 from ultr.ingest.engine import Engine, EngineError
-from ultr.ingest.readers.formats import Request, Rows, long, missing, number_of
-from ultr.ingest.sources import FILE_BITS, Raw, csv_error, is_parquet, line_blocks, open_bytes, open_table, table_line
+from ultr.ingest.positions import file_start
+from ultr.ingest.readers.base import ColumnRequest, RawRows, missing_column
+from ultr.ingest.readers.lines import unnest_ranked
+from ultr.ingest.sources import (
+    ScannedTable,
+    csv_error,
+    is_parquet,
+    line_blocks,
+    open_bytes,
+    reported_row,
+    scan_table,
+)
 
-# Our names -> where the value stands in an event.
+# Our names -> fields of an event.
 FIELDS = {
     "session": "query_id",
     "action": "action_name",
@@ -27,21 +37,21 @@ FIELDS = {
 }
 HITS = "query_response_hit_ids"
 CLICKS = ("click", "click_through")
-SHOWN = ("impression", "view")  # `view` counts where a log has no impressions
+SHOWN = ("impression", "view")  # views count as impressions where a log has no impressions
 JSON_SUFFIXES = (".json", ".ndjson", ".jsonl")
 
 
-def read_ubi(engine: Engine, files: list[Path], request: Request) -> Rows:
-    """UBI events, and if they are there ubi_queries files, as JSON, NDJSON, CSV or Parquet.
+def read_ubi(engine: Engine, files: list[Path], request: ColumnRequest) -> RawRows:
+    """Reads ubi_events files, and ubi_queries files where they are given, as JSON, NDJSON, CSV or Parquet.
 
-    Files with an action_name are events. One list is one query_id: its `impression` events (where the log has none,
-    its `view` events; where a query has neither, the query_response_hit_ids of the queries file) with their
-    position.ordinal as rank. A `click` or `click_through` with the same query_id and object_id clicks a document.
-    The query is the user_query of the queries file or of the event; a list without one stands for itself.
+    Files with an action_name are events. A query_id is one list: its `impression` events (where the log has none, its
+    `view` events; where a query has neither, the query_response_hit_ids of the queries file), with their
+    position.ordinal as rank. A `click` or `click_through` event clicks the document of its query_id and object_id.
+    The query is the user_query of the queries file or of the event; a list without one is a query of its own.
     CSV and Parquet hold nested fields as columns with dotted names, as structs, or as JSON text.
     """
     paths = FIELDS | dict(request.columns)
-    extra = request.extra()
+    extra = request.extra
     events: list[ir.Table] = []
     queries: list[ir.Table] = []
     for number, path in enumerate(files):
@@ -52,7 +62,7 @@ def read_ubi(engine: Engine, files: list[Path], request: Request) -> Rows:
             queries.append(_query_columns(raw, paths))
         else:
             found = engine.json_fields(path) if _is_json(path) else list(raw.columns)
-            raise missing(path, "action", paths["action"], found)
+            raise missing_column(path, "action", paths["action"], found)
     if not events:
         raise DataError(
             "expected a file of UBI events, found only queries",
@@ -63,11 +73,11 @@ def read_ubi(engine: Engine, files: list[Path], request: Request) -> Rows:
         event = engine.stage("events", ibis.union(*events) if len(events) > 1 else events[0])
         asked = engine.stage("queries_file", _one_per_query(queries)) if queries else None
     except EngineError as error:
-        raise explain(files, error) from error
+        raise json_error(files, error) from error
     return _rows(engine, files, event, asked, list(extra))
 
 
-def _rows(engine: Engine, files: list[Path], event: ir.Table, asked: ir.Table | None, extra: list[str]) -> Rows:
+def _rows(engine: Engine, files: list[Path], event: ir.Table, asked: ir.Table | None, extra: list[str]) -> RawRows:
     kinds = engine.table(event.group_by("action").agg(times=event.count())).to_pylist()
     times = {entry["action"]: entry["times"] for entry in kinds}
     shown_as = SHOWN[0] if times.get(SHOWN[0]) else SHOWN[1]
@@ -85,61 +95,61 @@ def _rows(engine: Engine, files: list[Path], event: ir.Table, asked: ir.Table | 
     table = shown.left_join(hit, same)
     table = table.mutate(click=table.times.notnull().cast("int8"))
     table = table.drop("at_right", "list", "object", "times", "action")
-    timeless = number_of(engine, shown.time.isnull().sum())
+    timeless = engine.number(shown.time.isnull().sum())
     if timeless:
         table = table.drop("time")
     counts = {
-        "clicked": number_of(engine, clicks.count()),
-        "hits": number_of(engine, hit.times.sum()),
-        "slots": number_of(engine, hit.count()),
+        "clicked": engine.number(clicks.count()),
+        "hits": engine.number(hit.times.sum()),
+        "slots": engine.number(hit.count()),
     }
     of_interest = event.filter(event.action.isin([shown_as, *CLICKS]))
     dropped = {
-        "events_without_keys": number_of(engine, (of_interest.session.isnull() | of_interest.document.isnull()).sum()),
+        "events_without_keys": engine.number((of_interest.session.isnull() | of_interest.document.isnull()).sum()),
         "other_events": sum(n for action, n in times.items() if action not in (shown_as, *CLICKS)),
         "clicks_on_documents_not_shown": counts["clicked"] - counts["hits"],
     }
     nameless = shown.filter(shown["query"] == shown.session)
     if asked is not None:
-        dropped["empty_lists"] = number_of(engine, asked.anti_join(shown, "session").count())
-    return Rows(
+        dropped["empty_lists"] = engine.number(asked.anti_join(shown, "session").count())
+    return RawRows(
         parts=[table],
         files=files,
         read=sum(times.values()),
         dropped=dropped,
         repaired={
             "repeated_clicks": counts["hits"] - counts["slots"],
-            "lists_without_query_text": number_of(engine, nameless.session.nunique()),
+            "lists_without_query_text": engine.number(nameless.session.nunique()),
             "rows_without_timestamp": timeless,
         },
         text=True,
-        line=table_line_or_record,
-        explain=lambda error: explain(files, error),
+        reported_row=reported_row_or_record,
+        explain=lambda error: json_error(files, error),
     )
 
 
 def _with_queries(shown: ir.Table, asked: ir.Table, extra: list[str]) -> ir.Table:
-    """Query texts, and the lists of queries that have hits but no impressions."""
+    """Adds the query texts, and the lists of queries that have hits but no impressions."""
     named = shown.left_join(asked.select("session", asked_query="query"), "session").drop("session_right")
     named = named.mutate(query=ibis.coalesce(named["asked_query"], named["query"])).drop("asked_query")
     silent = asked.filter(asked.hits.length() > 0).anti_join(shown, "session")
-    listed = long(silent.select("at", "session", "query", "time", document="hits"), "document")
+    listed = unnest_ranked(silent.select("at", "session", "query", "time", document="hits"), "document")
     listed = listed.mutate(action=ibis.literal(SHOWN[0]), rank=listed["rank"].cast("string"))
     listed = listed.mutate(**{name: ibis.null("string") for name in extra})
     return named.union(listed.select(named.columns))
 
 
-def _event_columns(raw: Raw, paths: Mapping[str, str], extra: Mapping[str, str]) -> ir.Table:
+def _event_columns(raw: ScannedTable, paths: Mapping[str, str], extra: Mapping[str, str]) -> ir.Table:
     columns: dict[str, Any] = {}
     for ours, path in (dict(paths) | dict(extra)).items():
         found = _resolve(raw, path)
         if found is None and ours not in ("query", "time"):
-            raise missing(raw.path, ours, path, list(raw.columns))
+            raise missing_column(raw.path, ours, path, list(raw.columns))
         columns[ours] = ibis.null("string") if found is None else found.cast("string").nullif("")
     return raw.table.select(at=raw.at, **columns)
 
 
-def _query_columns(raw: Raw, paths: Mapping[str, str]) -> ir.Table:
+def _query_columns(raw: ScannedTable, paths: Mapping[str, str]) -> ir.Table:
     columns: dict[str, Any] = {}
     for ours in ("session", "query", "time"):
         found = _resolve(raw, paths[ours])
@@ -161,19 +171,19 @@ def _one_per_query(parts: list[ir.Table]) -> ir.Table:
     return table.group_by("session").agg(at=table["at"].min(), **first)
 
 
-def _open(engine: Engine, path: Path, number: int, paths: Iterable[str]) -> Raw:
+def _open(engine: Engine, path: Path, number: int, paths: Iterable[str]) -> ScannedTable:
     if not _is_json(path):
-        return open_table(engine, path, number)
+        return scan_table(engine, path, number)
     try:
         wrapped = engine.record(engine.read_json(path, {"_source": "JSON"}).limit(1))
         prefix = "_source." if wrapped.get("_source") is not None else ""
         table = engine.read_json(path, _types([prefix + p for p in paths]))
     except EngineError as error:
-        raise explain([path], error) from error
-    table = table.mutate(at=ibis.row_number() + ((number << FILE_BITS) + 1))
+        raise json_error([path], error) from error
+    table = table.mutate(at=ibis.row_number() + (file_start(number) + 1))
     inner = table["_source"] if prefix else None
-    names = [n for n in table.columns if n != "at"] if inner is None else list(inner.type().names)  # type: ignore[attr-defined]
-    return Raw(path, table, {n: table[n] if inner is None else inner[n] for n in names}, table["at"])  # type: ignore[index]
+    names = [n for n in table.columns if n != "at"] if inner is None else list(inner.type().names)
+    return ScannedTable(path, table, {n: table[n] if inner is None else inner[n] for n in names}, table["at"])
 
 
 def _is_json(path: Path) -> bool:
@@ -181,7 +191,7 @@ def _is_json(path: Path) -> bool:
 
 
 def _types(paths: Iterable[str]) -> dict[str, str]:
-    """DuckDB types of the top-level fields that hold the dotted paths."""
+    """Builds the DuckDB types of the top-level fields that hold the dotted paths."""
     tree: dict[str, Any] = {}
     for path in paths:
         node = tree
@@ -199,8 +209,8 @@ def _types(paths: Iterable[str]) -> dict[str, str]:
     return {name: kind(name, node) for name, node in tree.items()}
 
 
-def _resolve(raw: Raw, path: str) -> Any:
-    """The value at a dotted path: a column of that name, a field of a struct, or of JSON text; None if not there."""
+def _resolve(raw: ScannedTable, path: str) -> Any:
+    """Finds the value at a dotted path: a column, a field of a struct or of JSON text; None where there is none."""
     if path in raw.columns:
         return raw.columns[path]
     head, *rest = path.split(".")
@@ -220,24 +230,24 @@ def _resolve(raw: Raw, path: str) -> Any:
     return value
 
 
-def _holds(engine: Engine, raw: Raw, path: str) -> bool:
+def _holds(engine: Engine, raw: ScannedTable, path: str) -> bool:
     value = _resolve(raw, path)
     if value is None:
         return False
     some = raw.table.select(value=value).limit(1000)
     try:
-        return number_of(engine, some.value.count()) > 0
+        return engine.number(some.value.count()) > 0
     except EngineError as error:
-        raise explain([raw.path], error) from error
+        raise json_error([raw.path], error) from error
 
 
-def table_line_or_record(path: Path, row: int) -> int:
-    """The line of a CSV file, the row or record of others."""
-    return row if _is_json(path) else table_line(path, row)
+def reported_row_or_record(path: Path, row: int) -> int:
+    """Returns the row that errors report: the line of a CSV file, the row or record of others."""
+    return row if _is_json(path) else reported_row(path, row)
 
 
-def explain(files: list[Path], error: EngineError) -> DataError:
-    """What the engine says about a damaged JSON or CSV file, with the file's name and line."""
+def json_error(files: list[Path], error: EngineError) -> DataError:
+    """Finds the file and line at which the engine stopped reading JSON or CSV."""
     found = re.search(r'JSON.* in file "(?P<file>[^"]+)",? (?P<rest>.*)', error.text)
     if not found:
         return csv_error([path for path in files if not _is_json(path)], error)
@@ -254,7 +264,7 @@ def explain(files: list[Path], error: EngineError) -> DataError:
 
 
 def _bad_json(path: Path) -> int | None:
-    """The line at which a file stops being JSON; the engine's own count is at times one off."""
+    """Finds the line at which a file stops being JSON; the engine's own count may be one off."""
     with open_bytes(path) as stream:
         array = stream.read(1 << 16).lstrip().startswith(b"[")
     if array:

@@ -1,0 +1,209 @@
+"""`prepare` when it is interrupted, what it warns about, and what the command prints."""
+
+from __future__ import annotations
+
+import _thread
+import json
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import ibis
+import pyarrow as pa
+import pytest
+from raw_logs import ROWS, left, write
+
+from ultr.data.click_log import ClickLog
+from ultr.data.collection import Collection
+from ultr.errors import DataError
+from ultr.ingest.engine import Engine, EngineError, engine_errors
+from ultr.ingest.preparing import prepare
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("Query interrupted"),
+        duckdb.InterruptException("INTERRUPT Error: Interrupted!"),
+        pa.ArrowInvalid("INTERRUPT Error: Interrupted!"),
+        pa.ArrowCancelled("Operation cancelled"),
+    ],
+)
+def test_what_the_engine_makes_of_an_interruption_is_one(error: Any) -> None:
+    with pytest.raises(KeyboardInterrupt), engine_errors():
+        raise error
+
+
+def test_other_errors_of_the_engine_are_none() -> None:
+    with pytest.raises(RuntimeError, match="something else"), engine_errors():
+        raise RuntimeError("something else")
+    with pytest.raises(EngineError, match="Invalid Input"), engine_errors():
+        raise duckdb.InvalidInputException("Invalid Input Error: no")
+
+
+def test_an_interruption_leaves_nothing(tmp_path: Path) -> None:
+    timer = threading.Timer(0.3, _thread.interrupt_main)
+
+    def work() -> None:
+        with Engine(beside=tmp_path) as engine:
+            table = pa.table({"k": [1]})
+            one = engine.load("one", table.to_batches(), table.schema)
+            long, short = (
+                one.select(**{n: ibis.range(0, size)}).unnest(n) for n, size in (("a", 3_000_000), ("b", 3_000))
+            )
+            many = long.cross_join(short)
+            slow = many.filter((many.a * many.b) % 1_000_003 == 7)
+            timer.start()
+            engine.record(slow.agg(n=slow.count()))
+
+    usual = signal.signal(signal.SIGINT, signal.default_int_handler)  # parallel workers of pytest ignore it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            work()
+    finally:
+        signal.signal(signal.SIGINT, usual)
+    timer.join()
+    assert left(tmp_path) == []
+
+
+def test_an_empty_split_stays_and_is_warned_about(tmp_path: Path) -> None:
+    raw = write(tmp_path / "log.csv", "s,q,a,1,1\nt,q,b,1,0\n")
+    log = prepare(raw, tmp_path / "out", split={"valid": 0.01, "train": 0.99}, split_by="query")
+    assert log.metadata["splits"] == {"valid": 0, "train": 2}
+    assert log.metadata["report"]["warnings"] == ["the split 'valid' is empty"]
+    with pytest.raises(DataError, match="the split 'valid' is empty: it has none of the 2 sessions"):
+        ClickLog.open(tmp_path / "out", split="valid")
+
+
+def test_an_empty_split_of_a_collection_stays(tmp_path: Path) -> None:
+    (tmp_path / "grades.txt").write_text("q 0 a 1\nq 0 b 0\n")
+    made = prepare(tmp_path / "grades.txt", tmp_path / "out", format="qrels", split={"valid": 0.01, "train": 0.99})
+    assert made.metadata["splits"] == {"valid": 0, "train": 1}
+    assert made.metadata["report"]["warnings"] == ["the split 'valid' is empty"]
+    with pytest.raises(DataError, match="the split 'valid' is empty: it has none of the 1 graded lists"):
+        Collection.open(tmp_path / "out", split="valid")
+    made.save(tmp_path / "again")
+    assert Collection.open(tmp_path / "again").metadata["splits"] == {"valid": 0, "train": 1}
+
+
+def test_splits_of_a_collection_count_the_lists_that_it_has(tmp_path: Path) -> None:
+    prepare(write(tmp_path / "log.csv", ROWS), tmp_path / "log")
+    (tmp_path / "grades.txt").write_text("hats 0 x 1\n")  # shoes is known, and has no grades
+    made = prepare(
+        tmp_path / "grades.txt", tmp_path / "out", format="qrels", vocabulary=tmp_path / "log", split={"all": 1.0}
+    )
+    assert made.metadata["splits"] == {"all": 1} == {"all": len(Collection.open(tmp_path / "out", split="all"))}
+
+
+def test_grades_that_match_nothing_are_warned_about(tmp_path: Path) -> None:
+    raw = write(tmp_path / "log.csv", ROWS)
+    (tmp_path / "grades.txt").write_text("Shoes 0 a 2\nhats 0 nowhere 1\n")
+    [warning] = prepare(raw, tmp_path / "a", labels=tmp_path / "grades.txt").metadata["report"]["warnings"]
+    assert warning.startswith("none of the 2 grades in grades.txt is about a query and document of the data")
+    (tmp_path / "grades.txt").write_text("shoes 0 a 2\n")
+    assert prepare(raw, tmp_path / "b", labels=tmp_path / "grades.txt").metadata["report"]["warnings"] == []
+
+
+def test_a_log_without_clicks_and_dropped_rows_are_warned_about(tmp_path: Path) -> None:
+    silent = prepare(write(tmp_path / "a.csv", "s,q,a,1,0\n"), tmp_path / "a")
+    assert silent.metadata["report"]["warnings"] == ["the log has not a single click: nothing can be learned from it"]
+    rows = "s,q,a,1,1\n,q,b,1,0\n,q,b,2,0\ns,q,c,1,0\n"
+    lossy = prepare(write(tmp_path / "b.csv", rows), tmp_path / "b")
+    assert lossy.metadata["report"]["warnings"] == ["3 of 4 rows were dropped, 2 of them as rows without keys"]
+    half = prepare(write(tmp_path / "c.csv", "s,q,a,1,1\n,q,b,1,0\n"), tmp_path / "c")
+    assert half.metadata["report"]["warnings"] == []
+
+
+def test_clicks_on_what_was_not_shown_are_warned_about(tmp_path: Path) -> None:
+    raw = tmp_path / "log.txt"
+    raw.write_text("1\t0\tQ\tq\t0\ta\tb\n1\t1\tC\ta\n1\t2\tC\tx\n1\t3\tC\ty\n")
+    log = prepare(raw, tmp_path / "out", format="yandex")
+    assert log.metadata["report"]["warnings"] == [
+        "2 of 3 clicks were dropped, 2 of them as clicks on documents not shown"
+    ]
+
+
+def test_repeated_graded_rows_are_warned_about(tmp_path: Path) -> None:
+    (tmp_path / "grades.txt").write_text("q 0 a 1\n" * 3)
+    made = prepare(tmp_path / "grades.txt", tmp_path / "out", format="qrels")
+    assert made.metadata["report"]["warnings"] == ["2 of 3 rows were dropped, 2 of them as repeated pairs"]
+
+
+@pytest.mark.parametrize("text", ["shoes 0 a good\n", "query,document,label\nshoes,a,good\n"])
+def test_a_word_as_a_grade_is_not_a_number(tmp_path: Path, text: Any) -> None:
+    raw = write(tmp_path / "log.csv", ROWS)
+    (tmp_path / "grades").write_text(text)
+    with pytest.raises(DataError, match=r"found 'good', which is not a number\. Write the grades as numbers") as caught:
+        prepare(raw, tmp_path / "out", labels=tmp_path / "grades")
+    assert "Scale" not in str(caught.value)
+    (tmp_path / "grades").write_text(text.replace("good", "99"))
+    with pytest.raises(DataError, match=r"found '99'\. Scale the grades"):
+        prepare(raw, tmp_path / "out", labels=tmp_path / "grades")
+
+
+def test_what_to_do_names_the_option_first(tmp_path: Path) -> None:
+    raw = write(tmp_path / "log.csv", "s,q,d,1\n", "session,query,document,rank")
+    with pytest.raises(DataError, match=r"Name it with --click COLUMN \(in Python: columns=\{'click': \.\.\.\}\)"):
+        prepare(raw, tmp_path / "out")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    with pytest.raises(DataError, match=r"pass --overwrite \(in Python: overwrite=True\)"):
+        prepare(raw, tmp_path / "full")
+
+
+def test_a_prepared_folder_is_no_raw_data(tmp_path: Path) -> None:
+    raw = write(tmp_path / "log.csv", ROWS)
+    prepare(raw, tmp_path / "log")
+    (tmp_path / "grades").write_text("shoes 0 a 2\n")
+    prepare(tmp_path / "grades", tmp_path / "collection", format="qrels")
+    with pytest.raises(DataError, match="a prepared click log already"):
+        prepare(tmp_path / "log", tmp_path / "out")
+    with pytest.raises(DataError, match="a prepared collection already"):
+        prepare(raw, tmp_path / "out", labels=tmp_path / "collection")
+    (tmp_path / "parts").mkdir()
+    for name in ("a", "b"):
+        (tmp_path / "parts" / name).write_text("shoes 0 a 2\n")
+    with pytest.raises(DataError, match="expected one file of grades, found a folder of 2"):
+        prepare(raw, tmp_path / "out", labels=tmp_path / "parts")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("train=.5,train=.5", "expected each split once, found 'train' twice"),
+        ("train=.5, train=.5,x=.5", "expected each split once, found 'train' twice"),
+        ("=.5,x=.5", "expected NAME=SHARE"),
+        ("train", "expected NAME=SHARE"),
+    ],
+)
+def test_splits_are_named_once(tmp_path: Path, ultr: Any, text: Any, message: Any) -> None:
+    raw = write(tmp_path / "log.csv", ROWS)
+    code, out, err = ultr("prepare", raw, "--out", tmp_path / "out", "--split", text)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert left(tmp_path) == ["log.csv"]
+
+
+def test_the_command_says_everything_once(tmp_path: Path, ultr: Any) -> None:
+    raw, more = write(tmp_path / "log.csv", ROWS), write(tmp_path / "more.csv", "s9,q,d,1,0\n")
+    code, out, err = ultr("prepare", raw, more, "--out", tmp_path / "out")
+    assert (code, err) == (0, "")
+    lines = [line.strip() for line in out.splitlines()]
+    assert len(set(lines)) == len(lines)
+    for line in ("sessions: 4", "impressions: 8", "clicks: 2", "rows: 8", "inputs: log.csv, more.csv"):
+        assert lines.count(line) == 1
+    assert "warnings" not in out
+
+
+def test_the_command_prints_warnings_beside_the_result(tmp_path: Path, ultr: Any) -> None:
+    raw = write(tmp_path / "log.csv", "s,q,a,1,0\n")
+    sentence = "the log has not a single click: nothing can be learned from it"
+    code, out, err = ultr("prepare", raw, "--out", tmp_path / "a", "--json")
+    assert (code, err) == (0, f"warning: {sentence}\n")
+    assert json.loads(out)["report"]["warnings"] == [sentence]
+    code, out, err = ultr("prepare", raw, "--out", tmp_path / "b")
+    assert (code, err) == (0, f"warning: {sentence}\n")
+    assert sentence not in out

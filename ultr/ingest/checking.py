@@ -1,0 +1,80 @@
+"""Checks raw rows: converts their values and drops rows without a session, query or document."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import ibis
+import ibis.expr.types as ir
+
+from ultr.data.columns import CONTEXT, FEATURE
+from ultr.errors import DataError
+from ultr.ingest.engine import Engine, EngineError
+from ultr.ingest.readers.base import ColumnRequest, RawRows
+from ultr.ingest.values import as_name, convert_columns, raise_first_bad
+
+
+@dataclass(frozen=True)
+class CheckedRows:
+    """Rows with values of the right types.
+
+    Attributes:
+      table: the rows; session, query and document are never null.
+      read: number of rows or lines of the input.
+      found: number of rows about documents before any were dropped.
+      dropped: kind -> number of dropped rows, by the reader and here.
+    """
+
+    table: ir.Table
+    read: int
+    found: int
+    dropped: dict[str, int]
+
+
+def check_raw_rows(engine: Engine, raw: RawRows, request: ColumnRequest) -> CheckedRows:
+    """Converts the values of raw rows and drops rows without a session, query or document.
+
+    Raises:
+      DataError: a value that is not accepted, or no row is left; names the file, row and field where it can.
+    """
+    parts = [_convert_part(raw, request, number) for number in range(len(raw.parts))]
+    if "time" in parts[0].columns and any(table["time"].type().is_floating() for table in parts):
+        parts = [table.mutate(time=table["time"].cast("float64")) for table in parts]
+    table = ibis.union(*parts) if len(parts) > 1 else parts[0]
+    try:
+        if raw.slow:
+            table = engine.stage("rows", table)
+        whole = table["session"].notnull() & table["query"].notnull() & table["document"].notnull()
+        counts = engine.record(table.agg(read=table.count(), whole=whole.sum().fill_null(0), bad=table["bad"].count()))
+    except EngineError as error:
+        raise raw.explain(error) from error
+    if counts["bad"]:
+        raise_first_bad(engine, table, raw.where, request.names)
+    read = counts["read"] if raw.read is None else raw.read
+    if not counts["whole"]:
+        raise DataError(
+            f"expected rows with a session, query and document, found none among {read:,}", file=raw.files[0]
+        )
+    dropped = {**raw.dropped, "rows_without_keys": counts["read"] - counts["whole"]}
+    return CheckedRows(table.filter(whole).drop("bad", "found"), read, counts["read"], dropped)
+
+
+def _convert_part(raw: RawRows, request: ColumnRequest, number: int) -> ir.Table:
+    table = raw.parts[number]
+    for name in ("session", "query", "document", *(CONTEXT + n for n in request.context)):
+        kind = table[name].type()
+        if not (kind.is_string() or kind.is_numeric() or kind.is_boolean() or kind.is_uuid()):
+            file = raw.files[number] if len(raw.parts) == len(raw.files) else raw.files[0]
+            in_file = request.names.get(name, name)
+            raise DataError(f"expected text or numbers, found {kind}", file=file, field=in_file)
+    columns: dict[str, Any] = {name: as_name(table[name]) for name in ("session", "query", "document")}
+    if all(part["session"].type().is_signed_integer() for part in raw.parts):
+        columns["session"] = table["session"].cast("int64")
+    for name in request.context:
+        value: Any = table[CONTEXT + name]
+        numeric = all(part[CONTEXT + name].type().is_numeric() for part in raw.parts)
+        columns[CONTEXT + name] = value.cast("float64") if numeric else value.cast("string").nullif("")
+    types = {name: name for name in ("rank", "click", "time", "label") if name in raw.parts[0].columns}
+    types |= {FEATURE + name: "feature" for name in request.features}
+    return convert_columns(table.mutate(**columns), types)

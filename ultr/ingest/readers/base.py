@@ -1,0 +1,189 @@
+"""The interface of readers: how a format describes itself, what it can be asked for, and what it returns.
+
+This module and the registry are imported to print the help: they must not import pyarrow or the query engine.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from ultr.errors import ConfigError, DataError
+from ultr.ingest.positions import FileRow, file_and_row
+
+if TYPE_CHECKING:
+    import ibis.expr.types as ir
+    import numpy as np
+
+    from ultr.ingest.engine import Engine, EngineError
+
+REQUIRED_COLUMNS = ("session", "query", "document", "rank", "click")
+COLUMNS = (*REQUIRED_COLUMNS, "time", "label")
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Describes a format of raw files, and reads it.
+
+    Attributes:
+      name: the name of the format, as for `ultr prepare --format`.
+      kind: what the files hold.
+      description: one line for the help.
+      function: "module:function" in `ultr.ingest.readers`, imported when files are read. The function takes an
+        `Engine`, a list of paths and a `ColumnRequest`, and returns `RawRows` or `GradedPairs`.
+      columns: our names of the columns whose names in the files can be chosen; empty where the fields are fixed.
+      features, context: columns that can be asked for as features of impressions or as context of lists; None for
+        any column of the files.
+    """
+
+    name: str
+    kind: Literal["click log", "graded lists"]
+    description: str
+    function: str
+    columns: tuple[str, ...] = ()
+    features: tuple[str, ...] | None = ()
+    context: tuple[str, ...] | None = ()
+
+    def check(self, request: ColumnRequest) -> None:
+        """Checks that files of the format can have the requested columns.
+
+        Raises:
+          ConfigError: they cannot.
+        """
+        if request.columns and not self.columns:
+            raise ConfigError(f"the fields of the format {self.name!r} are fixed: it takes no column names")
+        if unknown := [name for name in request.columns if name not in self.columns]:
+            raise ConfigError(f"columns maps our names {list(self.columns)} to those of the file, found {unknown}")
+        for what, asked, known in (
+            ("features", request.features, self.features),
+            ("context", request.context, self.context),
+        ):
+            if known is not None and (unknown := [name for name in asked if name not in known]):
+                raise ConfigError(f"the format {self.name!r} has {what} {list(known)}, found {unknown}")
+
+    def read(self, engine: Engine, files: list[Path], request: ColumnRequest) -> RawRows | GradedPairs:
+        """Reads files as one log or one set of graded lists.
+
+        Raises:
+          DataError: the files cannot be used; names the file, row and field where it can.
+        """
+        module, name = self.function.split(":")
+        function: ReadFunction = getattr(importlib.import_module(f"{__package__}.{module}"), name)
+        return function(engine, files, request)
+
+
+@dataclass(frozen=True)
+class ColumnRequest:
+    """The columns that a reader is asked for.
+
+    Attributes:
+      columns: our name of a column -> the name in the file.
+      features: names of the columns in the file with a feature of each impression.
+      context: names of the columns in the file with one value per list.
+    """
+
+    columns: Mapping[str, str] = field(default_factory=dict)
+    features: Sequence[str] = ()
+    context: Sequence[str] = ()
+
+    @property
+    def extra(self) -> dict[str, str]:
+        """Our names of the feature and context columns -> the names in the file."""
+        return {f"feature.{n}": n for n in self.features} | {f"context.{n}": n for n in self.context}
+
+    @property
+    def names(self) -> dict[str, str]:
+        """Our names of columns -> the names in the file, where they differ."""
+        return dict(self.columns) | self.extra
+
+
+@dataclass(frozen=True)
+class RawRows:
+    """Rows about documents with values as the files have them: shown documents, or graded ones.
+
+    Attributes:
+      parts: tables with the same columns, of the types of their files: at (position), session, query, document,
+        rank, click, and where there are any time, label, feature.<name>, context.<name>. `list` numbers the lists
+        where the format delimits them (otherwise a session and query make a list); `slot` numbers the documents
+        where there are document features.
+      files: the files, in the order that the positions refer to.
+      read: rows or lines of the input; None where every row of the parts is one.
+      dropped, repaired: kind -> how many rows the reader left out or repaired.
+      slow: whether reading the parts again would be slow, so that they had better be stored first.
+      text: whether values are text that may stand for numbers, as in CSV.
+      graded: whether the documents are graded (label, neither rank nor click) rather than shown.
+      features: features of the documents, or None.
+      reported_row: as for `file_and_row`.
+      explain: turns an error of the engine while it reads the files into one that names the place.
+    """
+
+    parts: list[ir.Table]
+    files: list[Path]
+    read: int | None = None
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    repaired: Mapping[str, int] = field(default_factory=dict)
+    slow: bool = True
+    text: bool = False
+    graded: bool = False
+    features: DocumentFeatures | None = None
+    reported_row: Callable[[Path, int], int] | None = None
+    explain: Callable[[EngineError], DataError] = lambda error: error
+
+    def where(self, at: int) -> FileRow:
+        """Returns the file and row of a position, as errors report them."""
+        return file_and_row(self.files, at, self.reported_row)
+
+
+@dataclass(frozen=True)
+class GradedPairs:
+    """Grades of (query, document) pairs, in the order of their files.
+
+    Attributes:
+      table: at, query, document, label, and `slot` where there are features; each pair once.
+      report: how many grades were read, and what was done to them.
+      features: features of the documents, or None.
+    """
+
+    table: ir.Table
+    report: Mapping[str, int]
+    features: DocumentFeatures | None = None
+
+
+@dataclass(frozen=True)
+class DocumentFeatures:
+    """Features of documents, which are read once the document ids are known.
+
+    Attributes:
+      names: the F names.
+      fill: (slots [n] ascending, targets [n], out [V, F]) writes the features of the document in slots[i] to
+        out[targets[i]].
+    """
+
+    names: list[str]
+    fill: Callable[[np.ndarray, np.ndarray, np.ndarray], None]
+
+
+ReadFunction = Callable[["Engine", "list[Path]", ColumnRequest], "RawRows | GradedPairs"]
+
+
+def column_option(name: str) -> str:
+    """Says how to choose the column of the files that holds one of our columns."""
+    return f"Name it with --{name} COLUMN (in Python: columns={{'{name}': ...}})."
+
+
+def missing_column(path: Path, name: str, in_file: str, found: Sequence[str]) -> DataError:
+    """Makes the error about a column that a file does not have.
+
+    Args:
+      path: the file.
+      name: our name of the column, "feature.<name>" or "context.<name>"; empty where its name in the file is fixed.
+      in_file: the name that it should have in the file.
+      found: names of the columns of the file.
+    """
+    ours = bool(name) and not name.startswith(("feature.", "context."))
+    wanted = f"a column '{in_file}'" + (f" for '{name}'" if ours and name != in_file else "")
+    fix = column_option(name) if ours else "Check its name."
+    return DataError(f"expected {wanted}, found the columns {list(found)}", fix=fix, file=path, field=in_file)

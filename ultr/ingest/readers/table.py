@@ -1,0 +1,40 @@
+"""Reads long tables: CSV, TSV or Parquet with a row per shown document."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import ibis.expr.types as ir
+
+from ultr.ingest.engine import Engine
+from ultr.ingest.readers.base import COLUMNS, REQUIRED_COLUMNS, ColumnRequest, RawRows, missing_column
+from ultr.ingest.sources import ScannedTable, csv_error, is_parquet, reported_row, scan_table
+
+
+def read_table(engine: Engine, files: list[Path], request: ColumnRequest) -> RawRows:
+    """Reads a long table in CSV, TSV or Parquet: one row per shown document.
+
+    The columns are session, query, document, rank (1-based) and click (0 or 1), and where they exist time and label,
+    or as `request.columns` names them. The rows of a session and query are one list.
+    """
+    tables = [scan_table(engine, path, number) for number, path in enumerate(files)]
+    names = {name: request.columns.get(name, name) for name in COLUMNS}
+    for name in COLUMNS[len(REQUIRED_COLUMNS) :]:
+        if name not in request.columns and names[name] not in tables[0].columns:
+            del names[name]
+    names |= request.extra
+
+    def part(table: ScannedTable) -> ir.Table:
+        for ours, theirs in names.items():
+            if theirs not in table.columns:
+                raise missing_column(table.path, ours, theirs, list(table.columns))
+        return table.table.select(at=table.at, **{ours: table.columns[theirs] for ours, theirs in names.items()})
+
+    return RawRows(
+        parts=[part(table) for table in tables],
+        files=files,
+        slow=not all(is_parquet(path) for path in files),
+        text=not any(is_parquet(path) for path in files),
+        reported_row=reported_row,
+        explain=lambda error: csv_error(files, error),
+    )

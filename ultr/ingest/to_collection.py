@@ -1,0 +1,72 @@
+"""Writes graded documents as a collection."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import ibis.expr.types as ir
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ultr.data.collection import Collection, split_counts, write_collection
+from ultr.data.splits import assign_split
+from ultr.ingest.engine import Engine
+from ultr.ingest.ids import assign_ids, vocabulary_tables
+from ultr.ingest.notices import collection_warnings
+from ultr.ingest.output import Output, split_names
+from ultr.ingest.readers.base import DocumentFeatures
+
+
+def write_graded_lists(
+    engine: Engine,
+    output: Output,
+    table: ir.Table,
+    features: DocumentFeatures | None,
+    *,
+    unique_pairs: bool,
+    report: Mapping[str, Any],
+) -> Collection:
+    """Writes graded documents as a collection.
+
+    Args:
+      engine: the engine.
+      output: the folder to make.
+      table: at, query, document, label, and `slot` where there are features.
+      features: features of the documents.
+      unique_pairs: as for `assign_ids`.
+      report: the first entries of the collection's report.
+
+    Raises:
+      DataError: no document has a grade.
+    """
+    ids = assign_ids(engine, table, parent=output.vocabulary, unique_pairs=unique_pairs)
+    queries, documents, names, counts = vocabulary_tables(engine, ids, features)
+    made = dict(report)
+    for name, count in (ids.report | counts).items():
+        made[name] = made.get(name, 0) + count
+    splits = own = None
+    if output.parent is not None:
+        own = np.zeros(len(queries), bool)
+        own[engine.table(ids.pairs.select("query_id").distinct())["query_id"].to_numpy()] = True
+    if output.split:
+        codes = assign_split(np.arange(len(queries)), output.split, output.seed)
+        splits = split_names(codes, output.split)
+        if own is not None:
+            splits = pc.if_else(pa.array(own), splits, None)
+    counted = split_counts(documents, splits, list(output.split or ()))
+    made["warnings"] = collection_warnings(made, splits=counted)
+    write_collection(
+        output.path,
+        queries=queries,
+        documents=documents,
+        features=names,
+        splits=splits,
+        split_names=list(counted),
+        own=own,
+        parent=output.parent,
+        report=made,
+        overwrite=output.overwrite,
+    )
+    return Collection.open(output.path)

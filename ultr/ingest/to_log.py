@@ -1,0 +1,155 @@
+"""Writes checked rows about shown documents as a click log."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from ultr.data.click_log import ClickLog
+from ultr.data.columns import FEATURE
+from ultr.data.splits import assign_by_time, assign_split
+from ultr.data.writer import LogWriter
+from ultr.errors import DataError
+from ultr.ingest.checking import CheckedRows
+from ultr.ingest.engine import Engine
+from ultr.ingest.ids import AssignedIds, assign_ids, vocabulary_tables
+from ultr.ingest.lists import ListTable, TableStream, group_into_lists, list_times, with_lists
+from ultr.ingest.notices import log_warnings
+from ultr.ingest.output import Output, split_names
+from ultr.ingest.packing import Repairs, pack_lists
+from ultr.ingest.readers.base import ColumnRequest, GradedPairs, RawRows, column_option
+
+
+def write_log(
+    engine: Engine,
+    output: Output,
+    raw: RawRows,
+    rows: CheckedRows,
+    request: ColumnRequest,
+    *,
+    grades: GradedPairs | None,
+    graded_by: str | None,
+    report: Mapping[str, Any],
+) -> ClickLog:
+    """Writes shown documents as a click log.
+
+    Args:
+      engine: the engine.
+      output: the folder to make.
+      raw, rows: the documents as they were read, and with checked values.
+      request: the columns that were asked for.
+      grades: grades of (query, document) pairs.
+      graded_by: name of the file of these grades.
+      report: the first entries of the log's report.
+
+    Raises:
+      DataError: lists cannot be split by time, or a context column is unusable.
+    """
+    if output.split and output.split_by == "time" and "time" not in rows.table.columns:
+        raise DataError(
+            "expected times to split by, found no time column",
+            fix=column_option("time"),
+            file=raw.files[0],
+            field="time",
+        )
+    output.progress.set_description("numbering")
+    ids = assign_ids(engine, rows.table, parent=output.vocabulary, grades=grades)
+    lists = group_into_lists(
+        engine,
+        rows.table,
+        ids.queries,
+        context=request.context,
+        text=raw.text,
+        known=output.parent.metadata.get("context") if output.parent is not None else None,
+        where=raw.where,
+    )
+    queries, documents, features, counts = vocabulary_tables(engine, ids, raw.features)
+    repairs = Repairs()
+    writer = LogWriter(
+        output.path,
+        queries=queries,
+        documents=documents,
+        features=features,
+        impression_features=request.features,
+        context=lists.context,
+        parent=output.parent,
+        splits=list(output.split or ()),
+        overwrite=output.overwrite,
+    )
+    output.progress.set_description("writing")
+    output.progress.reset(engine.number(lists.table.count()))
+    with writer:
+        sessions = impressions = clicks = 0
+        for table in _session_tables(engine, output, rows, ids, lists, request, repairs):
+            writer.write(table)
+            output.progress.update(len(table))
+            sessions += len(table)
+            flat = table["clicks"].combine_chunks().flatten()
+            impressions += len(flat)
+            clicks += int(flat.to_numpy().sum(dtype=np.int64))
+        made = dict(report)
+        made |= {"rows": rows.read, "sessions": sessions, "impressions": impressions, "clicks": clicks}
+        made |= _dropped_and_repaired(raw, rows, repairs)
+        if graded := ids.report | counts:
+            made["documents"] = graded
+        made["warnings"] = log_warnings(made, shown=rows.found, splits=writer.splits, graded_by=graded_by)
+        writer.report = made
+    return ClickLog.open(output.path)
+
+
+def _session_tables(
+    engine: Engine,
+    output: Output,
+    rows: CheckedRows,
+    ids: AssignedIds,
+    lists: ListTable,
+    request: ColumnRequest,
+    repairs: Repairs,
+) -> Iterator[pa.Table]:
+    """Yields tables of sessions as `LogWriter` takes them."""
+    pairs = ids.pairs.select("query", "document", "document_id")
+    joined = with_lists(rows.table, lists).join(pairs, ["query", "document"])
+    values = [FEATURE + name for name in request.features]
+    joined = joined.select("list", "rank", "at", "click", *values, document="document_id")
+    by_time: np.ndarray | None = None
+    if output.split and output.split_by == "time":
+        by_time = assign_by_time(list_times(engine, lists), output.split)
+    per_list = TableStream(lists.stream(engine))
+    ordered = engine.stream(joined.order_by(["list", "rank", "at"]))
+    start = 0
+    for packed in pack_lists(ordered, repairs, values=values):
+        count = len(packed.number)
+        table = per_list.take(count)
+        if not np.array_equal(table["list"].to_numpy(), packed.number):
+            raise RuntimeError("rows and lists are not in the same order")
+        table = table.drop_columns(["list"])
+        for name, column in (("documents", "document"), ("ranks", "rank"), ("clicks", "click")):
+            table = table.append_column(name, packed.lists(column))
+        for name in values:
+            table = table.append_column(name, packed.lists(name))
+        if output.split:
+            if by_time is not None:
+                codes = by_time[start : start + count]
+            elif output.split_by == "query":
+                codes = assign_split(table["query"].to_numpy(), output.split, output.seed)
+            else:
+                codes = assign_split(np.arange(start, start + count), output.split, output.seed)
+            table = table.append_column("split", split_names(codes, output.split))
+        start += count
+        yield table
+
+
+def _dropped_and_repaired(raw: RawRows, rows: CheckedRows, repairs: Repairs) -> dict[str, dict[str, int]]:
+    """Adds up the counts of the reader, the checks and the packing; the usual kinds are listed even where 0."""
+    usual = {"rows_without_keys": 0, "clicks_on_documents_not_shown": 0, "empty_lists": 0}
+    merged: dict[str, dict[str, int]] = {}
+    for name, first, second in (
+        ("dropped", usual | rows.dropped, repairs.dropped),
+        ("repaired", dict(raw.repaired), repairs.repaired),
+        ("noted", {}, repairs.noted),
+    ):
+        merged[name] = {kind: first.get(kind, 0) + second.get(kind, 0) for kind in first | second}
+    return merged
