@@ -21,6 +21,8 @@ from ultr.plots import propensities as curves
 from ultr.propensity import ESTIMATORS
 from ultr.text import ranks_text
 
+Ultr = Callable[..., CommandResult]
+
 
 @pytest.fixture(scope="module")
 def devices(tmp_path_factory: pytest.TempPathFactory) -> ClickLog:
@@ -28,7 +30,7 @@ def devices(tmp_path_factory: pytest.TempPathFactory) -> ClickLog:
     return click_log(tmp_path_factory.mktemp("contexts") / "log", sessions=12_000, context=True)
 
 
-def test_the_command_prints_what_the_function_finds(ultr: Callable[..., CommandResult], devices: ClickLog) -> None:
+def test_the_command_prints_what_the_function_finds(ultr: Ultr, devices: ClickLog) -> None:
     code, out, _ = ultr("propensity", devices.path, "--json")
     assert code == 0
     found = json.loads(out)
@@ -45,7 +47,7 @@ def test_the_command_prints_what_the_function_finds(ultr: Callable[..., CommandR
     assert second.split()[1] == f"{curve['ranks'][1]['propensity']:.4f}"
 
 
-def test_methods_side_by_side(ultr: Callable[..., CommandResult], devices: ClickLog, tmp_path: Path) -> None:
+def test_methods_side_by_side(ultr: Ultr, devices: ClickLog, tmp_path: Path) -> None:
     counts = tmp_path / "counts"
     collapse(devices, "rank", directory=counts)
     methods = [word for name in ESTIMATORS for word in ("--method", name)]
@@ -71,7 +73,7 @@ def test_methods_side_by_side(ultr: Callable[..., CommandResult], devices: Click
     assert [curve["method"] for curve in both["propensities"]] == ["ctr", "all-pairs"]
 
 
-def test_curves_per_context(ultr: Callable[..., CommandResult], devices: ClickLog, tmp_path: Path) -> None:
+def test_curves_per_context(ultr: Ultr, devices: ClickLog, tmp_path: Path) -> None:
     options = ("--context", "device", "--out", tmp_path / "curves.csv", "--figure", tmp_path / "curves.svg")
     code, text, _ = ultr("propensity", devices.path, *options)
     assert code == 0
@@ -86,7 +88,7 @@ def test_curves_per_context(ultr: Callable[..., CommandResult], devices: ClickLo
     ]  # fmt: skip
 
 
-def test_what_is_not_known_is_said_and_drawn(ultr: Callable[..., CommandResult], tmp_path: Path) -> None:
+def test_what_is_not_known_is_said_and_drawn(ultr: Ultr, tmp_path: Path) -> None:
     rows = [row | {"clicks": [*row["clicks"][:2], 0, row["clicks"][3]]} for row in click_rows(1500)]
     rows = [row | {"ranks": [1, 2, 3, 9]} for row in rows]
     log = write_small(tmp_path / "log", rows)
@@ -106,7 +108,7 @@ def test_what_is_not_known_is_said_and_drawn(ultr: Callable[..., CommandResult],
     assert re.match(r"3 +0\.0000 +- +< 0\.\d{4} ", text.splitlines()[4].strip())
 
 
-def test_a_split(ultr: Callable[..., CommandResult], tmp_path: Path) -> None:
+def test_a_split(ultr: Ultr, tmp_path: Path) -> None:
     rows = [row | {"split": "ab"[i % 2]} for i, row in enumerate(click_rows(1000))]
     log = write_small(tmp_path / "log", rows)
     _, out, _ = ultr("propensity", log.path, "--split", "a", "--method", "ctr", "--json")
@@ -116,7 +118,7 @@ def test_a_split(ultr: Callable[..., CommandResult], tmp_path: Path) -> None:
     assert [row["propensity"] for row in found["propensities"][0]["ranks"]] == part.value.tolist()
 
 
-def test_the_first_ranks_alone(ultr: Callable[..., CommandResult], devices: ClickLog, tmp_path: Path) -> None:
+def test_the_first_ranks_alone(ultr: Ultr, devices: ClickLog, tmp_path: Path) -> None:
     rows = click_rows(6000, context=True)
     short = [row | {name: row[name][:3] for name in ("documents", "ranks", "clicks")} for row in rows]
     log, cut = write_small(tmp_path / "log", rows), write_small(tmp_path / "cut", short)
@@ -130,7 +132,7 @@ def test_the_first_ranks_alone(ultr: Callable[..., CommandResult], devices: Clic
         propensity.contextual(devices, "device", ranks=0)
 
 
-def test_one_rank_is_an_error_of_the_command(ultr: Callable[..., CommandResult], tmp_path: Path) -> None:
+def test_one_rank_is_an_error_of_the_command(ultr: Ultr, tmp_path: Path) -> None:
     rows = click_rows(300, context=True)
     log = write_small(tmp_path / "log", rows)
     short = [row | {name: row[name][:1] for name in ("documents", "ranks", "clicks")} for row in rows]
@@ -161,7 +163,7 @@ def bad_uses(log: Path, folder: Path) -> Iterator[tuple[tuple[object, ...], str]
     yield (folder / "counts", "--context", "device"), "expected a ClickLog, found Counts"
 
 
-def test_bad_use_is_one_line(ultr: Callable[..., CommandResult], devices: ClickLog, tmp_path: Path) -> None:
+def test_bad_use_is_one_line(ultr: Ultr, devices: ClickLog, tmp_path: Path) -> None:
     collapse(devices, "rank", directory=tmp_path / "counts")
     for arguments, message in bad_uses(devices.path, tmp_path):
         code, out, err = ultr("propensity", *arguments)
@@ -171,7 +173,7 @@ def test_bad_use_is_one_line(ultr: Callable[..., CommandResult], devices: ClickL
 
 
 def test_figures_need_matplotlib(
-    ultr: Callable[..., CommandResult], devices: ClickLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ultr: Ultr, devices: ClickLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     code, _, err = ultr(

@@ -199,6 +199,8 @@ def smallest_reaching(
         return min(target / found, 1e6) ** 2 if math.isfinite(found := error(number)) else 0.0
 
     low, below = 0.0, (target / error_at_zero) ** 2
+    if below >= 1:
+        return 0.0
     high = min(start, largest)
     above = information(high)
     while above < 1:
@@ -213,8 +215,9 @@ def smallest_reaching(
     def excess(number: float) -> float:
         if number not in evaluated:
             evaluated[number] = information(number)
-        missing = evaluated[number] - 1
-        return 0.0 if 0 <= missing <= TOLERANCE else missing  # close enough: ends the search
+        if 1 <= evaluated[number] <= 1 + TOLERANCE:
+            return 0.0  # ends the search
+        return evaluated[number] - (1 + TOLERANCE / 4)  # just above the target, which rounding may miss
 
     brentq(excess, low, high, rtol=TOLERANCE)
     return min(number for number, found in evaluated.items() if found >= 1)
