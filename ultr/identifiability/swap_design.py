@@ -217,7 +217,7 @@ def smallest_reaching(
             evaluated[number] = information(number)
         if 1 <= evaluated[number] <= 1 + TOLERANCE:
             return 0.0  # ends the search
-        return evaluated[number] - (1 + TOLERANCE / 4)  # just above the target, which rounding may miss
+        return evaluated[number] - (1 + 1e-9)  # just above the target, which rounding may miss
 
     brentq(excess, low, high, rtol=TOLERANCE)
     return min(number for number, found in evaluated.items() if found >= 1)
