@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import numpy as np
 
@@ -130,8 +129,8 @@ def arm_counts_of_tally(source: ClickLog | Counts, counted: Tally) -> ArmCounts:
     new = np.append(True, document[1:] != document[:-1])
     query = source.vocabulary.document_query[document[new]].astype(np.int64)
     cell = (np.cumsum(new) - 1) * arms + arm
-    impressions: Any = counted.impressions[known].astype(np.float64)
-    clicks: Any = counted.clicks[known].astype(np.float64)
+    impressions: np.ndarray = counted.impressions[known].astype(np.float64)
+    clicks: np.ndarray = counted.clicks[known].astype(np.float64)
     if not (cell[1:] > cell[:-1]).all():  # counts by last click repeat cells, contexts come out of order
         cell, inverse = np.unique(cell, return_inverse=True)
         impressions = np.bincount(inverse, impressions, len(cell))
