@@ -1,18 +1,18 @@
-"""How close each estimator of propensities comes to the smallest variance that is possible, on four logging designs.
+"""Compares estimators of propensities with the smallest variance that is possible, on four logging policies.
 
 Position-based clicks with examination 1/rank and relevances between .05 and .85; 10 ranks, 60 queries of 10 documents,
 whose fixed order is that of relevance with some noise (standard deviation .2).
 
   uniform           every session shows its documents in random order
-  epsilon-greedy    one fixed order per query; one session in ten shows a random one
+  epsilon-greedy    one fixed order per query; one session in ten shows a random order
   epsilon, Zipf     the same, with queries of frequency 1/number
   adjacent swaps    a fixed order per query in which one pair of neighbours, drawn at random, is exchanged in every
                     other session
 
 Efficiency is the Cramer-Rao variance of log propensity over the mean squared error, averaged over ranks 2 to 10;
-coverage is that of the 95 % intervals; then come the mean standard error over the spread of the estimates, and the mean
-error of the logarithm. The first three come with the Monte-Carlo standard error over replications (of efficiency and
-ratio by a bootstrap over them). CTR and randomised are biased by design where lists are not shuffled.
+coverage is that of the 95 % intervals; then come the mean standard error over the spread of the estimates, and the bias
+of log propensity. The first three come with the Monte-Carlo standard error over replications (of efficiency and
+ratio by a bootstrap over them). CTR and randomised are biased where lists are not shuffled.
 
     python benchmarks/bench_propensity.py
 """
@@ -28,13 +28,12 @@ from typing import Any
 import numpy as np
 from common import table, versions
 
-from ultr import propensity
-from ultr.propensity.cells import Cells
-from ultr.propensity.likelihood import laplacian, resistance
+from ultr.propensity import ESTIMATORS
+from ultr.propensity.arm_counts import ArmCounts
+from ultr.propensity.information import information_laplacian, relative_covariance
 
 K, QUERIES = 10, 60
 DESIGNS = ("uniform", "epsilon-greedy", "epsilon, Zipf", "adjacent swaps")
-BOOTSTRAPPED = ("all-pairs", "variance-weighted", "adjacent-chain", "pivot-one", "randomised", "ctr")
 
 
 def main() -> None:
@@ -42,7 +41,7 @@ def main() -> None:
     options.add_argument("--sessions", type=int, nargs="+", default=[12_000, 120_000])
     options.add_argument("--replications", type=int, default=200)
     options.add_argument("--designs", nargs="+", choices=DESIGNS, default=list(DESIGNS))
-    options.add_argument("--methods", nargs="+", choices=list(propensity.METHODS), default=list(propensity.METHODS))
+    options.add_argument("--methods", nargs="+", choices=list(ESTIMATORS), default=list(ESTIMATORS))
     options.add_argument("--replicates", type=int, default=100, help="of the bootstrap behind standard errors [100]")
     options.add_argument("--queries", type=int, default=QUERIES, help="[%(default)s]")
     options.add_argument("--seed", type=int, default=0)
@@ -91,28 +90,32 @@ def main() -> None:
 
 
 def _replicate(chosen: Any, design: str, sessions: int, relevance: np.ndarray) -> dict[str, Any]:
+    """Estimates propensities from many logs of one design, by every method."""
     theta = 1 / np.arange(1, K + 1)
     taken: dict[str, dict[str, list[Any]]] = {
         method: {"log": [], "error": [], "covered": [], "seconds": []} for method in chosen.methods
     }
     bound = []
     for number in range(chosen.replications):
-        cells = simulate(design, sessions, relevance, theta, np.random.default_rng([chosen.seed, sessions, number]))
-        bound.append(np.diag(resistance(laplacian(cells, np.log(theta), np.log(relevance.ravel()))))[1:])
+        counts = simulate(design, sessions, relevance, theta, np.random.default_rng([chosen.seed, sessions, number]))
+        information = information_laplacian(counts, np.log(theta), np.log(relevance.ravel()))
+        bound.append(np.diag(relative_covariance(information))[1:])
         for method, lists in taken.items():
             began = time.perf_counter()
-            more = {"replicates": chosen.replicates, "seed": number} if method in BOOTSTRAPPED else {}
-            table = propensity.METHODS[method](cells, **more)
+            spec = ESTIMATORS[method]
+            options = {"replicates": chosen.replicates, "seed": number} if spec.resampled else {}
+            curve = spec.estimate(counts, **options)
             lists["seconds"].append(time.perf_counter() - began)
-            low, high = table.interval.T
+            low, high = curve.interval.T
             lists["covered"].append(((low <= theta) & (theta <= high))[1:])
-            lists["log"].append(np.log(table.value[1:] / theta[1:]))
-            lists["error"].append(table.log_standard_error[1:])
+            lists["log"].append(np.log(curve.value[1:] / theta[1:]))
+            lists["error"].append(curve.log_standard_error[1:])
     variance = np.mean(bound, axis=0)
-    return {method: _judged(lists, variance, chosen.seed) for method, lists in taken.items()}
+    return {method: _summarise(lists, variance, chosen.seed) for method, lists in taken.items()}
 
 
-def _judged(lists: dict[str, list[Any]], variance: np.ndarray, seed: int) -> dict[str, float]:
+def _summarise(lists: dict[str, list[Any]], variance: np.ndarray, seed: int) -> dict[str, float]:
+    """Computes efficiency, coverage, bias and time over replications."""
     off, error, covered = (np.array(lists[name], np.float64) for name in ("log", "error", "covered"))
     times = np.random.default_rng(seed).multinomial(len(off), np.full(len(off), 1 / len(off)), 200) / len(off)
     efficiency = variance / np.mean(off**2, axis=0)
@@ -133,8 +136,10 @@ def _judged(lists: dict[str, list[Any]], variance: np.ndarray, seed: int) -> dic
     }
 
 
-def simulate(design: str, sessions: int, relevance: np.ndarray, theta: np.ndarray, rng: np.random.Generator) -> Cells:
-    """Clicks and impressions of one log."""
+def simulate(
+    design: str, sessions: int, relevance: np.ndarray, theta: np.ndarray, rng: np.random.Generator
+) -> ArmCounts:
+    """Draws clicks and impressions of one log."""
     queries, k = relevance.shape
     frequency = 1 / np.arange(1, queries + 1) if design == "epsilon, Zipf" else np.ones(queries)
     query = rng.choice(queries, sessions, p=frequency / frequency.sum())
@@ -151,8 +156,8 @@ def simulate(design: str, sessions: int, relevance: np.ndarray, theta: np.ndarra
     impressions = np.bincount(cell, minlength=queries * k * k)
     clicks = np.bincount(cell, clicked.ravel(), minlength=queries * k * k)
     some = np.flatnonzero(impressions)
-    cluster = np.repeat(np.arange(queries), k)
-    return Cells(some // k, some % k, impressions[some].astype(float), clicks[some], cluster, k)
+    item_query = np.repeat(np.arange(queries), k)
+    return ArmCounts(some // k, some % k, impressions[some].astype(float), clicks[some], item_query, k)
 
 
 if __name__ == "__main__":

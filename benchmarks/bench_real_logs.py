@@ -1,7 +1,7 @@
-"""What three real logs say about examination: the diagnosis, and the curve of every estimator with 95 % intervals.
+"""Diagnoses three real logs, and estimates their propensities by every estimator, with 95 % intervals.
 
 Errors of the two likelihoods are those over queries, robust to clicks that no position-based model explains; the last
-column of each estimator says how many of ranks 2 to 10 agree with the conditional likelihood within both intervals.
+row counts the ranks below rank 1 at which the interval of an estimator overlaps that of the conditional likelihood.
 
     python benchmarks/bench_real_logs.py --figures .
 """
@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 from common import finish, folder, parser, table
 
-from ultr import identifiability, propensity
+from ultr import identifiability
 from ultr.data import ClickLog, collapse
 from ultr.ingest.preparing import prepare
 from ultr.plots import propensities as curves
-from ultr.propensity import Propensities
-from ultr.propensity.cells import cells_of
+from ultr.propensity import ESTIMATORS, Propensities
+from ultr.propensity.arm_counts import as_arm_counts
 
 SHOWN = ("conditional-likelihood", "maximum-likelihood", "variance-weighted", "ctr")  # in the figures
 
@@ -36,13 +36,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as work:
         for name, log in _logs(chosen, Path(work)).items():
             counts = collapse(log, "rank")
-            cells = cells_of(counts)
+            arm_counts = as_arm_counts(counts)
             report = identifiability.report(counts)
             found: dict[str, Propensities] = {}
-            for method, estimate in propensity.METHODS.items():
-                likelihood = method.endswith("likelihood")
-                more = {"errors": "query"} if likelihood else {"replicates": chosen.replicates, "seed": chosen.seed}
-                found[method] = estimate(cells, **more)
+            for method, spec in ESTIMATORS.items():
+                resampling = {"replicates": chosen.replicates, "seed": chosen.seed}
+                found[method] = spec.estimate(arm_counts, **(resampling if spec.resampled else {"errors": "query"}))
             result[name] = {"diagnosis": report.to_json()} | {m: p.to_json() for m, p in found.items()}
             parts += [f"## {name}\n", report.text(), "", table(_rows(found)), ""]
             parts += [f"{m}: {w}" for m, p in found.items() for w in p.warnings] + [""]

@@ -20,18 +20,18 @@ from ultr.errors import UltrError
     type=click.FloatRange(0.001, 1, max_open=True),
     help="Relative standard error of the propensities that is wanted.",
 )
-@click.option("--split", help="Only this split of the log.")
-@click.option("--ranks", type=click.IntRange(min=1), help="Look at ranks 1 to this alone [all].")
+@click.option("--split", help="Diagnose this split of the log only.")
+@click.option("--ranks", type=click.IntRange(min=1), help="Look at ranks 1 to this only [all].")
 @click.option(
     "--share",
     default=0.5,
     show_default=True,
     type=click.FloatRange(0, 1, min_open=True),
-    help="Sessions of a query that the swap plan may randomise, of those that the log has.",
+    help="Share of the log's sessions of a query that the swap plan may randomise.",
 )
-@click.option("--pairs", type=click.IntRange(min=1), help="Pairs of ranks that it may exchange in one session [50].")
-@click.option("--run", type=click.Path(path_type=Path), help="Trained model whose bias curve to compare.")
-@click.option("--seed", default=0, type=click.IntRange(0, 2**31 - 1), help="As everywhere; nothing here is random.")
+@click.option("--pairs", type=click.IntRange(min=1), help="Pairs of ranks that the plan may exchange per session [50].")
+@click.option("--run", type=click.Path(path_type=Path), help="Run of `ultr train` whose bias curve to compare.")
+@click.option("--seed", default=0, type=click.IntRange(0, 2**31 - 1), help="Has no effect: nothing here is random.")
 @json_option
 def command(
     log: Path,
@@ -44,11 +44,12 @@ def command(
     seed: int,
     as_json: bool,
 ) -> None:
-    """What can a click log, or its saved counts, tell about how much ranks are examined?
+    """Diagnose what a click log can tell about examination, before training.
 
-    Which ranks it compares, how well each propensity can be known at best, what limits that, how many more sessions
-    reach the target, and in which few sessions to exchange two ranks so that they do. With --run also: does the bias
-    curve of a trained model agree with the conditional likelihood of this log?
+    LOG is a click log, or counts of one. Says which ranks it compares, how precisely each propensity can be known at
+    best, what limits that, how many more sessions reach the target, and in which few sessions to exchange which ranks
+    so that they do. With --run it also says whether the bias curve of a trained model agrees with the conditional
+    likelihood of this log.
 
     \b
     Example:
@@ -58,22 +59,22 @@ def command(
     from ultr.identifiability import agreement, report
     from ultr.propensity import conditional_likelihood
 
-    model = _model(run) if run else None
+    model = _load_model(run) if run else None
     found = report(open_counted(log, split=split), target=target, ranks=ranks, share=share, pairs=pairs)
     result, text = found.to_json(), found.text()
     if model is not None:
         try:
-            compared = agreement(model, conditional_likelihood(found.cells))
+            compared = agreement(model, conditional_likelihood(found.counts))
             result["agreement"] = compared.to_json() | {"run": str(run)}
-            said = compared.text()
+            sentence = compared.text()
         except UltrError as e:
             result["agreement"] = {"run": str(run), "reason": str(e)}
-            said = f"No agreement can be told: {str(e).rstrip('.')}."
-        text = f"{said}\n\n{text}"
+            sentence = f"The learned curve cannot be compared: {str(e).rstrip('.')}."
+        text = f"{sentence}\n\n{text}"
     output(result, text, as_json)
 
 
-def _model(run: Path) -> Any:
+def _load_model(run: Path) -> Any:
     from ultr.training import load
 
     return load(run / "model" if (run / "model").is_dir() else run)

@@ -8,24 +8,36 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from ultr.cli import json_option, output, seed_option, table
+from ultr.cli import json_option, output, seed_option
 from ultr.errors import ConfigError, DataError
 from ultr.files import write_text
 from ultr.plots import propensities as figure_of_propensities
 from ultr.plots import style
+from ultr.text import table
 
 if TYPE_CHECKING:
-    from ultr.propensity import Propensities
+    from ultr.propensity import EstimatorSpec, Propensities
+    from ultr.propensity.likelihood_table import Errors
 
-LIKELIHOODS = ("maximum-likelihood", "conditional-likelihood")
 TABLES = (".csv", ".json")
 
 
-@click.command()
+class _PropensityCommand(click.Command):
+    """A command whose help lists the registered estimators."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        from ultr.propensity import ESTIMATORS
+
+        super().format_options(ctx, formatter)
+        with formatter.section("Estimators"):
+            formatter.write_dl([(spec.name, spec.summary) for spec in ESTIMATORS.values()])
+
+
+@click.command(cls=_PropensityCommand)
 @click.argument("log", type=click.Path(path_type=Path))
 @click.option(
     "--method",
@@ -33,31 +45,35 @@ TABLES = (".csv", ".json")
     multiple=True,
     default=["conditional-likelihood"],
     show_default=True,
-    help="conditional-likelihood, maximum-likelihood, all-pairs, variance-weighted, adjacent-chain, pivot-one, "
-    "randomised, ctr; may be given several times.",
+    help="Estimator, one of those below; may be given several times.",
 )
 @click.option(
     "--errors",
     default="information",
     show_default=True,
     type=click.Choice(["information", "query"]),
-    help="Of the likelihoods: errors of the model; query: robust to a model that is not right, over queries.",
+    help="For likelihoods: errors from the information matrix, right where the model is; query: robust to a wrong "
+    "model, by a sandwich over queries.",
 )
 @click.option(
     "--replicates",
     default=1000,
     show_default=True,
     type=click.IntRange(min=40),
-    help="Of the other methods: how many times queries are resampled.",
+    help="For the other estimators: how many times queries are resampled.",
 )
 @click.option(
     "--context", multiple=True, help="One curve per value of this context column; may be given several times."
 )
 @click.option(
-    "--bins", default=4, show_default=True, type=click.IntRange(min=1), help="Cuts a --context of numbers into so many."
+    "--bins",
+    default=4,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Number of intervals that a --context of numbers is cut into.",
 )
-@click.option("--split", help="Only this split of the log.")
-@click.option("--ranks", type=click.IntRange(min=1), help="Look at ranks 1 to this alone [all].")
+@click.option("--split", help="Read this split of the log only.")
+@click.option("--ranks", type=click.IntRange(min=1), help="Look at ranks 1 to this only [all].")
 @click.option("--out", type=click.Path(path_type=Path), help="Also write the table: .csv or .json.")
 @click.option("--figure", type=click.Path(path_type=Path), help="Also draw the curves: .png, .svg or .pdf.")
 @seed_option
@@ -65,7 +81,7 @@ TABLES = (".csv", ".json")
 def command(
     log: Path,
     methods: Sequence[str],
-    errors: str,
+    errors: Errors,
     replicates: int,
     context: Sequence[str],
     bins: int,
@@ -79,8 +95,8 @@ def command(
     """Estimate how much users examine each rank.
 
     LOG is a click log, or counts of one. Values are relative to rank 1, with standard errors and 95 % intervals.
-    Where the log cannot tell a value, there is none, and the reason. Session weights are taken as numbers
-    of equal sessions.
+    Where the log does not support a value, the reason is given instead. A session of weight w counts as w equal
+    sessions.
 
     \b
     Example:
@@ -91,25 +107,28 @@ def command(
     import numpy as np
 
     from ultr.data import open_counted
-    from ultr.propensity import METHODS, contextual
-    from ultr.propensity.cells import cells_of, first_ranks
+    from ultr.propensity import ESTIMATORS, contextual
+    from ultr.propensity.arm_counts import as_arm_counts, first_ranks
 
     methods = list(dict.fromkeys(methods))
-    _check(methods, METHODS, context, out, figure)
+    _check_options(methods, ESTIMATORS, context, out, figure)
     source = open_counted(log, split=split)
     found: dict[str, Propensities] = {}
     if context:
         _check_ranks(min(ranks or source.ranks, source.ranks), ranks)
         for method in methods:
-            curves_of = contextual(source, context, bins=bins, method=method, errors=errors, ranks=ranks)  # type: ignore[arg-type]
+            curves_of = contextual(source, context, bins=bins, method=method, errors=errors, ranks=ranks)
             for name, curve in curves_of.items():
                 found[name if len(methods) == 1 else f"{method}, {name}"] = curve
     else:
-        cells = first_ranks(cells_of(source), ranks)
-        _check_ranks(len(np.unique(cells.arm)), ranks)
+        counts = first_ranks(as_arm_counts(source), ranks)
+        _check_ranks(len(np.unique(counts.arm)), ranks)
         for method in methods:
-            options = {"errors": errors} if method in LIKELIHOODS else {"replicates": replicates, "seed": seed}
-            found[method] = METHODS[method](cells, **options)
+            spec = ESTIMATORS[method]
+            if spec.resampled:
+                found[method] = spec.estimate(counts, replicates=replicates, seed=seed)
+            else:
+                found[method] = spec.estimate(counts, errors=errors)
     result = {"log": str(log), "split": split, "propensities": [curve.to_json() for curve in found.values()]}
     if out is not None:
         write_text(out, _csv(found) if out.suffix == ".csv" else json.dumps(result, indent=1) + "\n")
@@ -118,40 +137,44 @@ def command(
     output(result, _report(found), as_json)
 
 
-def _check(
-    methods: Sequence[str], known: Mapping[str, Any], context: Sequence[str], out: Path | None, figure: Path | None
+def _check_options(
+    methods: Sequence[str],
+    estimators: Mapping[str, EstimatorSpec],
+    context: Sequence[str],
+    out: Path | None,
+    figure: Path | None,
 ) -> None:
-    """Before any work: names and options that go together, files that can be written."""
-    given = click.get_current_context()
+    """Checks, before any work, that names are known, options go together and files can be written."""
     for method in methods:
-        if method not in known:
-            raise ConfigError(f"unknown method '{method}'; known: {', '.join(known)}")
-        if context and method not in LIKELIHOODS:
-            raise ConfigError(f"--context goes with --method {' or '.join(LIKELIHOODS)}, not with {method}")
-    unheeded = {
-        "errors": not set(methods) & set(LIKELIHOODS),
-        "replicates": set(methods) <= set(LIKELIHOODS),
-        "bins": not context,
+        if method not in estimators:
+            raise ConfigError(f"unknown method '{method}'; known: {', '.join(estimators)}")
+    likelihoods = [name for name, spec in estimators.items() if not spec.resampled]
+    for method in methods:
+        if context and method not in likelihoods:
+            raise ConfigError(f"--context goes with --method {' or '.join(likelihoods)}, not with {method}")
+    with_method = f"with --method {', '.join(methods)}"
+    without_effect = {
+        "errors": (not set(methods) & set(likelihoods), with_method),
+        "replicates": (set(methods) <= set(likelihoods), with_method),
+        "bins": (not context, "without --context"),
     }
-    for name, nothing in unheeded.items():
-        if nothing and given.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT:
-            raise ConfigError(
-                f"--{name} says nothing "
-                + ("without --context" if name == "bins" else f"to --method {', '.join(methods)}")
-            )
+    for name, (ignored, when) in without_effect.items():
+        source = click.get_current_context().get_parameter_source(name)
+        if ignored and source is not click.core.ParameterSource.DEFAULT:
+            raise ConfigError(f"--{name} has no effect {when}: leave it out")
     style.check_file("--out", out, TABLES)
     style.check_figure(figure)
 
 
 def _check_ranks(shown: int, ranks: int | None) -> None:
-    """Propensities are relative: there must be ranks to compare."""
+    """Checks that there are ranks to compare, since propensities are relative."""
     if shown == 1:
         mend = "Look at more ranks" if ranks == 1 else "Give a log whose lists show more ranks"
         raise DataError("one rank only: there is nothing to compare", fix=mend)
 
 
 def _csv(found: Mapping[str, Propensities]) -> str:
-    """One row per curve and rank; what is not known is empty."""
+    """Writes one row per curve and rank; values that are not known stay empty."""
     contexts = list(dict.fromkeys(name for curve in found.values() for name in curve.context))
     head = ["method", *contexts, "rank", "propensity", "standard_error", "low", "high", "impressions", "unsupported"]
     text = io.StringIO()
@@ -166,10 +189,10 @@ def _csv(found: Mapping[str, Propensities]) -> str:
 
 
 def _report(found: Mapping[str, Propensities]) -> str:
-    """The curves for people: side by side where there are several, then what to know about them."""
+    """Formats the curves, side by side where there are several, then reasons and warnings."""
     first, *others = found.values()
     if not others:
-        rows = [row[:-1] for row in first.rows()]
+        rows = [row[:-1] for row in first.table_rows()]
         lines = [table(rows), "propensity: how much a rank is examined, relative to rank 1"]
     else:
         rows = [["rank", *found]]
@@ -177,7 +200,7 @@ def _report(found: Mapping[str, Propensities]) -> str:
         lines = [table(rows), "how much a rank is examined, relative to rank 1, ± its standard error"]
     for name, curve in found.items():
         lead = f"{name}: " if others else ""
-        lines += [f"{lead}{reason}" for reason in curve.by_reason()]
+        lines += [f"{lead}{line}" for line in curve.unsupported_lines()]
         lines += [f"{lead}warning: {warning}" for warning in curve.warnings]
     return "\n".join(lines)
 

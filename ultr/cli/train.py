@@ -267,7 +267,7 @@ def _check_clicks(train: Any) -> None:
 
 def _check_weights(model: str, propensity: str | None, clip: float | None) -> None:
     """Before any work: options of weighted methods are given to those only."""
-    from ultr.propensity import METHODS
+    from ultr.propensity import ESTIMATORS
     from ultr.study.nuisance import TRUE
     from ultr.study.registry import MODELS
 
@@ -276,15 +276,15 @@ def _check_weights(model: str, propensity: str | None, clip: float | None) -> No
         if recipe is None or not recipe.needs:
             weighing = ", ".join(name for name, other in MODELS.items() if other.needs)
             raise ConfigError(f"--propensity says nothing to --model {model}, only to {weighing}")
-        if propensity not in (TRUE, *METHODS) and not propensity.endswith(".json"):
-            known = ", ".join((TRUE, *METHODS))
+        if propensity not in (TRUE, *ESTIMATORS) and not propensity.endswith(".json"):
+            known = ", ".join((TRUE, *ESTIMATORS))
             raise ConfigError(f"unknown --propensity '{propensity}'; known: {known}, or a .json file")
         if "propensity" not in recipe.needs and "affine" not in recipe.needs:
             raise ConfigError(
                 f"--propensity says nothing to --model {model}, which weighs by how often documents are shown where. "
                 "Leave it out"
             )
-        if "affine" in recipe.needs and propensity in METHODS:
+        if "affine" in recipe.needs and propensity in ESTIMATORS:
             raise ConfigError(
                 f"--propensity {propensity} says nothing to --model {model}, which needs trust as well: expected "
                 f"{TRUE} or a .json file. Leave it out, and a trust model is fitted to the training sessions"

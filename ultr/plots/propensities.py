@@ -16,30 +16,32 @@ if TYPE_CHECKING:
 
 
 def draw(found: Mapping[str, Propensities], path: Path) -> None:
-    """Curves with 95 % intervals by rank, on a logarithmic scale; arrows down are upper limits, open marks have none.
+    """Draws curves with 95 % intervals by rank, on a logarithmic scale, and writes them to a file.
+
+    Arrows that point down are upper limits; open marks have no interval.
 
     Args:
       found: name -> curve, all over the same ranks.
-      path: the file; its ending says what kind.
+      path: the file; its ending decides the format.
     """
     with sheet(path, 7.2, 4.4) as figure:
         plot(figure, found)
 
 
 def plot(figure: Any, found: Mapping[str, Propensities]) -> None:
-    """As `draw`, on an empty figure of matplotlib."""
+    """Draws what `draw` writes, on an empty matplotlib figure."""
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
     axes = figure.add_subplot()
     ranks = next(iter(found.values())).rank
-    # Side by side, so that intervals do not hide each other; but all are 1 at rank 1.
+    # Side by side, so that intervals do not hide each other; at rank 1 all curves are 1.
     spread = min(0.5, 0.08 * (len(found) - 1))
     shift = np.linspace(-spread / 2, spread / 2, len(found)) if len(found) > 1 else [0.0]
     for i, (name, curve) in enumerate(found.items()):
         colour, mark = COLOURS[i % len(COLOURS)], MARKS[(i + i // len(COLOURS)) % len(MARKS)]
-        _one(axes, curve, ranks + np.where(ranks > 1, shift[i], 0.0), colour, mark, name)
+        _plot_curve(axes, curve, ranks + np.where(ranks > 1, shift[i], 0.0), colour, mark, name)
     axes.set_yscale("log")
-    axes.set_ylim(*_limits(found))
+    axes.set_ylim(*axis_limits(found))
     axes.set_xlim(ranks[0] - 0.6, ranks[-1] + 0.6)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=12, integer=True, min_n_ticks=1))
     axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
@@ -52,12 +54,13 @@ def plot(figure: Any, found: Mapping[str, Propensities]) -> None:
     if any(((c.value > 0) & ~np.isfinite(c.interval).all(1)).any() for c in found.values()):
         title += " (open marks: no interval)"
     axes.set_title(title, loc="left", **NOTE)
-    _say_what_is_missing(axes, found)
+    _explain_missing(axes, found)
     if len(found) > 1:
         axes.legend(frameon=False, fontsize=9)
 
 
-def _one(axes: Any, curve: Propensities, x: np.ndarray, colour: str, mark: str, name: str) -> None:
+def _plot_curve(axes: Any, curve: Propensities, x: np.ndarray, colour: str, mark: str, name: str) -> None:
+    """Draws one curve: values, intervals and upper limits."""
     low, high = curve.interval.T
     known, bounded = curve.value > 0, np.isfinite(low) & np.isfinite(high)
     joined = np.where(known, curve.value, np.nan)  # a rank without a value interrupts the line
@@ -72,28 +75,28 @@ def _one(axes: Any, curve: Propensities, x: np.ndarray, colour: str, mark: str, 
         axes.errorbar(x[limit], high[limit], yerr=reach, uplims=True, fmt="_", ms=7, color=colour, zorder=3)
 
 
-def _say_what_is_missing(axes: Any, found: Mapping[str, Propensities]) -> None:
-    """Why curves have no value but that of rank 1: in the middle of an empty figure, else below it."""
+def _explain_missing(axes: Any, found: Mapping[str, Propensities]) -> None:
+    """Writes why curves have no value below rank 1: in the middle of an empty figure, else below the axis."""
     lines, empty = [], 0
     for name, curve in found.items():
-        by_reason = curve.by_reason()
-        if np.isfinite(curve.value[1:]).any() or not by_reason:
+        reasons = curve.unsupported_lines()
+        if np.isfinite(curve.value[1:]).any() or not reasons:
             continue
         empty += 1
-        lines += textwrap.wrap(f"{name} has no values. {'; '.join(by_reason)}", 85)
+        lines += textwrap.wrap(f"{name} has no values. {'; '.join(reasons)}", 85)
     if empty == len(found):
         axes.text(0.5, 0.6, "\n".join(lines), transform=axes.transAxes, ha="center", va="center", fontsize=9, zorder=4)
     elif lines:
         axes.set_xlabel("\n".join([axes.get_xlabel(), *lines]))
 
 
-def _limits(found: Mapping[str, Propensities]) -> tuple[float, float]:
-    """All values, and of their intervals up to so much that the values do not shrink to a line."""
+def axis_limits(found: Mapping[str, Propensities]) -> tuple[float, float]:
+    """Chooses the limits of the vertical axis: all values, and intervals as far as the values stay readable."""
     values, ends = [1.0], [1.0]
     for curve in found.values():
         values += curve.value[curve.value > 0].tolist()
         ends += [*curve.interval[curve.interval > 0].tolist(), *curve.value[curve.value > 0].tolist()]
         limits = curve.interval[curve.value == 0, 1]
-        ends += (0.5 * limits[np.isfinite(limits)]).tolist()  # the ends of their arrows
+        ends += (0.5 * limits[np.isfinite(limits)]).tolist()  # where their arrows end
         values += (0.5 * limits[np.isfinite(limits)]).tolist()
     return max(min(ends), min(values) / 8) / 1.25, min(max([*ends, *values]), max(values) * 8) * 1.25

@@ -1,28 +1,16 @@
-"""How much users examine each rank, from a click log alone, with standard errors."""
+"""How much users examine each rank, estimated from a click log alone, with standard errors."""
 
-from collections.abc import Callable
-
+from ultr.propensity.click_rates import ctr, randomised
 from ultr.propensity.conditional import conditional_likelihood
-from ultr.propensity.contextual import contextual
+from ultr.propensity.contexts import contextual
+from ultr.propensity.estimators import ESTIMATORS, EstimatorSpec
+from ultr.propensity.harvesting import adjacent_chain, all_pairs, pivot_one, variance_weighted
 from ultr.propensity.joint import maximum_likelihood
-from ultr.propensity.pairs import adjacent_chain, all_pairs, pivot_one, variance_weighted
-from ultr.propensity.rates import ctr, randomised
-from ultr.propensity.table import Propensities
-
-# By their names on the command line.
-METHODS: dict[str, Callable[..., Propensities]] = {
-    "maximum-likelihood": maximum_likelihood,
-    "conditional-likelihood": conditional_likelihood,
-    "all-pairs": all_pairs,
-    "variance-weighted": variance_weighted,
-    "adjacent-chain": adjacent_chain,
-    "pivot-one": pivot_one,
-    "randomised": randomised,
-    "ctr": ctr,
-}
+from ultr.propensity.propensities import Propensities
 
 __all__ = [
-    "METHODS",
+    "ESTIMATORS",
+    "EstimatorSpec",
     "Propensities",
     "adjacent_chain",
     "all_pairs",

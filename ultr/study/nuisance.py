@@ -15,7 +15,7 @@ from flax import nnx
 from ultr import models, towers
 from ultr.data import ClickLog, Counts, collapse
 from ultr.errors import ConfigError, DataError
-from ultr.propensity import METHODS, Propensities
+from ultr.propensity import ESTIMATORS, Propensities
 from ultr.training import fit
 
 TRUE = "true"
@@ -28,7 +28,7 @@ class Harvest:
 
     Args:
       log: the training log.
-      source: where propensities come from: "true" (needs `truth`), an estimator's name in `ultr.propensity.METHODS`,
+      source: where propensities come from: "true" (needs `truth`), an estimator's name in `ultr.propensity.ESTIMATORS`,
         or a .json file that `ultr propensity --json` wrote.
       truth: what is known of a simulated log, as in its metadata.
       counts: the log's counts by rank, where they were made already.
@@ -49,9 +49,9 @@ class Harvest:
         lists: Callable[[], Any] | None = None,
         seed: int = 0,
     ) -> None:
-        if source != TRUE and source not in METHODS and not source.endswith(".json"):
+        if source != TRUE and source not in ESTIMATORS and not source.endswith(".json"):
             raise ConfigError(
-                f"unknown propensity '{source}'; known: {TRUE}, {', '.join(METHODS)}, or a file that ends in .json"
+                f"unknown propensity '{source}'; known: {TRUE}, {', '.join(ESTIMATORS)}, or a file that ends in .json"
             )
         self.log, self.source, self.truth, self.seed = log, source, truth, seed
         self._counts, self._shown, self._lists = counts, shown, lists
@@ -84,9 +84,9 @@ class Harvest:
     @cached_property
     def estimate(self) -> Propensities:
         """What the estimator says of the log."""
-        estimator = METHODS[self.source if self.source in METHODS else DEFAULT]
+        estimator = ESTIMATORS[self.source if self.source in ESTIMATORS else DEFAULT].estimate
         seeded = self.source not in ("conditional-likelihood", "maximum-likelihood")
-        return estimator(self.counts, **({"seed": self.seed} if seeded and self.source in METHODS else {}))
+        return estimator(self.counts, **({"seed": self.seed} if seeded and self.source in ESTIMATORS else {}))
 
     @cached_property
     def affine(self) -> tuple[np.ndarray, np.ndarray]:
@@ -134,7 +134,7 @@ class Harvest:
             trusting = "" if true_alpha(self.truth) is None else "a method that takes both, such as affine-ips, or "
             raise ConfigError(
                 "propensity 'true' needs a simulated log whose user has one known examination by rank; "
-                f"{_why(self.truth)}. Choose {trusting}an estimator: {', '.join(METHODS)}"
+                f"{_why(self.truth)}. Choose {trusting}an estimator: {', '.join(ESTIMATORS)}"
             )
         return examined
 
@@ -199,7 +199,7 @@ def check_identified(found: Propensities) -> None:
     """
     lacking = _without(found.value)
     if lacking:
-        reasons = "; ".join(found.by_reason()) or "no value"
+        reasons = "; ".join(found.unsupported_lines()) or "no value"
         raise ConfigError(
             f"unidentified: the {found.method} of this log gives ranks {_list(lacking)} no propensity above 0 "
             f"({reasons}). Cut the lists above them, give propensities from elsewhere, or log with more "
@@ -215,7 +215,7 @@ def fit_trust(counts: Counts, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
         says that clicks do not depend on relevance at some rank.
       DataError: no clicks.
     """
-    check_identified(METHODS[DEFAULT](counts))
+    check_identified(ESTIMATORS[DEFAULT].estimate(counts))
     tables = {name: towers.RankTable(counts.ranks) for name in ("examination", "trust_relevant", "trust_irrelevant")}
     tables["trust_irrelevant"] = towers.RankTable(counts.ranks, initial=np.full(counts.ranks, -2.0))
     model = models.TrustPBM(relevance=towers.DocumentTable(counts.documents, rngs=nnx.Rngs(seed)), **tables)

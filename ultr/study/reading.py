@@ -290,9 +290,9 @@ def _kind_of(default: Any) -> str:
 
 
 def _check_propensity(source: str, where: str) -> None:
-    from ultr.propensity import METHODS
+    from ultr.propensity import ESTIMATORS
 
-    known = ["true", *METHODS]
+    known = ["true", *ESTIMATORS]
     if source not in known and not source.endswith(".json"):
         hint = _near(source, known)
         raise ConfigError(
@@ -308,10 +308,10 @@ def _needs_trust(model: str, options: Mapping[str, Any], grid: Mapping[str, Sequ
 
 def _check_trusting(model: str, sources: Sequence[str | None], where: str) -> None:
     """An estimator of examination has no trust: one that stands in the row of the method would say nothing."""
-    from ultr.propensity import METHODS
+    from ultr.propensity import ESTIMATORS
 
     for source in sources:
-        if source in METHODS:
+        if source in ESTIMATORS:
             raise ConfigError(
                 f"{where}: 'propensity' as '{source}' says nothing to '{model}', which needs trust as well: expected "
                 "true or a .json file. Leave it out, and a trust model is fitted to the training sessions"

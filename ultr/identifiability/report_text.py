@@ -1,41 +1,41 @@
-"""A report for people: what the numbers mean, then the numbers."""
+"""The report as text: what the numbers mean, then the numbers."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ultr.propensity.table import ranks_text
+from ultr.text import ranks_text, table
 
 if TYPE_CHECKING:
-    from ultr.identifiability.report import Report
+    from ultr.identifiability.diagnosis import Report
 
-PAIRS, SWAPS = 12, 8  # rows of the plan that are printed
-REALISTIC = 1000  # times the log: more sessions than that are not named
+PAIR_ROWS, SWAP_ROWS = 12, 8  # rows of the plan that are printed
+REALISTIC = 1000  # times the log: larger numbers of sessions are called unrealistic
 ASSUMPTION = (
-    "clicks are examination times relevance, with no trust bias. Under trust bias the curve that they give is "
-    "distorted by alpha and beta, which the errors do not cover: train with trust, by --model trust or affine-ips."
+    "clicks are examination times relevance, with no trust bias. Under trust bias the estimated curve is distorted by "
+    "alpha and beta, which the errors do not cover: then train with --model trust or affine-ips."
 )
 
 
-def words(report: Report) -> list[str]:
-    """What the log identifies, what limits it, what to do, what that assumes, and what to beware of."""
+def summary_lines(report: Report) -> list[str]:
+    """Says what the log identifies, what limits it, what to do about it, and what that assumes."""
     assumed = f"Assumed: {ASSUMPTION}"
-    out = [*_verdict(report), *_limit(report), *_todo(report), assumed, "", *_logger(report)]
+    out = [*_verdict(report), *_limit(report), *_recommendation(report), assumed, "", *_logging_policy(report)]
     return [*out, *(f"Note: {warning}." for warning in report.warnings)]
 
 
 def _verdict(report: Report) -> list[str]:
+    """Says which propensities the log identifies, and how well."""
     shown = np.flatnonzero(report.impressions > 0) + 1
     if len(shown) == 1:
         return [f"Nothing to identify: the log shows {ranks_text(shown)} only, and propensities compare ranks."]
     if shown[0] > 1:
         return [
-            "No: nothing was shown at rank 1, with which propensities are compared. Check the ranks of the log: the "
-            "first is 1."
+            "No: nothing was shown at rank 1, to which propensities are relative. Check the ranks of the log: they "
+            "start at 1."
         ]
     error = report.standard_error[shown - 1]
     good = shown[(error <= report.target)].tolist()
@@ -45,10 +45,10 @@ def _verdict(report: Report) -> list[str]:
     if report.clicks[0] == 0:
         return [
             f"No: rank 1 was never clicked in {report.impressions[0]:,.0f} impressions, so that no propensity can be "
-            "compared with its. The propensities below are assumed, not measured."
+            "told relative to it. The propensities below are assumed, not measured."
         ]
     if report.unsupported:
-        return [_unsupported(report, [k for k in good + fair if k > 1 and k not in report.unsupported], lost)]
+        return [_unsupported_verdict(report, [k for k in good + fair if k > 1 and k not in report.unsupported], lost)]
     if not fair and not lost:
         worst = f"the worst, rank {report.worst}, to {percent(error.max())}"
         return [f"Yes: this log identifies the propensities of {ranks_text(shown)} {goal} or better; {worst}."]
@@ -63,15 +63,23 @@ def _verdict(report: Report) -> list[str]:
         out.append(f"{ranks_text(fair)} can be known to {best if best == worst else f'{best} - {worst}'} at best")
     if lost:
         out.append(f"{ranks_text(lost)} cannot be compared with rank 1 at all")
-    return [f"In part: {'; '.join(out)}. (Errors here are one standard error, relative.)"]
+    return [f"In part: {'; '.join(out)}. (Errors are relative standard errors.)"]
 
 
-def _unsupported(report: Report, measured: list[int], lost: list[int]) -> str:
-    """The verdict where clicks do not bound all ratios; 1-based ranks beyond 1 that they do, those not connected."""
+def _unsupported_verdict(report: Report, measured: list[int], lost: list[int]) -> str:
+    """Gives the verdict where clicks do not bound all ratios.
+
+    Args:
+      measured: 1-based ranks below rank 1 whose ratio to rank 1 clicks do bound.
+      lost: 1-based ranks that no document connects with rank 1.
+    """
     which, one = ranks_text(report.unsupported), len(report.unsupported) == 1
     what = f"propensity of {which} is" if one else f"propensities of {which} are"
     verdict = "In part" if measured else "No: this log does not identify propensities"
-    out = [f"{verdict}: the {what} assumed rather than measured, for want of clicks there or at the ranks compared."]
+    out = [
+        f"{verdict}: the {what} assumed rather than measured, because too few clicks compare "
+        f"{'it' if one else 'them'} with other ranks."
+    ]
     if measured:
         worst = percent(float(report.standard_error[np.array(measured) - 1].max()))
         out.append(f"Of the others, {ranks_text(sorted(measured))} can be known to {worst} or better.")
@@ -81,6 +89,7 @@ def _unsupported(report: Report, measured: list[int], lost: list[int]) -> str:
 
 
 def _limit(report: Report) -> list[str]:
+    """Says what limits the rank that is known worst."""
     if report.cut is None:
         return []
     enough = report.standard_error[report.worst - 1] <= report.target
@@ -92,11 +101,12 @@ def _limit(report: Report) -> list[str]:
             out.append(f"That alone leaves an error of {percent(report.cut.standard_error)}.")
     elif others:
         parts = [f"{ranks_text(c.ranks)} (to {percent(max(c.standard_error))} or better)" for c in others]
-        out.append(f"Among themselves {' and '.join(parts)} are compared.")
+        out.append(f"Among themselves, {' and '.join(parts)} are compared.")
     return [" ".join(out)]
 
 
-def _todo(report: Report) -> list[str]:
+def _recommendation(report: Report) -> list[str]:
+    """Recommends what to log to reach the target."""
     plan, out = report.plan, []
     worst = float(report.sessions_needed[report.worst - 1])
     if report.cut is None:
@@ -104,7 +114,7 @@ def _todo(report: Report) -> list[str]:
     if plan.reached and not plan.swaps and report.unsupported:
         return [
             f"What to do: log more sessions until there are clicks that compare {ranks_text(report.unsupported)} with "
-            "rank 1. There are impressions enough, were examination as assumed below."
+            "rank 1. The impressions would suffice if examination were as assumed below."
         ]
     if plan.reached and not plan.swaps:
         return ["What to do: nothing; the target is reached."]
@@ -129,56 +139,60 @@ def _todo(report: Report) -> list[str]:
         more = f" and {len(plan.pairs) - 3} more" if len(plan.pairs) > 3 else ""
         n = f"{plan.queries:,} {'query' if plan.queries == 1 else 'queries'}"
         equal, enough = percent(plan.epsilon_greedy_error), plan.epsilon_greedy_sessions
-        needs = f"it takes about {_rounded(enough)} of them to reach the target"
+        needs = f"about {_rounded(enough)} of them reach the target"
         if enough > REALISTIC * report.sessions:
             needs = "no realistic number of them reaches the target"
         exchanged = f"sessions of {n} in which pairs of ranks are exchanged ({pairs}{more})"
         if plan.epsilon_greedy_error <= plan.standard_error:
             out.append(
-                f"Randomise some sessions (epsilon-greedy): about {_rounded(plan.sessions)} of them come to {equal}; "
-                f"{needs}. That is as good as the plan below or better: as many {exchanged} come to "
+                f"Randomise some sessions (epsilon-greedy): about {_rounded(plan.sessions)} of them bring the error to "
+                f"{equal}; {needs}. That is as good as the plan below or better: as many {exchanged} bring it to "
                 f"{percent(plan.standard_error)}{'' if plan.reached else f'; {plan.reason}'}."
             )
         else:
-            reach = "reach the target" if plan.reached else f"come to {percent(plan.standard_error)}; {plan.reason}"
-            out.append(f"About {_rounded(plan.sessions)} {exchanged} {reach}.")
-            out.append(f"As many epsilon-greedy sessions come to {equal}; {needs}.")
-        out.append("All this rests on the propensities assumed below: diagnose again when the sessions are in.")
+            short = f"bring the error to {percent(plan.standard_error)}; {plan.reason}"
+            out.append(f"About {_rounded(plan.sessions)} {exchanged} {'reach the target' if plan.reached else short}.")
+            out.append(f"As many epsilon-greedy sessions bring the error to {equal}; {needs}.")
+        out.append(
+            "These numbers depend on the propensities assumed below: diagnose again when the sessions are logged."
+        )
     elif plan.reason:
         out.append(f"No swap plan: {plan.reason}.")
     return [f"What to do: {' '.join(out)}"]
 
 
-def _logger(report: Report) -> list[str]:
+def _logging_policy(report: Report) -> list[str]:
+    """Describes how the logging policy showed documents, and what features could learn from it."""
     v, c = report.variation, report.confounding
     out = [
-        f"{v.queries:.0%} of the queries and {v.impressions:.0%} of the impressions have a document that was seen at "
-        f"two ranks or more; on average {v.largest_share:.0%} of a document's impressions are at one rank"
-        f"{' (a deterministic logger)' if v.largest_share > 0.999 else ''}."
+        f"{v.queries:.0%} of the queries and {v.impressions:.0%} of the impressions have a document that was shown at "
+        f"two or more ranks; on average {v.largest_share:.0%} of a document's impressions are at one rank"
+        f"{' (a deterministic logging policy)' if v.largest_share > 0.999 else ''}."
     ]
     if math.isfinite(c.slope):
         shown = np.flatnonzero(report.impressions > 0)
         how = ["hardly", "somewhat", "strongly"][int(np.searchsorted([0.1, 0.3], abs(c.slope)))]
         text = f"Rank and relevance are {how} confounded, under the propensities assumed below: "
         text += f"the documents at rank {shown[-1] + 1} are {c.relevance_by_rank[shown[-1]]:.2f} times as relevant as "
-        text += f"those at rank {shown[0] + 1} (relevance as rank^{c.slope:.2f}"
+        text += f"those at rank {shown[0] + 1} (relevance goes as rank^{c.slope:.2f}"
         out.append(text + (f"; correlation {c.correlation:+.2f})." if math.isfinite(c.correlation) else ")."))
     if report.features is not None:
         f = report.features
         known = np.isfinite(f.standard_error) & (report.impressions > 0)
         text = f"The {f.features} document features explain {f.r_squared:.0%} of the variance of rank"
-        text = f"The {f.features} document features were looked at" if math.isnan(f.r_squared) else text
+        if math.isnan(f.r_squared):
+            text = f"Rank does not vary, so that the {f.features} document features explain nothing of it"
         if known.sum() > 1:
-            text += "; a linear additive tower over them could know the bias of ranks to "
-            text += f"{f.standard_error[known].max():.3f} logits or better, if it is right"
+            text += "; a linear additive tower over them could learn the examination logits of ranks with standard "
+            text += f"errors of {f.standard_error[known].max():.3f} or less, if the tower is right"
         if len(lost := np.flatnonzero(~known & (report.impressions > 0)) + 1):
             text += f"; they separate {ranks_text(lost)} from rank 1"
         out.append(text + ".")
     return [" ".join(out)]
 
 
-def numbers(report: Report) -> list[str]:
-    """The table by rank, and that of the swaps."""
+def number_tables(report: Report) -> list[str]:
+    """Formats the table by rank, and those of the swap plan."""
     head = ["rank", "impressions", "clicks", "relevance shown", "assumed propensity", "best error", "sessions needed"]
     rows = [head + (["tower error", "inflation"] if report.features else [])]
     for k in range(len(report.standard_error)):
@@ -195,28 +209,21 @@ def numbers(report: Report) -> list[str]:
             row.append(_number(report.features.standard_error[k], "{:.4f}"))
             row.append(_number(report.features.inflation[k], "{:.2f}"))
         rows.append(row)
-    out = columns(rows)
+    out = [table(rows, left=0)]
     if swaps := report.plan.swaps:
         rows = [["exchanged", "sessions"], *([f"{i} with {j}", f"{n:,}"] for (i, j), n in report.plan.pairs.items())]
-        out += ["", *columns(rows[: 1 + PAIRS])]
+        out += ["", table(rows[: 1 + PAIR_ROWS], left=0)]
         rows = [["sessions", "exchanged in each", "query"]]
-        for swap in swaps[:SWAPS]:
+        for swap in swaps[:SWAP_ROWS]:
             rows.append([f"{swap.sessions:,}", ", ".join(f"{i} with {j}" for i, j in swap.ranks), _short(swap.query)])
-        out += ["", *columns(rows)]
-        rest = len(swaps) - SWAPS
+        out += ["", table(rows, left=0)]
+        rest = len(swaps) - SWAP_ROWS
         out += [f"and {rest:,} more {'row' if rest == 1 else 'rows'}: see --json"] if rest > 0 else []
     return out
 
 
-def columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Plain columns with a line below the head."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return [lines[0], "  ".join("-" * w for w in widths), *lines[1:]]
-
-
 def percent(error: float) -> str:
-    """A relative error for people."""
+    """Formats a relative error."""
     if not math.isfinite(error):
         return "-"
     if error >= 10:
@@ -225,7 +232,7 @@ def percent(error: float) -> str:
 
 
 def _rounded(number: float) -> str:
-    """A number of sessions, with two significant digits."""
+    """Formats a number of sessions with two significant digits."""
     return f"{float(f'{number:.2g}'):,.0f}" if math.isfinite(number) else "-"
 
 
