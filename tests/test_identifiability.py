@@ -26,7 +26,7 @@ from ultr.identifiability.design import epsilon_greedy, least, make_design, wors
 from ultr.propensity import Propensities, maximum_likelihood
 from ultr.propensity.cells import cells_of
 from ultr.propensity.likelihood import laplacian, resistance, smoothed_relevance
-from ultr.study.registry import MODELS
+from ultr.study import METHODS
 
 
 def make_counts(
@@ -933,7 +933,7 @@ def test_the_command_prints_words_and_json(run: Any, log: Path) -> None:
     assert out.index("What to do") < out.index(assumed) < out.index("rank  impressions")
     for part in ("examination times relevance", "no trust bias", "alpha and beta", "do not cover", "--model trust"):
         assert part in assumed
-    assert {"trust", "affine-ips"} <= set(MODELS)  # the names that it gives
+    assert {"trust", "affine-ips"} <= set(METHODS)  # the names that it gives
     code, out, _ = run(log, "--json", "--target", 0.02)
     assert code == 0
     found = json.loads(out)

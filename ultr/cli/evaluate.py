@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ultr.cli import json_option, output, seed_option, table
+from ultr.cli import json_option, output, seed_option
 from ultr.errors import ConfigError
 from ultr.plots import calibration as figure_of_calibration
 from ultr.plots import style
+from ultr.text import table
 
 if TYPE_CHECKING:
     from ultr.evaluation import Bucket, Estimate

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ultr.cli import json_option, output, seed_option, table
+from ultr.cli import json_option, output, seed_option
 from ultr.errors import ConfigError, DataError
 from ultr.files import write_text
 from ultr.plots import propensities as figure_of_propensities
 from ultr.plots import style
+from ultr.text import table
 
 if TYPE_CHECKING:
     from ultr.propensity import Propensities
