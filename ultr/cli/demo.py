@@ -33,8 +33,8 @@ FORMAT = "ultr-demo"
 def command(out: Path, sessions: int, queries: int, seed: int, as_json: bool) -> None:
     """Make a log, train a naive ranker and a two-tower on it, and compare them.
 
-    Documents with 16 features and grades from 0 to 4 are ranked by a weak linear logger with little randomness; simulated
-    users examine rank k with probability 1/k and click. From these clicks alone a naive ranker and a PBM
+    Documents with 16 features and grades from 0 to 4 are ranked by a weak linear logger with little randomness;
+    simulated users examine rank k with probability 1/k and click. From these clicks alone a naive ranker and a PBM
     two-tower are trained; a ranker trained on the grades shows what could be reached.
 
     \b

@@ -204,7 +204,7 @@ _ROWS: tuple[MethodSpec, ...] = (
     ),
     MethodSpec(
         "pbm-frozen", JOINT, "PBM with given propensities", "", "ultr.models.PBM", _DOCUMENT, ("propensity",),
-        builder="frozen",
+        solvers=EM, builder="frozen",
     ),
     MethodSpec(
         "full-information", GRADES, "softmax cross-entropy of the grades' gains",
