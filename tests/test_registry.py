@@ -14,9 +14,10 @@ from stored import write_log
 from ultr.errors import ConfigError
 from ultr.models import ClickModel, CoinModel
 from ultr.study import METHODS, ModelConfig, build_model, method_spec, methods_table
-from ultr.study.building import TowerFactory, build_optimizer
+from ultr.study.building import build_optimizer
 from ultr.study.registry import FAMILIES
 from ultr.study.specs import OPTIMIZERS
+from ultr.study.tower_factory import TowerFactory
 from ultr.training.solve import methods as solver_methods
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")

@@ -162,7 +162,8 @@ def command(
       ultr train log --out run --model ubm --relevance table --solver em
     """
     from ultr.models import PBM
-    from ultr.study.building import ModelConfig, build_model, build_optimizer, resolve_optimizer, resolve_relevance
+    from ultr.study.building import build_model, build_optimizer, resolve_optimizer
+    from ultr.study.tower_factory import ModelConfig, resolve_relevance
     from ultr.training import fit, save, solve
 
     _check_options(solver)
@@ -355,7 +356,7 @@ def _splits(
 ) -> tuple[ClickLog, ClickLog | None]:
     """Opens the sessions to train on and those that judge the epochs."""
     from ultr.data import ClickLog
-    from ultr.study.building import resolve_relevance
+    from ultr.study.tower_factory import resolve_relevance
 
     splits = ClickLog.open(path).metadata["splits"]
     if splits and split not in splits:

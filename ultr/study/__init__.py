@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ultr.study.building import ModelConfig, build_model
+    from ultr.study.building import build_model
     from ultr.study.nuisance import NuisanceEstimates
     from ultr.study.reading import parse_study, read_study
     from ultr.study.registry import METHODS, method_spec, methods_table
@@ -18,13 +18,14 @@ if TYPE_CHECKING:
     from ultr.study.settings import JudgedData, LogSpec, Study, StudyMethod
     from ultr.study.specs import MethodSpec
     from ultr.study.tables import results_markdown
+    from ultr.study.tower_factory import ModelConfig
 
 _NAMES = {
     "METHODS": "registry",
     "JudgedData": "settings",
     "LogSpec": "settings",
     "MethodSpec": "specs",
-    "ModelConfig": "building",
+    "ModelConfig": "tower_factory",
     "NuisanceEstimates": "nuisance",
     "Study": "settings",
     "StudyMethod": "settings",

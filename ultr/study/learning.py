@@ -16,12 +16,13 @@ from ultr.evaluation import per_query
 from ultr.files import json_values
 from ultr.models import ClickModel
 from ultr.sessions import Sessions
-from ultr.study.building import ModelConfig, build_model, build_ranker_of_grades, resolve_relevance
+from ultr.study.building import build_model, build_ranker_of_grades
 from ultr.study.choosing import CUTOFF, choosing_weights, weighted_dcg
 from ultr.study.nuisance import NuisanceEstimates
 from ultr.study.prepared import JudgedLists, PreparedLog, SplitUnit
 from ultr.study.settings import StudyMethod
 from ultr.study.specs import TABLES
+from ultr.study.tower_factory import ModelConfig, resolve_relevance
 from ultr.training import adam, fit, lazy_adam
 from ultr.training.loop import has_large_table
 

@@ -78,12 +78,12 @@ class NuisanceEstimates:
 
     @cached_property
     def counts(self) -> Counts:
-        """The log's counts by rank."""
+        """Counts the log by rank."""
         return collapse(self.log, "rank") if self._counts is None else self._counts
 
     @cached_property
     def propensity(self) -> np.ndarray:
-        """[R] examination by rank, relative to rank 1 unless it is the truth; all finite and above 0.
+        """Returns the [R] examination by rank, relative to rank 1 unless it is the truth; all finite and above 0.
 
         The truth is examination alone: what trust and noise add to clicks is in `affine`.
 
@@ -102,14 +102,14 @@ class NuisanceEstimates:
 
     @cached_property
     def estimate(self) -> Propensities:
-        """The estimator's result for the log."""
+        """Runs the estimator on the log."""
         estimator = METHODS[self.source if self.source in METHODS else DEFAULT_ESTIMATOR]
         seeded = self.source not in ("conditional-likelihood", "maximum-likelihood")
         return estimator(self.counts, **({"seed": self.seed} if seeded and self.source in METHODS else {}))
 
     @cached_property
     def affine(self) -> tuple[np.ndarray, np.ndarray]:
-        """([R] alpha, [R] beta): P(click at k) = alpha_k relevance + beta_k (Vardasbi 2020).
+        """Returns ([R] alpha, [R] beta): P(click at k) = alpha_k relevance + beta_k (Vardasbi 2020).
 
         "true": of the simulated user and of the noise that was put on the clicks. Else those of a `TrustPBM` with one
         relevance per document, fitted to the log's counts, since trust needs a model: estimators of examination take
@@ -126,12 +126,12 @@ class NuisanceEstimates:
 
     @cached_property
     def displays(self) -> Displays:
-        """How often each document was shown at each rank."""
+        """Counts how often each document was shown at each rank."""
         return Displays.of(self.log if self._shown is None else self._shown)
 
     @property
     def sessions(self) -> Any:
-        """The sessions of the log, or its distinct ones with weights."""
+        """Returns the sessions of the log, or its distinct ones with weights."""
         return self.log if self._sessions is None else self._sessions()
 
     def cached(self, key: Hashable, make: Callable[[], T]) -> T:

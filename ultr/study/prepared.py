@@ -72,7 +72,7 @@ class PreparedLog:
 
     @cached_property
     def log(self) -> ClickLog:
-        """The whole log."""
+        """Opens or simulates the whole log."""
         if self.settings.path is not None:
             return ClickLog.open(self.settings.path, split=self.settings.split)
         train = self.lists["train"]
@@ -82,7 +82,7 @@ class PreparedLog:
 
     @cached_property
     def query_names(self) -> pa.ChunkedArray:
-        """Names of the queries that the log shows."""
+        """Lists the names of the queries that the log shows."""
         shown = np.zeros(self.log.vocabulary.queries, bool)
         for rows in self.log.columns(["query"]):
             shown[rows["query"].to_numpy()] = True
@@ -90,12 +90,12 @@ class PreparedLog:
 
     @cached_property
     def logger(self) -> Any:
-        """The ranker of the simulated policy, for any lists."""
+        """Fits the ranker of the simulated policy, for any lists."""
         return self.settings.logging_policy().fitted(self.lists["train"], seed=self.seed)
 
     @property
     def truth(self) -> dict[str, Any] | None:
-        """The true user of a simulated log."""
+        """Returns the true user of a simulated log, of its metadata."""
         return self.log.metadata.get("truth")
 
     def part(self, name: str, by: SplitUnit) -> ClickLog:
@@ -147,7 +147,7 @@ class PreparedLog:
 
     @property
     def stored(self) -> np.ndarray | None:
-        """[V + 1, F] features by document id, where they are few enough to lie in every model."""
+        """Returns the features [V + 1, F] by document id, where they are few enough to lie in every model."""
         values: np.ndarray | None = self.log.vocabulary.features
         if values is None or values.nbytes > STORED_BYTES or self.log.metadata["impression_features"]:
             return None

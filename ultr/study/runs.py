@@ -32,7 +32,7 @@ class Run:
 
     @property
     def title(self) -> str:
-        """Its name for people."""
+        """Names the run for people."""
         return f"{self.log.name if self.log else GRADED} / {self.method.name} / seed {self.seed}"
 
 

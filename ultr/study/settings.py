@@ -79,7 +79,7 @@ class StudyMethod:
     Attributes:
       name: its name in tables and files.
       model: a name in `ultr.study.registry.METHODS` or a mixture of click models such as `pbm+dbn`.
-      relevance, hidden, transform, rows: the relevance tower, as in `ultr.study.building.ModelConfig`.
+      relevance, hidden, transform, rows: the relevance tower, as in `ultr.study.tower_factory.ModelConfig`.
       epochs, patience: passes over the log, at most, and without improvement; of a log with fewer than a hundred steps,
         as many times more as make a hundred.
       batch_size: sessions (or counted rows) per step; 0: chosen so that an epoch has a hundred steps or more.
@@ -109,7 +109,7 @@ class StudyMethod:
 
     @cached_property
     def spec(self) -> MethodSpec:
-        """What the package knows of the method."""
+        """Finds the method's row in the registry."""
         return method_spec(self.model)
 
     def all_options(self) -> dict[str, Any]:

@@ -30,7 +30,7 @@ class MethodSpec:
       summary: one line of description.
       paper: author and year of its sources, such as "Richardson 2007; Craswell 2008"; empty where there is none.
       makes: dotted name of the class that is trained; empty where no class of the package is.
-      towers: argument of that class -> name of the method of `ultr.study.building.TowerFactory` that makes the tower.
+      towers: argument of that class -> name of the method of `ultr.study.tower_factory.TowerFactory` for the tower.
         A method without towers is not trained by `ultr.fit` and has none of its settings.
       needs: what it takes beside the towers: "propensity" (examination by rank), "affine" (trust parameters alpha and
         beta), "displays" (how often each document was shown at each rank), "logging_policy" (a network fitted to the
@@ -58,27 +58,27 @@ class MethodSpec:
 
     @property
     def is_click_model(self) -> bool:
-        """Whether it makes a click model: such methods may be joined to a mixture, as in `pbm+dbn`."""
+        """Tells whether it makes a click model: such methods may be joined to a mixture, as in `pbm+dbn`."""
         return self.makes.startswith("ultr.models.")
 
     @property
     def trained_on_log(self) -> bool:
-        """Whether `ultr train` trains it: by gradient steps on the clicks of a log."""
+        """Tells whether `ultr train` trains it: by gradient steps on the clicks of a log."""
         return bool(self.towers) and self.learns_from == "clicks"
 
     @property
     def takes_propensities(self) -> bool:
-        """Whether it is given propensities or trust parameters."""
+        """Tells whether it is given propensities or trust parameters."""
         return bool({"propensity", "affine"} & set(self.needs))
 
     @property
     def reads_documents(self) -> bool:
-        """Whether one of its towers is the document tower that `relevance` chooses."""
+        """Tells whether one of its towers is the document tower that `relevance` chooses."""
         return "document" in self.towers.values()
 
     @property
     def made_class(self) -> type:
-        """The class that is trained.
+        """Imports the class that is trained.
 
         Raises:
           ValueError: the method has none.
