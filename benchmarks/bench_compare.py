@@ -3,7 +3,7 @@
 The logs are simulated from the train queries, the methods judged by nDCG@10 on the test queries; all use the same
 linear tower, but for the boosted trees. Epochs (and rounds of boosting) are chosen on held-out clicks, full
 information by the validation grades. The weak logger is a linear ranker trained on 1 % of the train queries, with
-Plackett-Luce randomness; the strong one is trained on all of them and nearly deterministic. Finished cells are kept in
+Plackett-Luce randomness; the strong one is trained on all of them and nearly deterministic. Finished runs are kept in
 --work: the script goes on where it was stopped.
 
     python benchmarks/bench_compare.py --work study --jobs 2
@@ -17,7 +17,6 @@ two-tower with a network and boosted trees.
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from pathlib import Path
@@ -30,8 +29,8 @@ from common import finish, folder, parser, table
 from ultr import simulate
 from ultr.evaluation import paired_difference
 from ultr.ingest.preparing import prepare
-from ultr.study import collect, parse, run
-from ultr.study.cells import Cell, read, slug, values
+from ultr.study import collect_results, parse_study, run_study
+from ultr.study.runs import Run, StoredRuns
 
 USERS = ("pbm", "dbn", "trust")
 LOGGERS: dict[str, dict[str, Any]] = {
@@ -97,7 +96,7 @@ def lists(chosen: Any) -> None:
 
 
 def study(chosen: Any) -> Any:
-    """The study as `ultr compare` would read it from TOML."""
+    """Makes the study as `ultr compare` would read it from TOML."""
     wanted = {*chosen.methods, "naive", "full-information"}  # what all are tested against, and the end of the gap
     kinds = [m for m in (TREES if chosen.synthetic else METHODS) if m.get("name", m["model"]) in wanted]
     cut = {} if chosen.ranks == 10 else {"ranks": chosen.ranks}
@@ -107,7 +106,7 @@ def study(chosen: Any) -> Any:
         for user in chosen.users
         for logger, options in LOGGERS.items()
     ]
-    return parse(
+    return parse_study(
         {
             "seeds": list(range(chosen.seeds)),
             "metrics": ["ndcg@10"],
@@ -123,7 +122,7 @@ def study(chosen: Any) -> Any:
 
 
 def summary(results: dict[str, Any], names: list[str], sessions: int) -> list[list[str]]:
-    """Mean nDCG@10 over queries and seeds: a row per method, a column per log of the given size.
+    """Tabulates the mean nDCG@10 over queries and seeds: a row per method, a column per log of the given size.
 
     A star: different from naive at 5 % by the paired t test, adjusted over the methods of the log (Holm). A method
     with fewer seeds than most says so, and is left out without any.
@@ -146,9 +145,9 @@ def summary(results: dict[str, Any], names: list[str], sessions: int) -> list[li
 
 
 def weak_against_strong(work: Path, plan: Any, names: list[str]) -> list[list[str]]:
-    """nDCG@10 from the strong logger's log less that from the weak one's, paired over queries after averaging seeds."""
+    """Tabulates the gain in nDCG@10 from the strong logger's log over the weak one's, paired over queries."""
     rows = [["method", "user", "sessions", "strong - weak (95 %)"]]
-    logs = {log.name: log for log in plan.logs}
+    stored, logs = StoredRuns(work / "cells"), {log.name: log for log in plan.logs}
     for name in names:
         method = next(m for m in plan.methods if m.name == name)
         for log in plan.logs:
@@ -157,7 +156,7 @@ def weak_against_strong(work: Path, plan: Any, names: list[str]) -> list[list[st
                 pair = (log, logs[f"{user} strong {sessions}"])
                 means = []
                 for one in pair:
-                    found = [values(work / "cells", Cell(one, method, seed)) for seed in plan.seeds]
+                    found = [stored.read_values(Run(one, method, seed)) for seed in plan.seeds]
                     means.append([v["ndcg@10"] for v in found if v is not None])
                 if all(means):
                     weak, strong = (np.mean(m, axis=0) for m in means)
@@ -168,20 +167,18 @@ def weak_against_strong(work: Path, plan: Any, names: list[str]) -> list[list[st
 
 
 def diagnosed(work: Path, plan: Any) -> list[list[str]]:
-    """What the diagnosis said of each log before training, and how far the propensities harvested from it were off."""
+    """Tabulates the errors that the diagnosis predicted for each log beside those of the propensities."""
     rows = [["log", "error at rank 10, predicted", "found, root mean square over seeds", "mean square of z"]]
-    source = next((m for m in plan.methods if m.name == "ips-listwise"), None)
+    stored, source = StoredRuns(work / "cells"), next((m for m in plan.methods if m.name == "ips-listwise"), None)
     if source is None:
         return rows
     for log in plan.logs:
         predicted, off = [], []
         for seed in plan.seeds:
-            cell = read(work / "cells", Cell(log, source, seed))
-            about = work / "cells" / "about" / slug(log.name) / f"seed-{seed}.json"
-            if cell is None or not about.exists():
+            run, facts = stored.read(Run(log, source, seed)), stored.read_log_facts(log, seed)
+            if run is None or not facts:
                 continue
-            facts = json.loads(about.read_text())
-            truth, found = (facts.get("truth") or {}).get("examination"), cell.get("propensity")
+            truth, found = (facts.get("truth") or {}).get("examination"), run.get("propensity")
             said = (facts.get("diagnosis") or {}).get("standard_error")
             if said:
                 predicted.append(np.array(said, float)[1:])
@@ -198,7 +195,7 @@ def diagnosed(work: Path, plan: Any) -> list[list[str]]:
 
 def main() -> None:
     options = parser(__doc__ or "")
-    options.add_argument("--work", type=Path, required=True, help="folder of lists and cells, kept between calls")
+    options.add_argument("--work", type=Path, required=True, help="folder of lists and runs, kept between calls")
     options.add_argument("--sessions", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
     options.add_argument("--seeds", type=int, default=5)
     known = list(dict.fromkeys(m.get("name", m["model"]) for m in (*METHODS, *TREES)))
@@ -214,8 +211,10 @@ def main() -> None:
     plan = study(chosen)
     began = time.perf_counter()
     if not chosen.report:
-        run(plan, chosen.work / "cells", jobs=chosen.jobs, say=lambda line: print(line, file=sys.stderr, flush=True))
-    results = collect(plan, chosen.work / "cells")
+        run_study(
+            plan, chosen.work / "cells", jobs=chosen.jobs, say=lambda line: print(line, file=sys.stderr, flush=True)
+        )
+    results = collect_results(plan, chosen.work / "cells")
     names = [m.name for m in plan.methods]
     click_models = [n for n in names if n in ("pbm", "trust", "additive", "dla", "ips-listwise")]
     text = [table(summary(results, names, n)) + "\n" for n in chosen.sessions]

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ultr.study.registry import ModelConfig, build_model
+from ultr.study import ModelConfig, build_model
 from ultr.training import Fitted, adam, fit
 
 PACKAGES = ("jax", "flax", "optax", "rax", "numpy", "pyarrow", "duckdb")

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import pytest
+import studies
 from jax.experimental.compilation_cache import compilation_cache
 
 from ultr import cli
@@ -87,3 +88,12 @@ def quickly_compiled(compiled_once: None) -> Iterator[None]:
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture(scope="module")
+def study_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the small collection and the small study of it, study.toml."""
+    path = tmp_path_factory.mktemp("study")
+    studies.write_small_collection(path / "collection")
+    (path / "study.toml").write_text(studies.STUDY)
+    return path

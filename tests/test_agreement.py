@@ -19,7 +19,7 @@ from ultr.data import collapse
 from ultr.errors import ConfigError
 from ultr.identifiability import agreement
 from ultr.propensity import Propensities
-from ultr.study.registry import MODELS
+from ultr.study import METHODS
 
 Ultr = Callable[..., CommandResult]
 
@@ -138,7 +138,7 @@ def test_the_command_prints_words_and_json(ultr: Ultr, log: Path) -> None:
     assert out.index("What to do") < out.index(assumed) < out.index("rank  impressions")
     for part in ("examination times relevance", "no trust bias", "alpha and beta", "do not cover", "--model trust"):
         assert part in assumed
-    assert {"trust", "affine-ips"} <= set(MODELS)  # the names that it gives
+    assert {"trust", "affine-ips"} <= set(METHODS)  # the names that it gives
     code, out, _ = ultr("diagnose", log, "--json", "--target", 0.02)
     assert code == 0
     found = json.loads(out)

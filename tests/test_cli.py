@@ -6,39 +6,24 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from conftest import CommandResult
 
 from ultr import cli, compilation_cache, models, simulate, towers
 from ultr.cli import train
 from ultr.data import ClickLog
 from ultr.errors import ConfigError
-from ultr.study import registry
+from ultr.study import ModelConfig, build_model, specs
+from ultr.study.building import build_optimizer, resolve_optimizer
 from ultr.training import RowSparse, fit, load, loop, solve
 from ultr.training.checkpoint import read_meta
 
-
-class Result:
-    def __init__(self, code: int, out: str, err: str) -> None:
-        self.code, self.out, self.err = code, out, err
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-
-@pytest.fixture
-def ultr(capsys: pytest.CaptureFixture[str]) -> Any:
-    def call(*arguments: object) -> Result:
-        with pytest.raises(SystemExit) as stop:
-            cli.main([str(a) for a in arguments])
-        captured = capsys.readouterr()
-        return Result(int(stop.value.code or 0), captured.out, captured.err)
-
-    return call
+Ultr = Callable[..., CommandResult]
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +45,7 @@ def log(collection: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", cli.COMMANDS)
-def test_every_command_has_help_with_an_example(name: str, ultr: Any) -> None:
+def test_every_command_has_help_with_an_example(name: str, ultr: Ultr) -> None:
     result = ultr(name, "--help")
     assert result.code == 0
     assert f"ultr {name}" in result.out
@@ -69,14 +54,15 @@ def test_every_command_has_help_with_an_example(name: str, ultr: Any) -> None:
         assert option in result.out
 
 
-def test_the_command_lists_its_commands(ultr: Any) -> None:
+def test_the_command_lists_its_commands(ultr: Ultr) -> None:
     result = ultr("--help")
     assert result.code == 0
     assert all(name in result.out for name in cli.COMMANDS)
     assert "0.1.0" in ultr("--version").out
 
 
-def test_from_a_table_of_clicks_to_numbers(ultr: Any, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_from_a_table_of_clicks_to_numbers(ultr: Ultr, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     rows = ["search,query,sku,rank,click,price,device"]
     for session in range(600):
@@ -107,7 +93,8 @@ def test_from_a_table_of_clicks_to_numbers(ultr: Any, tmp_path: Path) -> None:
     assert "trained on sessions of this log" in text.err
 
 
-def test_a_network_is_judged_on_graded_lists(ultr: Any, log: Path, collection: Path, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_a_network_is_judged_on_graded_lists(ultr: Ultr, log: Path, collection: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     trained = ultr("train", log, "--out", run, "--model", "naive", "--hidden", "8", "--epochs", 12,
                    "--learning-rate", 0.02, "--json")  # fmt: skip
@@ -120,7 +107,8 @@ def test_a_network_is_judged_on_graded_lists(ultr: Any, log: Path, collection: P
     assert low < judged.json["ndcg@10"]["value"] < high
 
 
-def test_the_same_seed_gives_the_same_run_and_resume_goes_on(ultr: Any, log: Path, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_the_same_seed_gives_the_same_run_and_resume_goes_on(ultr: Ultr, log: Path, tmp_path: Path) -> None:
     options = ("--hidden", "4", "--batch-size", "256", "--seed", "5", "--json")
     whole = ultr("train", log, "--out", tmp_path / "a", "--epochs", 3, *options).json
     ultr("train", log, "--out", tmp_path / "b", "--epochs", 1, *options)
@@ -130,8 +118,9 @@ def test_the_same_seed_gives_the_same_run_and_resume_goes_on(ultr: Any, log: Pat
     assert rest.json["propensity"] == whole["propensity"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", ["em", "lbfgs", "counting"])
-def test_a_solver_trains_tables(solver: str, ultr: Any, log: Path, tmp_path: Path) -> None:
+def test_a_solver_trains_tables(solver: str, ultr: Ultr, log: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     options = ("--solver", solver, "--prior", 3.0, "--seed", 4, *(() if solver == "counting" else ("--epochs", 3)))
     trained = ultr("train", log, "--out", run, "--model", "sdbn", "--relevance", "table", *options, "--json")
@@ -139,7 +128,7 @@ def test_a_solver_trains_tables(solver: str, ultr: Any, log: Path, tmp_path: Pat
     assert json.loads((run / "run.json").read_text()) == trained.json
     opened = ClickLog.open(log)
     parts = opened.split({"train": 0.9, "valid": 0.1}, by="session", seed=4)
-    untrained = registry.build_model(registry.ModelConfig("sdbn", "table"), opened)
+    untrained = build_model(ModelConfig("sdbn", "table"), opened)
     same = solve(untrained, parts["train"], parts["valid"], method=solver, prior=3.0, iterations=3)  # type: ignore[arg-type]
     timeless = [
         [{k: v for k, v in h.items() if k != "seconds"} for h in x] for x in (same.history, trained.json["history"])
@@ -159,19 +148,19 @@ def test_a_solver_trains_tables(solver: str, ultr: Any, log: Path, tmp_path: Pat
     assert "without a state to resume from" in resumed.err
 
 
-def test_options_that_a_solver_does_not_heed_are_rejected(ultr: Any, log: Path, tmp_path: Path) -> None:
+def test_options_that_a_solver_does_not_heed_are_rejected(ultr: Ultr, log: Path, tmp_path: Path) -> None:
     given = {"patience": ("2",), "batch_size": ("64",), "optimizer": ("adam",), "learning_rate": ("0.1",), "l2": ("1",),
              "resume": (), "epochs": ("3",), "prior": ("1",)}  # fmt: skip
-    for solver, unheeded in train.UNHEEDED.items():
+    for solver, unheeded in train.WITHOUT_EFFECT.items():
         for name in unheeded:
             option = f"--{name.replace('_', '-')}"
             result = ultr("train", log, "--out", tmp_path / "r", "--solver", solver, option, *given[name])
             assert result.code == 2
-            assert f"{option} says nothing to --solver {solver}, only to" in result.err
+            assert f"{option} has no effect with --solver {solver}, only with" in result.err
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_optimizer_is_recorded_and_resuming_with_another_is_refused(ultr: Any, log: Path, tmp_path: Path) -> None:
+def test_the_optimizer_is_recorded_and_resuming_with_another_is_refused(ultr: Ultr, log: Path, tmp_path: Path) -> None:
     options = ("train", log, "--out", tmp_path / "r", "--relevance", "table", "--batch-size", 256, "--json")
     trained = ultr(*options, "--epochs", 1, "--optimizer", "lazy-adagrad", "--learning-rate", 0.002)
     assert trained.json["config"]["optimizer"] == "lazy-adagrad"
@@ -188,11 +177,11 @@ def test_the_optimizer_is_recorded_and_resuming_with_another_is_refused(ultr: An
     assert more.json["history"][0] == trained.json["history"][0]
 
 
-def test_without_options_training_is_what_fit_does_without_them(ultr: Any, log: Path, tmp_path: Path) -> None:
+def test_without_options_training_is_what_fit_does_without_them(ultr: Ultr, log: Path, tmp_path: Path) -> None:
     trained = ultr("train", log, "--out", tmp_path / "r", "--relevance", "table", "--epochs", 1, "--json").json
     opened = ClickLog.open(log)
     parts = opened.split({"train": 0.9, "valid": 0.1}, by="session", seed=0)
-    model = registry.build_model(registry.ModelConfig("pbm", "table"), opened)
+    model = build_model(ModelConfig("pbm", "table"), opened)
     assert trained["history"][0]["loss"] == fit(model, parts["train"], epochs=1, seed=0).history[0]["loss"]
     assert trained["config"]["optimizer"] == "adam"
 
@@ -210,18 +199,18 @@ def test_the_automatic_optimizer_is_that_of_fit(documents: int, monkeypatch: pyt
     lists = simulate.collection(queries=2, seed=0)
     with pytest.raises(Seen) as seen:
         fit(model, lists, seed=0)
-    kind = registry.optimizer_kind("auto", model)
+    kind = resolve_optimizer("auto", model)
     assert kind == ("lazy-adam" if documents == loop.LARGE_TABLE else "adam")
     assert isinstance(seen.value.args[0], RowSparse) == (kind == "lazy-adam")
 
 
 def test_optimizers_have_names() -> None:
-    assert set(train.OPTIMIZERS) == {"auto", *registry.OPTIMIZERS}
-    assert registry.optimizer_kind("lazy-adagrad", None) == "lazy-adagrad"
-    assert registry.build_optimizer("lazy-adam", 0.002).tables.learning_rate == pytest.approx(0.02)
-    assert registry.build_optimizer("lazy-adagrad", 0.002).tables.learning_rate == pytest.approx(0.2)
+    assert specs.OPTIMIZERS == ("adam", "lazy-adam", "lazy-adagrad")
+    assert resolve_optimizer("lazy-adagrad", None) == "lazy-adagrad"
+    assert build_optimizer("lazy-adam", 0.002).tables.learning_rate == pytest.approx(0.02)
+    assert build_optimizer("lazy-adagrad", 0.002).tables.learning_rate == pytest.approx(0.2)
     with pytest.raises(ConfigError, match="unknown optimizer 'sgd'; known: adam, lazy-adam, lazy-adagrad"):
-        registry.build_optimizer("sgd", 0.1)
+        build_optimizer("sgd", 0.1)
 
 
 def fresh(code: str, *arguments: object, **environment: str | None) -> subprocess.CompletedProcess[str]:
@@ -278,14 +267,13 @@ print(json.dumps({k: v for k, v in os.environ.items() if k.startswith("JAX_")}))
     assert not (tmp_path / "unused").exists()
 
 
-def test_the_cache_does_not_grow_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compilation_cache, "ENTRIES", 4)
+def test_the_cache_does_not_grow_without_end(tmp_path: Path) -> None:
     for i in range(5):
         (tmp_path / f"jit_{i}").write_text("")
         os.utime(tmp_path / f"jit_{i}", (i, i))
-    compilation_cache._prune(tmp_path)
+    compilation_cache.prune(tmp_path, entries=4)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["jit_2", "jit_3", "jit_4"]
-    compilation_cache._prune(tmp_path)
+    compilation_cache.prune(tmp_path, entries=4)
     assert len(list(tmp_path.iterdir())) == 3
 
 
@@ -297,7 +285,8 @@ def test_a_process_that_has_imported_jax_keeps_its_settings(monkeypatch: pytest.
     assert list(tmp_path.iterdir()) == []
 
 
-def test_splits_of_a_log_are_used(ultr: Any, log: Path, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_splits_of_a_log_are_used(ultr: Ultr, log: Path, tmp_path: Path) -> None:
     result = ultr("train", log, "--out", tmp_path / "r", "--model", "rctr", "--epochs", 1, "--valid-fraction", 0,
                   "--relevance", "table", "--json")  # fmt: skip
     assert result.json["validation_sessions"] == 0
@@ -308,7 +297,8 @@ def test_splits_of_a_log_are_used(ultr: Any, log: Path, tmp_path: Path) -> None:
     assert mixed.json["validation_sessions"] == 3000
 
 
-def test_training_takes_the_split_that_it_is_told(ultr: Any, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_training_takes_the_split_that_it_is_told(ultr: Ultr, tmp_path: Path) -> None:
     rows = [f"{s},q{s % 9},d{k},{k},{int(s % k == 0)}" for s in range(200) for k in (1, 2, 3)]
     (tmp_path / "c.csv").write_text("\n".join(["session,query,document,rank,click", *rows]) + "\n")
     split = ("--split", "fit=.5,dev=.2,test=.3", "--split-by", "session")
@@ -328,7 +318,8 @@ def test_training_takes_the_split_that_it_is_told(ultr: Any, tmp_path: Path) -> 
     assert "leaves none to judge the epochs by" in tiny.err
 
 
-def test_a_log_of_one_query_holds_sessions_out(ultr: Any, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_a_log_of_one_query_holds_sessions_out(ultr: Ultr, tmp_path: Path) -> None:
     rows = [f"{s},q,d{k},{k},{int(s % k == 0)},{k}.5" for s in range(100) for k in (1, 2, 3)]
     (tmp_path / "c.csv").write_text("\n".join(["session,query,document,rank,click,price", *rows]) + "\n")
     assert ultr("prepare", tmp_path / "c.csv", "--out", tmp_path / "log", "--feature", "price").code == 0
@@ -338,11 +329,10 @@ def test_a_log_of_one_query_holds_sessions_out(ultr: Any, tmp_path: Path) -> Non
     assert result.json["config"]["relevance"] == "mlp"
 
 
-def test_the_demo_writes_its_results(ultr: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ultr.cli import demo
-
-    monkeypatch.setattr(demo, "QUERIES", {"train": 40, "valid": 10, "test": 20})
-    result = ultr("demo", "--out", tmp_path / "demo", "--sessions", 2000, "--seed", 2)
+@pytest.mark.slow
+def test_the_demo_writes_its_results(ultr: Ultr, tmp_path: Path) -> None:
+    small = ("--queries", 40)
+    result = ultr("demo", "--out", tmp_path / "demo", "--sessions", 2000, "--seed", 2, *small)
     assert result.code == 0, result.err
     for word in ("naive", "two-tower", "full information", "true examination", "learned"):
         assert word in result.out
@@ -350,7 +340,7 @@ def test_the_demo_writes_its_results(ultr: Any, tmp_path: Path, monkeypatch: pyt
     assert set(saved["ndcg@10"]) == {"naive", "two-tower (PBM)", "full information"}
     assert len(saved["examination"]["learned"]) == 10
     assert len(ClickLog.open(tmp_path / "demo" / "log")) == 2000
-    again = ultr("demo", "--out", tmp_path / "demo", "--sessions", 1000, "--json")
+    again = ultr("demo", "--out", tmp_path / "demo", "--sessions", 1000, *small, "--json")
     assert again.json["sessions"] == 1000
     (tmp_path / "demo" / "thesis.txt").write_text("mine")
     assert ultr("demo", "--out", tmp_path / "demo", "--sessions", 1000).code == 2
@@ -364,7 +354,10 @@ def test_the_demo_writes_its_results(ultr: Any, tmp_path: Path, monkeypatch: pyt
 MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
     "command": (("trian",), "unknown command 'trian'; known: demo, prepare"),
     "option": (("train", "{log}", "--out", "{tmp}/r", "--epoch", "3"), "No such option"),
-    "model": (("train", "{log}", "--out", "{tmp}/r", "--model", "pmb"), "unknown model 'pmb'; known: gctr"),
+    "model": (
+        ("train", "{log}", "--out", "{tmp}/r", "--model", "pmb"),
+        "unknown model 'pmb' (did you mean 'pbm'?); known: gctr",
+    ),
     "mixture": (("train", "{log}", "--out", "{tmp}/r", "--model", "pbm+naive"), "made of click models"),
     "relevance": (("train", "{log}", "--out", "{tmp}/r", "--relevance", "tree"), "unknown relevance tower 'tree'"),
     "hidden": (("train", "{log}", "--out", "{tmp}/r", "--hidden", "big"), "expected widths such as 64,64"),
@@ -418,7 +411,7 @@ def run(log: Path) -> Path:
 
 @pytest.mark.parametrize("name", MISTAKES)
 def test_a_mistake_gets_one_line_and_exit_code_2(
-    name: str, ultr: Any, log: Path, collection: Path, run: Path, tmp_path: Path
+    name: str, ultr: Ultr, log: Path, collection: Path, run: Path, tmp_path: Path
 ) -> None:
     arguments, message = MISTAKES[name]
     places = {"log": log, "collection": collection, "run": run, "tmp": tmp_path}
@@ -430,7 +423,7 @@ def test_a_mistake_gets_one_line_and_exit_code_2(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_second_run_does_not_overwrite_the_first(ultr: Any, log: Path, run: Path) -> None:
+def test_a_second_run_does_not_overwrite_the_first(ultr: Ultr, log: Path, run: Path) -> None:
     before = (run / "run.json").read_text()
     result = ultr("train", log, "--out", run, "--model", "pbm")
     assert result.code == 2

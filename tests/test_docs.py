@@ -13,7 +13,7 @@ import pytest
 import ultr
 from ultr import cli
 from ultr.ingest.readers import READERS
-from ultr.study.registry import MODELS
+from ultr.study import METHODS
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -34,6 +34,7 @@ def test_the_readme_is_short_and_shows_the_two_commands() -> None:
     assert 'pip install ".[test]" && pytest -n auto --dist loadfile' in README
 
 
+@pytest.mark.slow
 def test_the_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
@@ -43,6 +44,7 @@ def test_the_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.Monke
     assert (tmp_path / "model" / "meta.json").is_file()
 
 
+@pytest.mark.slow
 def test_the_shell_commands_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     table = re.findall(r"    (session,query.*?)\n\n", README, re.DOTALL)[0]
@@ -66,13 +68,14 @@ def test_the_table_of_the_readme_names_what_there_is() -> None:
     assert len(READERS) == 8
     assert len(ultr.simulate.USERS) == 15
     assert len(ultr.simulate.RANKERS) == 6
-    assert {"pbm", "ubm", "dbn", "naive"} <= set(MODELS)
+    assert {"pbm", "ubm", "dbn", "naive"} <= set(METHODS)
 
 
 def issubclass_of(value: Any, base: type) -> bool:
     return isinstance(value, type) and issubclass(value, base)
 
 
+@pytest.mark.slow
 def test_the_examples_find_the_truth_that_they_simulate() -> None:
     found = example("python_api").main(sessions=2000)
     assert found["perplexity"].value < 1.6

@@ -7,27 +7,25 @@ import dataclasses
 import math
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
-import pyarrow as pa
 import pytest
 from conftest import ROOT, CommandResult
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from stored import documents_table, make_rows, plain, write_log
+from studies import write_small_collection
 
-from ultr import models, plots, simulate, towers
-from ultr import study as compare
-from ultr.data.collection import write_collection
+from ultr import models, plots, towers
 from ultr.errors import ConfigError
 from ultr.evaluation import Estimate, calibration
 from ultr.evaluation.click_calibration import Calibration, CalibrationBins
 from ultr.plots.calibration_figure import root_ticks
-from ultr.study import learning as learn
+from ultr.study import collect_results, read_study, run_study
 from ultr.training import save
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
@@ -275,20 +273,14 @@ model = "full-information"
 
 
 @pytest.fixture(scope="module")
-def studied(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """The folder of a study of which all cells are made, and their results; one method fails on the second log."""
+def studied(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """The folder of a study of which all runs are made, and their results; one method fails on the second log."""
     folder = tmp_path_factory.mktemp("study")
-    made = simulate.collection(queries=45, documents=6, features=3, seed=0)
-    queries, documents = made.vocabulary.tables()
-    names = np.repeat(["train", "vali", "test"], 15).tolist()
-    write_collection(folder / "collection", queries=queries, documents=documents, splits=pa.array(names),
-                     features=made.vocabulary.feature_names, split_names=["train", "vali", "test"])  # fmt: skip
+    write_small_collection(folder / "collection")
     (folder / "study.toml").write_text(STUDY)
-    study = compare.read(folder / "study.toml")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(learn, "FEWEST_STEPS", 5)
-        compare.run(study, folder / "out")
-        yield folder, compare.collect(study, folder / "out")
+    study = read_study(folder / "study.toml")
+    run_study(study, folder / "out")
+    return folder, collect_results(study, folder / "out")
 
 
 def one_panel(results: dict[str, Any], lines: tuple[str, ...] = ()) -> tuple[Figure, Any]:
@@ -429,7 +421,7 @@ def test_compare_draws_what_it_made(ultr: Command, studied: Any) -> None:
     file = folder / "out" / "study.svg"
     code, _, err = ultr("compare", folder / "study.toml", "--out", folder / "out", "--figure", file)
     assert code == 0, err
-    assert "0 cells made" in err
+    assert "0 runs made" in err
     text = file.read_text()
     for said in ("varied", "fixed", "without a value: ips-listwise", "naive, the baseline", ">logger<", ">grades<"):
         assert said in text, said

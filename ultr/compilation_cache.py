@@ -43,16 +43,16 @@ def _folder() -> Path | None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK | os.X_OK):
             return None
-        _prune(folder)
+        prune(folder)
     except (OSError, RuntimeError):  # RuntimeError: there is no home
         return None
     return folder
 
 
-def _prune(folder: Path) -> None:
-    """Removes the older half when there are too many."""
-    with os.scandir(folder) as entries:
-        files = [entry.path for entry in entries if entry.is_file()]
-    if len(files) > ENTRIES:
+def prune(folder: Path, *, entries: int = ENTRIES) -> None:
+    """Removes the older half of the programs in a folder that holds more than so many."""
+    with os.scandir(folder) as found:
+        files = [entry.path for entry in found if entry.is_file()]
+    if len(files) > entries:
         for file in sorted(files, key=os.path.getmtime)[: len(files) // 2]:
             Path(file).unlink(missing_ok=True)

@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -148,3 +149,8 @@ def check_output_folder(out: Path, *, may_hold: Callable[[Path], bool] | Iterabl
     allowed = names if callable(names) else lambda entry: entry.name in names
     if out.is_dir() and not all(allowed(entry) for entry in out.iterdir()):
         raise ConfigError(f"{out} holds other files: choose a new or empty folder for --out")
+
+
+def folder_name(name: str) -> str:
+    """Turns a name into part of a path: white space becomes _."""
+    return re.sub(r"\s+", "_", name)

@@ -21,7 +21,7 @@ from protocol import peak_bytes, serve, since_start
 from ultr import training
 from ultr.data import ClickLog, Dataset, collapse
 from ultr.sessions import Sessions
-from ultr.study.registry import ModelConfig, build_model
+from ultr.study import ModelConfig, build_model
 from ultr.training.feed import one_pass
 from ultr.training.rows import lazy_adam
 from ultr.training.solver import solve

@@ -5,13 +5,16 @@ from __future__ import annotations
 import importlib
 import json
 import sys
-from collections.abc import Sequence
-from typing import Any, NoReturn
+from collections.abc import Container, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from ultr import __version__, compilation_cache
 from ultr.errors import UltrError
+
+if TYPE_CHECKING:
+    from ultr.study.specs import MethodSpec
 
 COMMANDS = {
     "demo": "Make a log, train a naive ranker and a two-tower on it, and compare them.",
@@ -25,8 +28,8 @@ COMMANDS = {
 }
 
 
-class _Lazy(click.Group):
-    """Lists the commands without importing them."""
+class _LazyGroup(click.Group):
+    """A group that lists its commands without importing them."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -34,7 +37,8 @@ class _Lazy(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        return importlib.import_module(f"ultr.cli.{cmd_name}").command
+        command: click.Command = importlib.import_module(f"ultr.cli.{cmd_name}").command
+        return command
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         if args and not args[0].startswith("-") and args[0] not in COMMANDS:
@@ -46,7 +50,7 @@ class _Lazy(click.Group):
             formatter.write_dl(list(COMMANDS.items()))
 
 
-@click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="ultr")
 def cli() -> None:
     """Unbiased learning to rank: from a click log to a ranker freed of position and trust bias.
@@ -58,7 +62,7 @@ def cli() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Runs the command line; bad use or bad input ends with one line on standard error and exit code 2."""
+    """Runs the command line and exits; for bad use or input with one line on standard error and code 2."""
     try:
         code = cli.main(arguments, prog_name="ultr", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
@@ -86,20 +90,33 @@ def output(result: dict[str, Any], text: str, as_json: bool) -> None:
     click.echo(json.dumps(result, indent=1) if as_json else text)
 
 
-def table(rows: Sequence[Sequence[str]]) -> str:
-    """Plain columns: the first left, the others right; the first row is the head."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = [
-        "  ".join(
-            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    ]
-    return "\n".join([lines[0], "  ".join("-" * w for w in widths), *lines[1:]])
+class MethodsCommand(click.Command):
+    """A command whose help lists methods by family below its options.
+
+    Args:
+      methods: the rows of `ultr.study.registry.METHODS` that are listed.
+      method_options: the options of methods that the command has as its own; None: all, from a file, and described.
+    """
+
+    def __init__(
+        self, *args: Any, methods: Iterable[MethodSpec], method_options: Container[str] | None, **settings: Any
+    ) -> None:
+        super().__init__(*args, **settings)
+        self.methods, self.method_options = tuple(methods), method_options
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        from ultr.study.registry import methods_by_family, options_help
+
+        sections = methods_by_family(self.methods, options=self.method_options)
+        if self.method_options is None:
+            sections["Options of methods"] = options_help(self.methods)
+        for title, rows in sections.items():
+            with formatter.section(title):
+                formatter.write_dl(rows)
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result alone, as JSON.")
 seed_option = click.option(
-    "--seed", default=0, show_default=True, type=click.IntRange(0, 2**31 - 1), help="Decides everything that is random."
+    "--seed", default=0, show_default=True, type=click.IntRange(0, 2**31 - 1), help="Seed of everything that is random."
 )
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace what stands at --out.")

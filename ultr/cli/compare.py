@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import threading
 from collections.abc import Iterator
@@ -13,14 +12,17 @@ from typing import Any
 import click
 
 from ultr import plots
-from ultr.cli import json_option, output
+from ultr.cli import MethodsCommand, json_option, output
 from ultr.errors import ConfigError
-from ultr.files import write_text
+from ultr.files import check_output_folder, json_values, write_json, write_text
+from ultr.study.registry import METHODS
 
 
-@click.command()
+@click.command(cls=MethodsCommand, methods=METHODS.values(), method_options=None)
 @click.argument("config", type=click.Path(path_type=Path))
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of cells, tables and TREC files.")
+@click.option(
+    "--out", required=True, type=click.Path(path_type=Path), help="Folder of the results: runs, tables and TREC files."
+)
 @click.option("--only", multiple=True, help="Only this log or method; may be given several times.")
 @click.option(
     "--seed", "seeds", multiple=True, type=int, help="Only this seed of the study; may be given several times."
@@ -28,14 +30,14 @@ from ultr.files import write_text
 @click.option(
     "--jobs", default=1, show_default=True, type=click.IntRange(min=1), help="Processes; one log and seed each."
 )
-@click.option("--retry", is_flag=True, help="Make those cells again that failed.")
+@click.option("--retry", is_flag=True, help="Make those runs again that failed.")
 @click.option("--keep-logs", is_flag=True, help="Keep the simulated logs, in OUT/logs.")
 @click.option(
     "--figure",
     type=click.Path(path_type=Path),
     help="Also draw the first metric of all methods, a panel per log: .png, .svg or .pdf.",
 )
-@click.option("--strict", is_flag=True, help="End with exit code 1 where a cell failed.")
+@click.option("--strict", is_flag=True, help="End with exit code 1 where a run failed.")
 @json_option
 def command(
     config: Path,
@@ -51,25 +53,25 @@ def command(
 ) -> int:
     """Compare methods on simulated or real logs, over seeds, with intervals and paired tests.
 
-    CONFIG is a TOML file: graded lists, logs, methods, seeds. A finished cell (log, method, seed) is kept in OUT and
-    made again only where its settings changed. OUT/results.json and OUT/table.md hold the result of all that is there,
-    OUT/trec the same rankings for trec_eval and ir_measures.
+    CONFIG is a TOML file: graded lists, logs, methods, seeds. A run is one method on one log with one seed; its result
+    is kept in OUT/cells and made again only where its settings changed. OUT/results.json and OUT/table.md hold the
+    results of all runs that are there, OUT/trec the same rankings for trec_eval and ir_measures. Methods are listed
+    below, with their own options and the defaults of these.
 
     \b
     Example:
       ultr compare study.toml --out study --jobs 2 --figure study.png
     """
-    from ultr.study import collect, markdown, read, run
-    from ultr.study.cells import dumps
+    from ultr.study import collect_results, read_study, results_markdown, run_study
     from ultr.study.tables import LEGEND
 
     plots.check_figure(figure, made=out)
-    study = read(config)
-    _check_out(out)
+    study = read_study(config)
+    check_out(out)
     if figure is not None and study.data.test is None:
         raise ConfigError("--figure draws a ranking metric, and the study has no 'test' lists: leave --figure out")
     with _terminable():
-        counts = run(
+        counts = run_study(
             study,
             out,
             only=only,
@@ -79,24 +81,24 @@ def command(
             keep_logs=keep_logs,
             say=lambda line: click.echo(line, err=True),
         )
-    results = collect(study, out)
-    text = markdown(results)
-    write_text(out / "results.json", dumps(results))
+    results = collect_results(study, out)
+    text = results_markdown(results)
+    write_json(out / "results.json", results)
     write_text(out / "table.md", f"{text}\n{LEGEND}\n")
     if figure is not None:
         lines = [m.name for kind in ("logger", "full-information") for m in study.methods if m.model == kind]
         plots.save_figure(plots.comparison(results, lines), figure)
     failed = results["failed"]
-    click.echo(f"{counts['made']} cells made, {counts['kept']} kept, {len(failed)} failed", err=True)
+    click.echo(f"{counts['made']} runs made, {counts['kept']} kept, {len(failed)} failed", err=True)
     if failed:
         click.echo(f"note: the first that failed is {failed[0]['cell']}: {failed[0]['error']}", err=True)
-    output(json.loads(dumps(results | {"out": str(out), "cells": counts})), f"{text}\n{LEGEND}", as_json)
+    output(json_values(results | {"out": str(out), "cells": counts}), f"{text}\n{LEGEND}", as_json)
     return 1 if strict and failed else 0
 
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """SIGTERM ends the run as Ctrl-C does: processes are ended and working folders removed."""
+    """Lets SIGTERM end the command as Ctrl-C does: processes are ended and working folders removed."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -111,11 +113,13 @@ def _terminable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _check_out(out: Path) -> None:
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f"{out} is a file: give --out a folder")
-    if not out.is_dir() or (out / "cells").exists() or (out / "results.json").exists():
-        return
-    # Before its first cell is finished, a run makes these.
-    if not all(entry.name in ("trec", "about") or entry.name.startswith(".work-") for entry in out.iterdir()):
-        raise ConfigError(f"{out} holds other files: choose a new or empty folder for --out")
+def check_out(out: Path) -> None:
+    """Refuses a folder that holds something else than the results of a comparison.
+
+    Before its first run is finished, a comparison makes the folders `trec`, `about` and those of work in progress.
+
+    Raises:
+      ConfigError: names the folder and says what to choose instead.
+    """
+    if not ((out / "cells").exists() or (out / "results.json").exists()):
+        check_output_folder(out, may_hold=lambda entry: entry.name in ("trec", "about") or entry.match(".work-*"))

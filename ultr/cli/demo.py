@@ -9,11 +9,11 @@ from typing import Any
 
 import click
 
-from ultr.cli import json_option, output, seed_option, table
-from ultr.files import new_folder
+from ultr.cli import json_option, output, seed_option
+from ultr.files import new_folder, write_json
+from ultr.text import table
 
 FORMAT = "ultr-demo"
-QUERIES = {"train": 900, "valid": 100, "test": 500}
 
 
 @click.command()
@@ -21,20 +21,27 @@ QUERIES = {"train": 900, "valid": 100, "test": 500}
     "--out", default="demo", show_default=True, type=click.Path(path_type=Path), help="Folder of the results."
 )
 @click.option("--sessions", default=100_000, show_default=True, type=click.IntRange(min=1000))
+@click.option(
+    "--queries",
+    default=900,
+    show_default=True,
+    type=click.IntRange(min=9),
+    help="Queries to learn from; a ninth as many choose the epochs, five ninths as many judge the rankers.",
+)
 @seed_option
 @json_option
-def command(out: Path, sessions: int, seed: int, as_json: bool) -> None:
+def command(out: Path, sessions: int, queries: int, seed: int, as_json: bool) -> None:
     """Make a log, train a naive ranker and a two-tower on it, and compare them.
 
-    Documents with 16 features and grades from 0 to 4 are ranked by a weak linear logger with little chance; simulated
-    users examine rank k with probability 1/k and click. From these clicks alone a naive ranker and a PBM
-    two-tower are trained; a ranker trained on the grades shows what was to be had.
+    Documents with 16 features and grades from 0 to 4 are ranked by a weak linear logger with little randomness;
+    simulated users examine rank k with probability 1/k and click. From these clicks alone a naive ranker and a PBM
+    two-tower are trained; a ranker trained on the grades shows what could be reached.
 
     \b
     Example:
       ultr demo --out demo --seed 1
     """
-    result = run(out, sessions=sessions, seed=seed)
+    result = run_demo(out, sessions=sessions, queries=queries, seed=seed)
     rows = [["ranker", "trained on", "nDCG@10 on unseen queries"]]
     for name, source in (("naive", "clicks"), ("two-tower (PBM)", "clicks"), ("full information", "grades")):
         found = result["ndcg@10"][name]
@@ -66,13 +73,13 @@ def command(out: Path, sessions: int, seed: int, as_json: bool) -> None:
     output(result, "\n".join(text), as_json)
 
 
-def run(out: Path, *, sessions: int, seed: int) -> dict[str, Any]:
-    """Everything the demo does; writes log, model and results.json to `out` and returns the results."""
+def run_demo(out: Path, *, sessions: int, queries: int, seed: int) -> dict[str, Any]:
+    """Makes the log, trains the rankers, writes log, model and results.json to `out` and returns the results."""
     began = time.perf_counter()
     with new_folder(out, check=_refuse) as aside:
-        result = _run(aside, sessions=sessions, seed=seed)
+        result = _train_and_judge(aside, sessions=sessions, queries=queries, seed=seed)
         result["seconds"] = round(time.perf_counter() - began, 1)
-        (aside / "results.json").write_text(json.dumps(result, indent=1) + "\n")
+        write_json(aside / "results.json", result)
     return result
 
 
@@ -82,7 +89,7 @@ def _refuse(out: Path) -> None:
 
 
 def _is_demo(folder: Path) -> bool:
-    """Whether a folder is empty or holds nothing but the results of an earlier demo."""
+    """Tells whether a folder is empty or holds nothing but the results of an earlier demo."""
     if not folder.is_dir() or not {p.name for p in folder.iterdir()} <= {"results.json", "log", "two-tower"}:
         return False
     try:
@@ -91,7 +98,7 @@ def _is_demo(folder: Path) -> bool:
         return False
 
 
-def _run(folder: Path, *, sessions: int, seed: int) -> dict[str, Any]:
+def _train_and_judge(folder: Path, *, sessions: int, queries: int, seed: int) -> dict[str, Any]:
     import jax
     import numpy as np
     from flax import nnx
@@ -104,10 +111,10 @@ def _run(folder: Path, *, sessions: int, seed: int) -> dict[str, Any]:
     from ultr.towers import MLP, RankTable, Scaler
     from ultr.training import fit, save
 
-    total = sum(QUERIES.values())
-    lists = simulate.collection(queries=total, seed=seed)
-    edges = np.cumsum([0, *QUERIES.values()])
-    part = {name: lists.select(slice(edges[i], edges[i + 1])) for i, name in enumerate(QUERIES)}
+    sizes = {"train": queries, "valid": queries // 9, "test": queries * 5 // 9}
+    lists = simulate.collection(queries=sum(sizes.values()), seed=seed)
+    edges = np.cumsum([0, *sizes.values()])
+    part = {name: lists.select(slice(edges[i], edges[i + 1])) for i, name in enumerate(sizes)}
     policy = simulate.Policy("linear", temperature=0.2, share=0.001)
     truth = simulate.user("pbm", grades=4, ranks=10)
     with tqdm(total=sessions, desc="simulate", unit=" sessions", unit_scale=True, leave=False, disable=None) as bar:

@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import click
 
-from ultr.cli import json_option, output, seed_option, table
+from ultr.cli import MethodsCommand, json_option, output, seed_option
 from ultr.errors import ConfigError, DataError
-from ultr.files import write_text
+from ultr.files import check_output_folder, json_values, write_json
+from ultr.study.registry import METHODS, method_spec
+from ultr.study.specs import OPTIMIZERS, RELEVANCE_TOWERS, TABLES, MethodSpec
+from ultr.text import table
 
-OPTIMIZERS = ("auto", "adam", "lazy-adam", "lazy-adagrad")
-STEPS = ("patience", "batch_size", "optimizer", "learning_rate", "l2", "resume")
-UNHEEDED = {"gradient": ("prior",), "em": STEPS, "lbfgs": STEPS, "counting": (*STEPS, "epochs")}  # by each solver
+if TYPE_CHECKING:
+    from ultr.data import ClickLog
+    from ultr.study.nuisance import NuisanceEstimates
 
-DOCUMENTLESS = ("gctr", "rctr", "rdctr")  # whatever --relevance says, they have tables of their own
+Solver = Literal["em", "lbfgs", "counting"]
+
+TRAINED = {name: spec for name, spec in METHODS.items() if spec.trained_on_log}
+GRADIENT_OPTIONS = ("patience", "batch_size", "optimizer", "learning_rate", "l2", "resume")
+# Solver -> options that have no effect with it.
+WITHOUT_EFFECT = {
+    "gradient": ("prior",),
+    "em": GRADIENT_OPTIONS,
+    "lbfgs": GRADIENT_OPTIONS,
+    "counting": (*GRADIENT_OPTIONS, "epochs"),
+}
 
 
 def _widths(text: str) -> tuple[int, ...]:
@@ -30,18 +42,14 @@ def _widths(text: str) -> tuple[int, ...]:
     return widths
 
 
-@click.command()
+@click.command(cls=MethodsCommand, methods=TRAINED.values(), method_options=("clip",))
 @click.argument("log", type=click.Path(path_type=Path))
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the run.")
 @click.option(
     "--model",
     default="pbm",
     show_default=True,
-    help="Click models: gctr, rctr, dctr, rdctr, pbm, trust, additive, ubm, cascade, dcm, sdbn, dbn, ccm; a mixture: "
-    "pbm+dbn. Naive: naive, naive-listwise, naive-lambdarank. Weighted: ips-pointwise, ips-listwise, ips-pairwise, "
-    "affine-ips, policy-aware, intervention-aware, direct-method, doubly-robust, prs. Joint: dla, regression-em, "
-    "pairdebias, upe, additive-listwise, additive-dropout, additive-reversal, additive-weighted, additive-frozen, "
-    "pbm-frozen.",
+    help="A method, listed below; click models joined by + are a mixture, such as pbm+dbn.",
 )
 @click.option(
     "--propensity",
@@ -49,52 +57,63 @@ def _widths(text: str) -> tuple[int, ...]:
     "wrote, or true (of a simulated log) [conditional-likelihood of the training sessions]. affine-ips and "
     "intervention-aware: a file or true [a trust model fitted to the training sessions].",
 )
-@click.option("--clip", type=click.FloatRange(min=0, min_open=True), help="Weighted methods: the largest weight.")
+@click.option(
+    "--clip", type=click.FloatRange(min=0, min_open=True), help="Methods with the option clip: the largest weight."
+)
 @click.option(
     "--relevance",
     default="auto",
     show_default=True,
-    help="table, hashed, quotient-remainder, robe, linear, mlp, dcn; auto: mlp where there are features.",
+    help=f"The relevance tower: {', '.join(RELEVANCE_TOWERS[1:])}; auto: mlp where there are features, else table.",
 )
 @click.option(
     "--rows", type=click.IntRange(min=1), help="Shared rows of a compressed table [a tenth of the documents]."
 )
 @click.option("--hidden", default="64,64", show_default=True, help="Widths of the hidden layers.")
 @click.option("--transform", default="standardise", show_default=True, help="Scaling: standardise or log1p.")
-@click.option("--split", default="train", show_default=True, help="Where the log has splits: the one to train on.")
-@click.option("--valid", type=click.Path(path_type=Path), help="Log to judge the epochs by.")
-@click.option("--valid-split", default="valid", show_default=True, help="Without --valid: the split to judge by.")
+@click.option("--split", default="train", show_default=True, help="The split to train on, where the log has splits.")
+@click.option("--valid", type=click.Path(path_type=Path), help="A log whose sessions judge the epochs.")
+@click.option(
+    "--valid-split",
+    default="valid",
+    show_default=True,
+    help="Without --valid: the split whose sessions judge the epochs.",
+)
 @click.option(
     "--valid-fraction",
     default=0.1,
     type=click.FloatRange(0, 1, max_open=True),
     show_default=True,
-    help="Without --valid and --valid-split: share to hold out (of the sessions for tables, of "
+    help="Without --valid and --valid-split: the share that is held out (of the sessions for tables, of "
     "the queries for networks); 0: none.",
 )
 @click.option(
     "--solver",
     default="gradient",
     show_default=True,
-    type=click.Choice(list(UNHEEDED)),
+    type=click.Choice(list(WITHOUT_EFFECT)),
     help="gradient: minibatches, for every model. For click models on tables, without learning rate and batches: em, "
     "lbfgs, counting (one pass).",
 )
 @click.option(
     "--prior",
     type=click.FloatRange(min=0, min_open=True),
-    help="em, lbfgs, counting: outcomes assumed per probability [fitted to each table].",
+    help="em, lbfgs, counting: outcomes assumed per probability before any is seen [fitted to each table].",
 )
 @click.option("--epochs", type=click.IntRange(min=1), help="Passes over the log, at most [20; em, lbfgs: 100].")
 @click.option(
-    "--patience", default=3, show_default=True, type=click.IntRange(min=1), help="Epochs without improvement."
+    "--patience",
+    default=3,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Epochs without improvement before training stops.",
 )
 @click.option("--batch-size", default=512, show_default=True, type=click.IntRange(min=1))
 @click.option(
     "--optimizer",
     default="auto",
     show_default=True,
-    type=click.Choice(OPTIMIZERS),
+    type=click.Choice(("auto", *OPTIMIZERS)),
     help="adam; lazy-adam, lazy-adagrad: only the rows of document tables that a batch reads; auto: lazy-adam where a "
     "table is large.",
 )
@@ -102,10 +121,10 @@ def _widths(text: str) -> tuple[int, ...]:
     "--learning-rate",
     default=0.003,
     show_default=True,
-    help="For networks; ten times that for tables, a hundred times for those of lazy-adagrad.",
+    help="Learning rate of networks; of tables ten times that, of document tables under lazy-adagrad a hundred times.",
 )
 @click.option("--l2", default=0.0, show_default=True, help="Strength of a Gaussian prior on the parameters.")
-@click.option("--resume", is_flag=True, help="Go on with an interrupted run in --out.")
+@click.option("--resume", is_flag=True, help="Continue the interrupted run in --out.")
 @seed_option
 @json_option
 def command(
@@ -143,12 +162,14 @@ def command(
       ultr train log --out run --model ubm --relevance table --solver em
     """
     from ultr.models import PBM
-    from ultr.study.registry import MODELS, ModelConfig, build_model, build_optimizer, optimizer_kind, relevance_kind
+    from ultr.study.building import build_model, build_optimizer, resolve_optimizer
+    from ultr.study.tower_factory import ModelConfig, resolve_relevance
     from ultr.training import fit, save, solve
 
-    _check_heeded(solver)
-    _check_solver(model, solver)
-    _check_weights(model, propensity, clip)
+    _check_options(solver)
+    spec = _trained_method(model)
+    _check_solver(spec, solver)
+    _check_weights(spec, propensity, clip)
     _check_out(out, resume)
     train, held_out = _splits(log, split, valid, valid_split, valid_fraction, seed, relevance)
     _check_clicks(train)
@@ -160,23 +181,23 @@ def command(
         )
     config = ModelConfig(
         model=model,
-        relevance=relevance_kind(relevance, train),
+        relevance=resolve_relevance(relevance, train),
         rows=rows,
         hidden=_widths(hidden),
         transform=transform,
         seed=seed,
         options={} if clip is None else {"clip": clip},
     )
-    if solver != "gradient" and config.relevance != "table" and model not in DOCUMENTLESS:
+    if solver != "gradient" and config.relevance != "table" and spec.reads_documents:
         raise ConfigError(
             f"--relevance {config.relevance} is not a plain table, which --solver {solver} needs. Choose --relevance "
             "table, or --solver gradient"
         )
-    harvest = _harvest(log, train, model, propensity, seed)
-    untrained = build_model(config, train, harvest)
+    nuisance = _nuisance(log, train, spec, propensity, seed)
+    untrained = build_model(config, train, nuisance)
     options: dict[str, Any] = {"solver": solver, "valid_fraction": valid_fraction}
     if solver == "gradient":
-        kind = optimizer_kind(optimizer, untrained)
+        kind = resolve_optimizer(optimizer, untrained)
         settings = options | {"optimizer": kind, "learning_rate": learning_rate}
         loop: dict[str, Any] = {"epochs": epochs or 20, "batch_size": batch_size, "l2": l2, "patience": patience}
         options = settings | loop
@@ -193,12 +214,14 @@ def command(
         )
     else:
         epochs = epochs or (1 if solver == "counting" else 100)
-        strength: Any = prior or "fitted"
+        strength: float | Literal["fitted"] = prior or "fitted"
         options |= {"prior": strength, "epochs": epochs}
-        fitted = solve(untrained, train, held_out, method=solver, prior=strength, iterations=epochs)  # type: ignore[arg-type]
+        fitted = solve(
+            untrained, train, held_out, method=cast(Solver, solver), prior=strength, iterations=epochs
+        )  # fmt: skip
         save(fitted.model, out / "model", extra={"vocabulary": train.vocabulary.identity, "train": train.identity})
-    if MODELS.get(model) and "propensity" in MODELS[model].needs:
-        options["propensity"] = {"source": harvest.source, "by_rank": harvest.propensity.tolist()}
+    if "propensity" in spec.needs:
+        options["propensity"] = {"source": nuisance.source, "by_rank": nuisance.propensity.tolist()}
     result: dict[str, Any] = {
         "out": str(out),
         "config": dataclasses.asdict(config) | options,
@@ -210,12 +233,12 @@ def command(
     }
     if isinstance(fitted.model, PBM):
         result["propensity"] = [float(x) for x in fitted.model.propensity(train.ranks)]
-    write_text(out / "run.json", json.dumps(result, indent=1) + "\n")
-    output(result, _report(result), as_json)
+    write_json(out / "run.json", result)
+    output(json_values(result), _report(result), as_json)
 
 
 def _report(result: dict[str, Any]) -> str:
-    """A result for people to read."""
+    """Writes the result of a training for people."""
     epochs = result["history"]
     rows = [["epoch", "loss", "validation loss", "seconds"]]
     for epoch in epochs:
@@ -231,30 +254,37 @@ def _report(result: dict[str, Any]) -> str:
     return "\n".join(text)
 
 
-def _check_heeded(solver: str) -> None:
-    """Rejects options that were given and that the solver would not heed."""
+def _check_options(solver: str) -> None:
+    """Refuses options that were given and have no effect with the solver."""
     context = click.get_current_context()
-    for name in UNHEEDED[solver]:
+    for name in WITHOUT_EFFECT[solver]:
         if context.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT:
-            others = ", ".join(other for other, unheeded in UNHEEDED.items() if name not in unheeded)
-            raise ConfigError(f"--{name.replace('_', '-')} says nothing to --solver {solver}, only to {others}")
+            others = ", ".join(other for other, names in WITHOUT_EFFECT.items() if name not in names)
+            option = f"--{name.replace('_', '-')}"
+            raise ConfigError(f"{option} has no effect with --solver {solver}, only with {others}")
 
 
-def _check_solver(model: str, solver: str) -> None:
-    """Before any work: a solver is given what it can solve."""
-    from ultr.study.registry import MODELS
+def _trained_method(model: str) -> MethodSpec:
+    """Finds a method that this command trains."""
+    spec = method_spec(model)
+    if not spec.trained_on_log:
+        raise ConfigError(f"--model {model} is a method of `ultr compare` alone; known: {', '.join(TRAINED)}")
+    return spec
 
-    solved = [name for name, recipe in MODELS.items() if solver in recipe.solvers]
-    if solver != "gradient" and all(name in MODELS for name in model.split("+")) and model not in solved:
-        *others, last = ["gradient", *(MODELS[model].solvers if model in MODELS else ())]
+
+def _check_solver(spec: MethodSpec, solver: str) -> None:
+    """Refuses a solver that cannot train the method, before any work."""
+    if solver != "gradient" and solver not in spec.solvers:
+        solved = ", ".join(name for name, other in TRAINED.items() if solver in other.solvers)
+        *others, last = ["gradient", *spec.solvers]
         raise ConfigError(
-            f"--solver {solver} cannot train --model {model}, only {', '.join(solved)}. Choose --solver "
+            f"--solver {solver} cannot train --model {spec.name}, only {solved}. Choose --solver "
             + (f"{', '.join(others)} or {last}" if others else last)
         )
 
 
-def _check_clicks(train: Any) -> None:
-    """Every model here learns from clicks: without one it would be its starting weights or its prior."""
+def _check_clicks(train: ClickLog) -> None:
+    """Refuses sessions without any click: what is learnt from them would be the starting weights or the prior."""
     import pyarrow.compute as pc
 
     if not any(pc.any(pc.not_equal(batch["clicks"].flatten(), 0)).as_py() for batch in train.columns(["clicks"])):
@@ -265,69 +295,68 @@ def _check_clicks(train: Any) -> None:
         )
 
 
-def _check_weights(model: str, propensity: str | None, clip: float | None) -> None:
-    """Before any work: options of weighted methods are given to those only."""
-    from ultr.propensity import ESTIMATORS
-    from ultr.study.nuisance import TRUE
-    from ultr.study.registry import MODELS
-
-    recipe = MODELS.get(model)
+def _check_weights(spec: MethodSpec, propensity: str | None, clip: float | None) -> None:
+    """Refuses options of weighted methods that have no effect with this one, before any work."""
     if propensity is not None:
-        if recipe is None or not recipe.needs:
-            weighing = ", ".join(name for name, other in MODELS.items() if other.needs)
-            raise ConfigError(f"--propensity says nothing to --model {model}, only to {weighing}")
-        if propensity not in (TRUE, *ESTIMATORS) and not propensity.endswith(".json"):
-            known = ", ".join((TRUE, *ESTIMATORS))
-            raise ConfigError(f"unknown --propensity '{propensity}'; known: {known}, or a .json file")
-        if "propensity" not in recipe.needs and "affine" not in recipe.needs:
-            raise ConfigError(
-                f"--propensity says nothing to --model {model}, which weighs by how often documents are shown where. "
-                "Leave it out"
-            )
-        if "affine" in recipe.needs and propensity in ESTIMATORS:
-            raise ConfigError(
-                f"--propensity {propensity} says nothing to --model {model}, which needs trust as well: expected "
-                f"{TRUE} or a .json file. Leave it out, and a trust model is fitted to the training sessions"
-            )
-        if propensity.endswith(".json") and not Path(propensity).is_file():
-            raise ConfigError(f"--propensity {propensity}: no such file. Write it with `ultr propensity LOG --json`")
-    if clip is not None and (recipe is None or "clip" not in recipe.options):
-        clipped = ", ".join(name for name, other in MODELS.items() if "clip" in other.options)
-        raise ConfigError(f"--clip says nothing to --model {model}, only to {clipped}")
+        _check_propensity(spec, propensity)
+    if clip is not None and spec.option("clip") is None:
+        clipped = ", ".join(name for name, other in TRAINED.items() if other.option("clip"))
+        raise ConfigError(f"--clip has no effect with --model {spec.name}, only with {clipped}")
 
 
-def _harvest(log: Path, train: Any, model: str, propensity: str | None, seed: int) -> Any:
-    """What weighted methods are given beside the training sessions."""
+def _check_propensity(spec: MethodSpec, source: str) -> None:
+    from ultr.propensity import ESTIMATORS
+    from ultr.study.nuisance import TRUE, check_propensity_source
+
+    unused = f"--propensity has no effect with --model {spec.name}"
+    if not spec.takes_propensities and "displays" not in spec.needs:
+        weighted = ", ".join(name for name, other in TRAINED.items() if other.takes_propensities)
+        raise ConfigError(f"{unused}, only with {weighted}")
+    try:
+        check_propensity_source(source)
+    except ConfigError as error:
+        raise ConfigError(f"--propensity: {error}") from error
+    if not spec.takes_propensities:
+        raise ConfigError(f"{unused}, which weighs by how often documents are shown at which rank. Leave it out")
+    if "affine" in spec.needs and source in ESTIMATORS:
+        raise ConfigError(
+            f"--propensity {source} has no effect with --model {spec.name}, which needs trust parameters as well: "
+            f"expected {TRUE} or a .json file. Leave it out, and a trust model is fitted to the training sessions"
+        )
+    if source.endswith(".json") and not Path(source).is_file():
+        raise ConfigError(f"--propensity {source}: no such file. Write it with `ultr propensity LOG --json`")
+
+
+def _nuisance(log: Path, train: ClickLog, spec: MethodSpec, propensity: str | None, seed: int) -> NuisanceEstimates:
+    """Prepares what weighted methods are given beside the training sessions."""
     from ultr.data import ClickLog
-    from ultr.study.nuisance import DEFAULT, Harvest
-    from ultr.study.registry import MODELS
+    from ultr.study.nuisance import DEFAULT_ESTIMATOR, NuisanceEstimates
 
-    needs = MODELS[model].needs if model in MODELS else ()
-    if needs and propensity is None and set(needs) != {"displays"}:
-        how = "a trust model" if "affine" in needs else "the conditional likelihood"
+    if spec.takes_propensities and propensity is None:
+        how = "a trust model" if "affine" in spec.needs else "the conditional likelihood"
         click.echo(f"note: without --propensity, examination is estimated on the training sessions by {how}", err=True)
     whole = ClickLog.open(log)  # with the sessions held out, whose queries have displays of their own
-    return Harvest(train, source=propensity or DEFAULT, truth=whole.metadata.get("truth"), shown=whole, seed=seed)
+    source, truth = propensity or DEFAULT_ESTIMATOR, whole.metadata.get("truth")
+    return NuisanceEstimates(train, source=source, truth=truth, shown=whole, seed=seed)
 
 
 def _check_out(out: Path, resume: bool) -> None:
-    """Before any work: a run is only resumed, and nothing else is written into."""
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f"{out} is a file: give --out a folder")
-    if (out / "model").exists() and not resume:
+    """Refuses, before any work, to write over a finished run or among other files."""
+    finished, resumable = (out / "model").exists(), (out / "state").exists()
+    if finished and not resume:
         raise ConfigError(f"{out} holds a run already: choose another --out, or continue it with --resume")
-    if resume and (out / "model").exists() and not (out / "state").exists():
+    if finished and not resumable:
         raise ConfigError(f"{out} holds a finished run without a state to resume from: choose another --out")
-    if out.is_dir() and any(out.iterdir()) and not ((out / "model").exists() or (out / "state").exists()):
-        raise ConfigError(f"{out} holds other files: choose a new or empty folder for --out")
+    if not finished and not resumable:
+        check_output_folder(out)
 
 
 def _splits(
     path: Path, split: str, valid: Path | None, valid_split: str, fraction: float, seed: int, relevance: str
-) -> tuple[Any, Any]:
-    """The sessions to train on and those to judge the epochs by."""
+) -> tuple[ClickLog, ClickLog | None]:
+    """Opens the sessions to train on and those that judge the epochs."""
     from ultr.data import ClickLog
-    from ultr.study.registry import TABLES, relevance_kind
+    from ultr.study.tower_factory import resolve_relevance
 
     splits = ClickLog.open(path).metadata["splits"]
     if splits and split not in splits:
@@ -342,7 +371,7 @@ def _splits(
     if not fraction:
         return train, None
     # A table knows nothing of queries that it was not trained on; a network is judged on how it carries over.
-    by: Literal["session", "query"] = "session" if relevance_kind(relevance, train) in TABLES else "query"
+    by: Literal["session", "query"] = "session" if resolve_relevance(relevance, train) in TABLES else "query"
     shares = {"train": 1 - fraction, "valid": fraction}
     parts = train.split(shares, by=by, seed=seed)
     if by == "query" and not all(len(part) for part in parts.values()):

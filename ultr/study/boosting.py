@@ -1,4 +1,4 @@
-"""Boosted trees of LightGBM and XGBoost as methods: the same log, in the order in which it was displayed.
+"""Boosted trees of LightGBM and XGBoost as methods: they learn from documents in the order in which they were shown.
 
 Both learn from rows per displayed document, grouped by session. LightGBM takes positions with the training data alone
 (they are dropped silently by its `cv`, `subset` and `save_binary`, none of which is used here); XGBoost takes the order
@@ -8,81 +8,104 @@ them a pair to learn from and are left out.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from ultr.data import Collection
 from ultr.errors import ConfigError, DataError
 from ultr.evaluation import per_query
+from ultr.files import json_values
 from ultr.sessions import Sessions
-from ultr.study.learning import CUT, Learnt, choosing_weights, weighted_dcg
-from ultr.study.nuisance import DEFAULT
-from ultr.study.prepared import Lists, Prepared
-from ultr.study.spec import Method, plain
+from ultr.study.choosing import CUTOFF, choosing_weights, weighted_dcg
+from ultr.study.learning import TrainedMethod
+from ultr.study.nuisance import DEFAULT_ESTIMATOR
+from ultr.study.prepared import JudgedLists, PreparedLog
+from ultr.study.settings import StudyMethod
+from ultr.study.specs import MethodSpec
 
-STEP = 10  # rounds between two looks at the validation clicks
-LOOKED_AT = 1 << 14  # lists of them
+ROUNDS_BETWEEN = 10  # two judgements by held-out clicks or grades
+MAX_LISTS = 1 << 14  # of held-out clicks that judge
+
+Predict = Callable[[np.ndarray, int], np.ndarray]  # [D, F] features, rounds -> [D] scores
+Judge = Callable[[Predict, int], tuple[float, int]]  # trees of so many rounds -> best value, its rounds
 
 
-def package(model: str) -> Any:
-    """The module of a method.
+def import_package(spec: MethodSpec) -> Any:
+    """Imports the package that trains a method.
 
     Raises:
       ConfigError: it is not installed; says how to.
     """
-    name = model.split("-")[0]
+    name = str(spec.package)
     try:
         return importlib.import_module(name)
     except ImportError as error:
         raise ConfigError(f"{name} is not installed: pip install 'ultr[peers]' (or {name})") from error
 
 
-def version(model: str) -> str | None:
-    """Of the installed package; None: it is not installed."""
+def package_version(spec: MethodSpec) -> str | None:
+    """Returns the version of the package that trains a method; None where it is not installed."""
     try:
-        return str(package(model).__version__)
+        return str(import_package(spec).__version__)
     except ConfigError:
         return None
 
 
-class Trees:
-    """A ranker by features [D, F] -> scores [D]."""
+class TreeRanker:
+    """Ranks by the first rounds of boosted trees over features [D, F]."""
 
-    def __init__(self, predict: Callable[[np.ndarray], np.ndarray], features: int) -> None:
-        self._predict, self._features = predict, features
+    def __init__(self, predict: Predict, rounds: int, features: int) -> None:
+        self._predict, self._rounds, self._features = predict, rounds, features
 
     def score(self, sessions: Sessions) -> np.ndarray:
-        """[B, K]."""
+        """Computes the scores [B, K]."""
         x = np.asarray(sessions.features["features"], np.float32)
-        return self._predict(x.reshape(-1, self._features)).reshape(sessions.shape)
+        return self._predict(x.reshape(-1, self._features), self._rounds).reshape(sessions.shape)
 
 
-class _Known:
-    """Scores of documents by their ids."""
+class _ScoresByDocument:
+    """Ranks documents by scores given by document id."""
 
     def __init__(self, scores: np.ndarray) -> None:
         self.scores = scores
 
     def score(self, sessions: Sessions) -> np.ndarray:
-        return self.scores[np.asarray(sessions.features["document"])]
+        return np.asarray(self.scores[np.asarray(sessions.features["document"])])
 
 
-class _Rows:
-    """Rows in displayed order.
+@dataclasses.dataclass(frozen=True)
+class TreeRows:
+    """Documents to learn from, in displayed order.
 
     Attributes:
-      x: [N, F]. y: [N]. position: [N] from 0. sizes: [G] rows of each group.
+      x: [N, F] features. y: [N] clicks or gains. position: [N] from 0. sizes: [G] rows of each group.
+      left_out: share of the sessions with a click that was left out for room.
     """
 
-    def __init__(self, x: np.ndarray, y: np.ndarray, position: np.ndarray, sizes: np.ndarray) -> None:
-        self.x, self.y, self.position, self.sizes = x, y, position, sizes
+    x: np.ndarray
+    y: np.ndarray
+    position: np.ndarray
+    sizes: np.ndarray
+    left_out: float = 0.0
 
 
-def boost(method: Method, log: Prepared | None, lists: Lists, *, seed: int, metric: str = "ndcg@10") -> Learnt:
+class _Variant(NamedTuple):
+    value: float
+    seconds: float
+    settings: dict[str, Any]
+    predict: Predict
+    rounds: int
+
+
+def train_trees(
+    method: StudyMethod, log: PreparedLog | None, lists: JudgedLists, *, seed: int, metric: str = "ndcg@10"
+) -> TrainedMethod:
     """Trains every variant of a method of boosted trees; held-out clicks choose the variant and the number of rounds.
 
     Clicks choose by `weighted_dcg`, with weights by the conditional likelihood of the training part; a method that
@@ -90,49 +113,49 @@ def boost(method: Method, log: Prepared | None, lists: Lists, *, seed: int, metr
 
     Raises:
       ConfigError: the package is not installed, or there are no features.
-      DataError: no session tells clicked from unclicked documents.
+      DataError: no session has both clicked and unclicked documents.
     """
-    module = package(method.model)
+    module = import_package(method.spec)
     notes: list[str] = []
-    most = max(int({**method.kind.options, **method.options}["most_rows"]), 1)
-    if method.kind.learns == "labels":
-        rows, judge = _graded(lists), _by_grades(lists, seed, metric)
-        by = f"{metric} on the validation grades"
+    if method.spec.learns_from == "grades":
+        rows, judge = rows_of_grades(lists["train"]), judge_by_grades(lists["vali"], metric=metric, seed=seed)
+        criterion = f"{metric} on the validation grades"
     else:
         assert log is not None
-        rows, dropped = _clicked(log, most, seed)
-        if dropped:
-            notes.append(f"learnt from a sample of sessions: {dropped:.0%} of those with a click are beyond most_rows")
-        weights, note = choosing_weights(log.harvest(DEFAULT, "query"))
+        rows = rows_of_clicks(log, max_rows=max(int(method.all_options()["most_rows"]), 1), seed=seed)
+        if rows.left_out:
+            notes.append(
+                f"learnt from a sample of sessions: {rows.left_out:.0%} of those with a click are beyond most_rows"
+            )
+        weights, note = choosing_weights(log.nuisance(DEFAULT_ESTIMATOR, "query"))
         notes += [note] if note else []
-        judge = _by_clicks(log, weights)
-        by = f"weighted DCG@{CUT} of held-out clicks"
+        judge = judge_by_clicks(log, weights)
+        criterion = f"weighted DCG@{CUTOFF} of held-out clicks"
     found = []
     for settings, variant in method.variants():
-        options = {**method.kind.options, **variant.options}
+        options = variant.all_options()
         began = time.perf_counter()
-        train = _lightgbm if method.model.startswith("lightgbm") else _xgboost
+        train = _lightgbm if method.spec.package == "lightgbm" else _xgboost
         predict = train(module, method.model, rows, options, seed)
         value, rounds = judge(predict, int(options["rounds"]))
-        found.append((-value, time.perf_counter() - began, settings, predict, rounds))
-    value, seconds, settings, predict, rounds = min(found, key=lambda f: f[0])
-    chosen = {"rounds": rounds, "by": by, "settings": plain(settings)}
+        found.append(_Variant(value, time.perf_counter() - began, settings, predict, rounds))
+    best = max(found, key=lambda v: v.value)
+    chosen = {"rounds": best.rounds, "by": criterion, "settings": json_values(best.settings)}
     if len(found) > 1:
-        chosen["values"] = [{"settings": plain(f[2]), "rounds": f[4], "value": -f[0]} for f in found]
-    return Learnt(
-        ranker=Trees(lambda x: predict(x, rounds), rows.x.shape[1]),
+        chosen["values"] = [
+            {"settings": json_values(v.settings), "rounds": v.rounds, "value": v.value} for v in found
+        ]  # fmt: skip
+    return TrainedMethod(
+        ranker=TreeRanker(best.predict, best.rounds, rows.x.shape[1]),
         by=None if log is None else "query",
         chosen=chosen,
-        seconds=seconds,
-        all_seconds=sum(f[1] for f in found),
+        seconds=best.seconds,
+        all_seconds=sum(v.seconds for v in found),
         notes=notes,
     )
 
 
-Predict = Callable[[np.ndarray, int], np.ndarray]
-
-
-def _lightgbm(module: Any, model: str, rows: _Rows, options: dict[str, Any], seed: int) -> Predict:
+def _lightgbm(module: Any, model: str, rows: TreeRows, options: dict[str, Any], seed: int) -> Predict:
     settings = {
         "objective": "lambdarank",
         "learning_rate": options["learning_rate"],
@@ -158,7 +181,7 @@ def _lightgbm(module: Any, model: str, rows: _Rows, options: dict[str, Any], see
     return predict
 
 
-def _xgboost(module: Any, model: str, rows: _Rows, options: dict[str, Any], seed: int) -> Predict:
+def _xgboost(module: Any, model: str, rows: TreeRows, options: dict[str, Any], seed: int) -> Predict:
     settings = {
         "objective": "rank:ndcg",
         "eta": options["learning_rate"],
@@ -185,14 +208,22 @@ def _xgboost(module: Any, model: str, rows: _Rows, options: dict[str, Any], seed
 
 
 def _features(vocabulary: Any) -> np.ndarray:
-    table = vocabulary.features
+    table: np.ndarray | None = vocabulary.features
     if table is None:
         raise ConfigError("boosted trees read document features, and the log has none")
     return table
 
 
-def _clicked(log: Prepared, most: int, seed: int) -> tuple[_Rows, float]:
-    """The sessions that tell clicked from unclicked documents, and the share of them that was left out for room."""
+def rows_of_clicks(log: PreparedLog, *, max_rows: int, seed: int) -> TreeRows:
+    """Collects the training sessions that have both clicked and unclicked documents.
+
+    Args:
+      max_rows: documents, at most, of sessions drawn by the seed from more (at least one session).
+
+    Raises:
+      ConfigError: the documents of the log have no features.
+      DataError: there is no such session.
+    """
     part = log.part("train", "query")
     table = _features(part.vocabulary)
     pieces: list[tuple[np.ndarray, ...]] = []
@@ -210,32 +241,37 @@ def _clicked(log: Prepared, most: int, seed: int) -> tuple[_Rows, float]:
             "expected sessions with both clicked and unclicked documents, found none",
             fix="There is nothing to rank by in this log.",
         )
-    dropped = 0.0
-    if size.sum() > most:
+    left_out = 0.0
+    if size.sum() > max_rows:
         order = np.random.default_rng(seed).permutation(len(size))
         keep = np.zeros(len(size), bool)
-        keep[order[: max(int(np.searchsorted(np.cumsum(size[order]), most)), 1)]] = True
-        dropped = 1 - float(keep.mean())
+        keep[order[: max(int(np.searchsorted(np.cumsum(size[order]), max_rows)), 1)]] = True
+        left_out = 1 - float(keep.mean())
         rows = np.repeat(keep, size)
         size, document, rank, click = size[keep], document[rows], rank[rows], click[rows]
-    return _Rows(table[document], (click != 0).astype(np.float32), rank - 1, size), dropped
+    return TreeRows(table[document], (click != 0).astype(np.float32), rank - 1, size, left_out)
 
 
-def _graded(lists: Lists) -> _Rows:
-    train = lists["train"]
+def rows_of_grades(train: Collection) -> TreeRows:
+    """Collects the documents of graded lists.
+
+    Raises:
+      ConfigError: they have no features.
+    """
     if train.features is None:
         raise ConfigError("boosted trees read document features, and the train lists have none")
     sizes = np.diff(train.offsets)
     y = np.maximum(np.nan_to_num(train.labels), 0)
     position = np.arange(len(y)) - np.repeat(train.offsets[:-1], sizes)
-    return _Rows(train.features, y, position, sizes)
+    return TreeRows(train.features, y, position, sizes)
 
 
-def _looks(rounds: int) -> list[int]:
-    return [*range(STEP, rounds, STEP), rounds]
+def _judged_rounds(rounds: int) -> list[int]:
+    return [*range(ROUNDS_BETWEEN, rounds, ROUNDS_BETWEEN), rounds]
 
 
-def _by_clicks(log: Prepared, weights: np.ndarray) -> Callable[[Predict, int], tuple[float, int]]:
+def judge_by_clicks(log: PreparedLog, weights: np.ndarray) -> Judge:
+    """Returns a judge of trees by the weighted DCG of held-out clicks; of equal values, the fewest rounds win."""
     valid = log.counts("valid", "query")
     table = _features(valid.vocabulary)
     ids = np.unique(valid.document[valid.document > 0])
@@ -243,23 +279,24 @@ def _by_clicks(log: Prepared, weights: np.ndarray) -> Callable[[Predict, int], t
     def judge(predict: Predict, rounds: int) -> tuple[float, int]:
         scores = np.zeros(len(table))
         found = []
-        for n in _looks(rounds):
+        for n in _judged_rounds(rounds):
             scores[ids] = predict(table[ids], n)
-            found.append((weighted_dcg(_Known(scores), log, "query", weights, most=LOOKED_AT), n))
+            found.append((weighted_dcg(_ScoresByDocument(scores), log, "query", weights, max_lists=MAX_LISTS), n))
         return max(found, key=lambda f: (f[0], -f[1]))
 
     return judge
 
 
-def _by_grades(lists: Lists, seed: int, metric: str) -> Callable[[Predict, int], tuple[float, int]]:
+def judge_by_grades(lists: Collection, *, metric: str, seed: int) -> Judge:
+    """Returns a judge of trees by a metric on graded lists with features; of equal values, the fewest rounds win."""
+    assert lists.features is not None
+    features = lists.features.shape[1]
+
     def judge(predict: Predict, rounds: int) -> tuple[float, int]:
         found = []
-        vali = lists["vali"]
-        assert vali.features is not None
-        for n in _looks(rounds):
-            trees = Trees(lambda x, n=n: predict(x, n), vali.features.shape[1])  # type: ignore[misc]
-            value = per_query(trees, vali, metrics=[metric], key=jax.random.key(seed))[metric]
-            found.append((float(np.nanmean(value)), n))
+        for n in _judged_rounds(rounds):
+            values = per_query(TreeRanker(predict, n, features), lists, metrics=[metric], key=jax.random.key(seed))
+            found.append((float(np.nanmean(values[metric])), n))
         return max(found, key=lambda f: (f[0], -f[1]))
 
     return judge

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -15,24 +14,23 @@ import pyarrow as pa
 from ultr import simulate
 from ultr.data import ClickLog, Collection, Counts, collapse, open_data
 from ultr.errors import ConfigError, DataError
-from ultr.study.nuisance import Harvest
-from ultr.study.spec import Data, Log, policy_of, user_of
+from ultr.study.nuisance import NuisanceEstimates
+from ultr.study.settings import JudgedData, LogSpec
 
-By = Literal["session", "query"]
-PARTS = ("train", "valid", "test")
-FEWEST_STEPS = 100  # of an epoch, where the log allows
-BATCHES = (64, 2048)
-STORED_BYTES = 1 << 27
+SplitUnit = Literal["session", "query"]
+STORED_BYTES = 1 << 27  # of a feature table that still lies in every model
+
+T = TypeVar("T")
 
 
-class Lists:
+class JudgedLists:
     """The graded lists of a study, each opened when first asked for."""
 
-    def __init__(self, data: Data) -> None:
+    def __init__(self, data: JudgedData) -> None:
         self._data, self._open = data, dict[str, Collection]()
 
     def __getitem__(self, role: str) -> Collection:
-        """ "train", "vali" or "test".
+        """Returns the lists of a role, "train", "vali" or "test".
 
         Raises:
           ConfigError: the study names none.
@@ -53,53 +51,59 @@ class Lists:
         return self._open[role]
 
 
-class Prepared:
-    """A log, its parts, their sufficient statistics and what is harvested from the training part.
+class PreparedLog:
+    """A log with its parts, their sufficient statistics and the nuisance estimates of the training part.
 
     Args:
-      settings: of the log.
-      seed: of the cell: it draws the sessions of a simulated log, and the parts of any.
+      settings: what the study says of the log.
+      seed: of the run: it draws the sessions of a simulated log, and the parts of any.
       lists: the graded lists of the study.
       shares: (valid, test) shares that are held out.
-      work: an empty folder for what is made on the way.
+      work: an empty folder for intermediate files.
     """
 
-    def __init__(self, settings: Log, *, seed: int, lists: Lists, shares: tuple[float, float], work: Path) -> None:
+    def __init__(
+        self, settings: LogSpec, *, seed: int, lists: JudgedLists, shares: tuple[float, float], work: Path
+    ) -> None:
         self.settings, self.seed, self.lists, self.shares, self.work = settings, seed, lists, shares, work
-        self._parts: dict[str, dict[str, ClickLog]] = {}
-        self._made: dict[tuple[str, ...], Any] = {}
+        self._parts: dict[SplitUnit, dict[str, ClickLog]] = {}
+        self._cache: dict[tuple[str, ...], Any] = {}
         self.notes: list[str] = []
 
     @cached_property
     def log(self) -> ClickLog:
-        """The whole log."""
+        """Opens or simulates the whole log."""
         if self.settings.path is not None:
             return ClickLog.open(self.settings.path, split=self.settings.split)
         train = self.lists["train"]
-        rest = {"sessions": 100_000} | _rest(self.settings.options)
-        user, policy = user_of(self.settings, grades=_highest(train)), policy_of(self.settings)
-        return simulate.clicks(train, policy, user, seed=self.seed, out=self.work / "log", **rest)
+        user, policy = self.settings.simulated_user(grades=_highest_grade(train)), self.settings.logging_policy()
+        options = {"sessions": 100_000} | self.settings.session_options()
+        return simulate.clicks(train, policy, user, seed=self.seed, out=self.work / "log", **options)
 
     @cached_property
     def query_names(self) -> pa.ChunkedArray:
-        """Of the queries that the log shows."""
-        there = np.zeros(self.log.vocabulary.queries, bool)
+        """Lists the names of the queries that the log shows."""
+        shown = np.zeros(self.log.vocabulary.queries, bool)
         for rows in self.log.columns(["query"]):
-            there[rows["query"].to_numpy()] = True
-        return self.log.vocabulary.query_names.filter(pa.array(there))
+            shown[rows["query"].to_numpy()] = True
+        return self.log.vocabulary.query_names.filter(pa.array(shown))
 
     @cached_property
     def logger(self) -> Any:
-        """The ranker of the simulated policy, for any lists."""
-        return policy_of(self.settings).fitted(self.lists["train"], seed=self.seed)
+        """Fits the ranker of the simulated policy, for any lists."""
+        return self.settings.logging_policy().fitted(self.lists["train"], seed=self.seed)
 
     @property
     def truth(self) -> dict[str, Any] | None:
-        """What is known of a simulated log."""
+        """Returns the true user of a simulated log, of its metadata."""
         return self.log.metadata.get("truth")
 
-    def part(self, name: str, by: By) -> ClickLog:
-        """The sessions to learn from ("train"), to choose by ("valid") or to judge click models on ("test")."""
+    def part(self, name: str, by: SplitUnit) -> ClickLog:
+        """Returns the sessions to learn from ("train"), to choose by ("valid") or to judge click models on ("test").
+
+        Raises:
+          DataError: too few sessions for these parts.
+        """
         if by not in self._parts:
             valid, test = self.shares
             shares = {"train": 1 - valid - test, "valid": valid} | ({"test": test} if test else {})
@@ -116,70 +120,62 @@ class Prepared:
             self._parts[by] = parts
         return self._parts[by][name]
 
-    def counts(self, name: str, by: By, how: str = "rank") -> Counts:
-        """The part's counts."""
-        return self._keep(("counts", name, by, how), lambda: collapse(self.part(name, by), how))  # type: ignore[call-overload]
+    def counts(self, name: str, by: SplitUnit, how: Literal["rank", "last-click"] = "rank") -> Counts:
+        """Returns the counts of a part by rank, or by rank and last click."""
+        return self._cached(("counts", name, by, how), lambda: collapse(self.part(name, by), how))
 
-    def distinct(self, name: str, by: By) -> ClickLog:
-        """The part's different sessions, with weights."""
+    def distinct(self, name: str, by: SplitUnit) -> ClickLog:
+        """Returns the distinct sessions of a part, with weights."""
         folder = self.work / f"lists-{name}-{by}"
-        return self._keep(("lists", name, by), lambda: collapse(self.part(name, by), "list", directory=folder))
+        return self._cached(("lists", name, by), lambda: collapse(self.part(name, by), "list", directory=folder))
 
-    def harvest(self, source: str, by: By) -> Harvest:
-        """Of the training part."""
+    def nuisance(self, source: str, by: SplitUnit) -> NuisanceEstimates:
+        """Returns what debiasing methods are given beside the training part, with propensities from this source."""
 
-        def make() -> Harvest:
-            return Harvest(
+        def make() -> NuisanceEstimates:
+            return NuisanceEstimates(
                 self.part("train", by),
                 source=source,
                 truth=self.truth,
                 counts=self.counts("train", by),
                 shown=self.log,
-                lists=lambda: self.distinct("train", by),
+                sessions=lambda: self.distinct("train", by),
                 seed=self.seed,
             )
 
-        return self._keep(("harvest", source, by), make)
+        return self._cached(("nuisance", source, by), make)
 
     @property
     def stored(self) -> np.ndarray | None:
-        """[V + 1, F] features by document id, where they are few enough to lie in every model."""
-        values = self.log.vocabulary.features
+        """Returns the features [V + 1, F] by document id, where they are few enough to lie in every model."""
+        values: np.ndarray | None = self.log.vocabulary.features
         if values is None or values.nbytes > STORED_BYTES or self.log.metadata["impression_features"]:
             return None
         return values
 
-    def source(self, name: str, by: By, statistics: str) -> Any:
-        """What a model with these sufficient statistics learns from or is judged on."""
-        plain = not self.log.metadata["impression_features"]
-        if statistics in ("rank", "last-click") and plain:
-            return self.counts(name, by, statistics)
+    def sufficient(self, name: str, by: SplitUnit, statistics: str) -> ClickLog | Counts:
+        """Returns a part as a model with these sufficient statistics learns from it or is judged on it."""
+        if not self.log.metadata["impression_features"]:
+            if statistics == "rank":
+                return self.counts(name, by)
+            if statistics == "last-click":
+                return self.counts(name, by, "last-click")
         return self.distinct(name, by)
 
-    def _keep(self, key: tuple[str, ...], make: Any) -> Any:
-        if key not in self._made:
-            self._made[key] = make()
-        return self._made[key]
+    def _cached(self, key: tuple[str, ...], make: Callable[[], T]) -> T:
+        if key not in self._cache:
+            self._cache[key] = make()
+        found: T = self._cache[key]
+        return found
 
 
-def shared_queries(one: Any, other: Any) -> int:
-    """How many names of queries are in both."""
+def count_shared(one: pa.ChunkedArray, other: pa.ChunkedArray) -> int:
+    """Counts the query names that are in both."""
     return len(set(one.to_pylist()) & set(other.to_pylist()))
 
 
-def _highest(lists: Collection) -> int:
+def _highest_grade(lists: Collection) -> int:
     grades = float(np.nanmax(lists.labels))
     if grades < 1:
         raise ConfigError(f"expected grades of at least 1 for some documents, found at most {grades:g}")
     return math.ceil(grades)
-
-
-def _rest(options: Mapping[str, Any]) -> dict[str, Any]:
-    names = inspect.signature(simulate.clicks).parameters
-    return {name: options[name] for name in names if name in options}
-
-
-def batch_size_for(rows: int) -> int:
-    """A power of two that gives an epoch a hundred steps or more, from 64 to 2,048 rows."""
-    least, most = BATCHES
-    return min(max(1 << (max(rows // FEWEST_STEPS, 1).bit_length() - 1), least), most)

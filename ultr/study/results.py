@@ -1,4 +1,4 @@
-"""The table of a study: every number with its interval, every difference with its tests."""
+"""Collects the results of a study: every number with its interval, every difference with its tests."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ import numpy as np
 from ultr.errors import UltrError
 from ultr.evaluation import Estimate
 from ultr.evaluation.significance import compare, holm
-from ultr.study import cells
-from ultr.study.cells import Cell
-from ultr.study.spec import Log, Study
+from ultr.study.runs import Run, StoredRuns, run_digest, study_runs
+from ultr.study.settings import LogSpec, Study
 
 REPLICATES = 2000
 AVERAGED = ("seconds", "all_seconds", "best", "epochs")
@@ -22,8 +21,8 @@ AVERAGED = ("seconds", "all_seconds", "best", "epochs")
 BySeed = Mapping[int, Mapping[str, np.ndarray]]  # seed -> metric -> [Q] values
 
 
-def collect(study: Study, folder: str | Path, *, settings: bool = True) -> dict[str, Any]:
-    """The results of the cells that are there and of the study's settings, as JSON values.
+def collect_results(study: Study, folder: str | Path, *, any_settings: bool = False) -> dict[str, Any]:
+    """Collects the results of the runs that are there and have the study's settings, as JSON values.
 
     Per log and method: each metric's mean over queries, after averaging a query over the seeds, with standard error
     and 95 % interval over queries, and the standard deviation of the seeds' means; `difference` from the chosen
@@ -33,51 +32,47 @@ def collect(study: Study, folder: str | Path, *, settings: bool = True) -> dict[
     mean is None where a seed's value is not finite (`notes` say so); and what failed.
 
     Args:
-      folder: of `run`.
-      settings: whether cells of other settings are left out.
+      folder: the one that was given to `run_study`.
+      any_settings: whether results with other settings are taken too.
     """
-    folder = Path(folder)
-    kept: dict[str, dict[str, Any]] = {}
-    for cell in cells.cells(study):
-        found = cells.read(folder, cell)
-        if found is not None and (not settings or found.get("fingerprint") == cells.fingerprint(study, cell)):
-            kept[cell.title] = found
-    logs = []
-    for log in study.logs:
-        logs.append(_log(study, folder, log, kept))
+    stored, kept = StoredRuns(folder), dict[str, dict[str, Any]]()
+    for run in study_runs(study):
+        found = stored.read(run)
+        if found is not None and (any_settings or found.get("fingerprint") == run_digest(study, run)):
+            kept[run.title] = found
     return {
         "metrics": list(study.metrics),
         "baseline": study.baseline,
         "reference": study.reference,
         "seeds": list(study.seeds),
-        "logs": logs,
+        "logs": [_log(study, stored, log, kept) for log in study.logs],
         "failed": [{"cell": name, "error": f["error"]} for name, f in kept.items() if f.get("error")],
-        "missing": [c.title for c in cells.cells(study) if c.title not in kept],
+        "missing": [run.title for run in study_runs(study) if run.title not in kept],
     }
 
 
-def _log(study: Study, folder: Path, log: Log, kept: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+def _log(study: Study, stored: StoredRuns, log: LogSpec, kept: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
     rows, values = [], dict[str, BySeed]()
     for method in study.methods:
         by_seed = {}
         for seed in study.seeds:
-            cell = Cell(None if method.kind.learns == "labels" else log, method, seed)
-            if cell.title in kept:
-                by_seed[seed] = (cell, kept[cell.title])
-        row, whole = _method(study, folder, method.name, by_seed)
+            run = Run(None if method.spec.learns_from == "grades" else log, method, seed)
+            if run.title in kept:
+                by_seed[seed] = (run, kept[run.title])
+        row, whole = _method(study, stored, method.name, by_seed)
         rows.append(row)
         if whole:
             values[method.name] = whole
     _tests(study, rows, values)
     _gaps(study, rows, values)
-    return {"name": log.name, "about": _about(study, folder, log), "methods": rows}
+    return {"name": log.name, "about": _log_facts(study, stored, log), "methods": rows}
 
 
 def _method(
-    study: Study, folder: Path, name: str, by_seed: Mapping[int, tuple[Cell, dict[str, Any]]]
+    study: Study, stored: StoredRuns, name: str, by_seed: Mapping[int, tuple[Run, dict[str, Any]]]
 ) -> tuple[dict[str, Any], BySeed]:
-    """A row of the table, and the values per query of its seeds."""
-    good = {seed: (cell, facts) for seed, (cell, facts) in by_seed.items() if not facts.get("error")}
+    """Makes a row of the table, and returns it with the values per query of its seeds."""
+    good = {seed: (run, facts) for seed, (run, facts) in by_seed.items() if not facts.get("error")}
     row: dict[str, Any] = {"name": name, "seeds": sorted(good)}
     errors = list(dict.fromkeys(facts["error"] for _, facts in by_seed.values() if facts.get("error")))
     if errors:
@@ -104,7 +99,7 @@ def _method(
     chosen = [{"seed": seed, **f["chosen"]} for seed, (_, f) in good.items() if f.get("chosen")]
     if chosen:
         row["chosen"] = chosen
-    tables = {seed: cells.values(folder, cell) for seed, (cell, f) in good.items() if f.get("queries")}
+    tables = {seed: stored.read_values(run) for seed, (run, f) in good.items() if f.get("queries")}
     whole = {seed: t for seed, t in tables.items() if t is not None}
     if not whole:
         return row, {}
@@ -136,7 +131,7 @@ def _seeds(seeds: Sequence[int]) -> str:
 
 
 def _padded(curves: Sequence[Sequence[Any]]) -> np.ndarray:
-    """[S, R] of curves that may differ in length; NaN where one has no value."""
+    """Stacks curves that may differ in length as [S, R]; NaN where one has no value."""
     out = np.full((len(curves), max(map(len, curves))), np.nan)
     for row, curve in zip(out, curves, strict=True):
         row[: len(curve)] = np.array(curve, np.float64)
@@ -144,14 +139,14 @@ def _padded(curves: Sequence[Sequence[Any]]) -> np.ndarray:
 
 
 def _over_seeds(each: np.ndarray) -> np.ndarray:
-    """[Q] means over seeds of values [S, Q]; NaN where no seed has a value."""
+    """Averages values [S, Q] over seeds; NaN where no seed has a value."""
     there = ~np.isnan(each)
     count = there.sum(0)
     return np.where(count > 0, np.where(there, each, 0.0).sum(0) / np.maximum(count, 1), np.nan)
 
 
 def _mean(numbers: Sequence[Any]) -> float | None:
-    """None where a number is not finite: a mean of the others would look like one of all."""
+    """Averages numbers; None where one is not finite: a mean of the others would look like one of all."""
     return float(np.mean(numbers)) if numbers and all(map(_is_finite, numbers)) else None
 
 
@@ -160,13 +155,13 @@ def _is_finite(x: Any) -> bool:
 
 
 def _shared(metric: str, *methods: BySeed) -> tuple[list[int], list[np.ndarray]]:
-    """The seeds that all of the methods have, and the [Q] means of each over them."""
+    """Finds the seeds that all of the methods have, and averages each method over them, [Q]."""
     seeds = sorted(set.intersection(*(set(m) for m in methods)))
     return seeds, [_over_seeds(np.stack([m[seed][metric] for seed in seeds])) for m in methods] if seeds else []
 
 
 def _tests(study: Study, rows: list[dict[str, Any]], values: Mapping[str, BySeed]) -> None:
-    """Adds `difference` to the rows: metric -> difference from the baseline and what the tests say."""
+    """Adds `difference` to the rows: metric -> difference from the baseline, with the p-values of its tests."""
     baseline = str(study.baseline)
     if study.baseline not in values or len(values) < 2:
         return
@@ -194,7 +189,7 @@ def _tests(study: Study, rows: list[dict[str, Any]], values: Mapping[str, BySeed
 
 
 def _gaps(study: Study, rows: list[dict[str, Any]], values: Mapping[str, BySeed]) -> None:
-    """Adds `gap_closed` to the rows, of the first metric."""
+    """Adds `gap_closed` to the rows, for the first metric."""
     logger = next((m.name for m in study.methods if m.model == "logger"), None)
     if logger not in values or study.reference not in values:
         return
@@ -208,7 +203,7 @@ def _gaps(study: Study, rows: list[dict[str, Any]], values: Mapping[str, BySeed]
 
 
 def gap_closed(method: np.ndarray, logger: np.ndarray, reference: np.ndarray, *, seed: int = 0) -> dict[str, Any]:
-    """Share of the way from the logger to the reference, (method - logger) / (reference - logger).
+    """Computes the share of the way from the logger to the reference, (method - logger) / (reference - logger).
 
     Args:
       method, logger, reference: [Q] values of one metric on the same queries; NaN: no value.
@@ -217,7 +212,7 @@ def gap_closed(method: np.ndarray, logger: np.ndarray, reference: np.ndarray, *,
     Returns:
       `value` and `interval`, 95 % by the percentiles of a paired bootstrap over queries. Where the reference is not
       better than the logger, or in 1 % or more of the resamples, there is no interval (and no value in the first case):
-      a share of nothing means nothing; `reason` says so.
+      `reason` says so.
     """
     there = ~(np.isnan(method) | np.isnan(logger) | np.isnan(reference))
     gain, gap = (method - logger)[there], (reference - logger)[there]
@@ -236,16 +231,9 @@ def gap_closed(method: np.ndarray, logger: np.ndarray, reference: np.ndarray, *,
     return {"value": value, "interval": np.percentile(shares, [2.5, 97.5]).tolist(), "reason": None}
 
 
-def _about(study: Study, folder: Path, log: Log) -> dict[str, Any]:
-    """What is known of a log, over its seeds."""
-    import json
-
-    found = []
-    for seed in study.seeds:
-        try:
-            found.append(json.loads((folder / "about" / cells.slug(log.name) / f"seed-{seed}.json").read_text()))
-        except (OSError, ValueError):
-            continue
+def _log_facts(study: Study, stored: StoredRuns, log: LogSpec) -> dict[str, Any]:
+    """Summarises what is known of a log over its seeds."""
+    found = [facts for seed in study.seeds if (facts := stored.read_log_facts(log, seed))]
     if not found:
         return {}
     out: dict[str, Any] = {}
@@ -255,7 +243,7 @@ def _about(study: Study, folder: Path, log: Log) -> dict[str, Any]:
     lowest = [t["lowest"] for t in truths if t.get("lowest")]
     if lowest:
         names = [n for n in ("perplexity", "conditional_perplexity") if n in lowest[0]]
-        out["lowest"] = {n: _mean([_plain(x.get(n)) for x in lowest]) for n in names}
+        out["lowest"] = {n: _mean([_value(x.get(n)) for x in lowest]) for n in names}
     if truths and truths[0].get("examination"):
         out["examination"] = truths[0]["examination"]
     said = [f["diagnosis"] for f in found if f.get("diagnosis")]
@@ -271,6 +259,7 @@ def _about(study: Study, folder: Path, log: Log) -> dict[str, Any]:
     return out
 
 
-def _plain(value: Any) -> float | None:
+def _value(value: Any) -> float | None:
+    """Returns a finite number, or the value of an estimate; None for anything else."""
     value = value.get("value") if isinstance(value, Mapping) else value
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None

@@ -1,19 +1,30 @@
-"""The results of a study as Markdown, for people."""
+"""Writes the results of a study as Markdown, for people."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ultr.text import markdown_table
 
-def markdown(results: Mapping[str, Any]) -> str:
-    """One table per log, and below it what to know about it."""
+LEGEND = (
+    "Intervals are 95 % over queries, each averaged over the seeds first; differences and shares of the gap are over "
+    "the seeds that both have; p-values are adjusted by Holm over a log's methods."
+)
+
+
+def results_markdown(results: Mapping[str, Any]) -> str:
+    """Writes the tables of each log, and notes below them.
+
+    Args:
+      results: what `ultr.study.collect_results` returns.
+    """
     lines: list[str] = []
     for log in results["logs"]:
         lines += [f"## {log['name']}", "", *_about(log["about"]), *_ranking(results, log), *_learning(results, log)]
         lines += _notes(log)
     if results["missing"]:
-        lines += [f"Not made yet: {len(results['missing'])} cells, such as {results['missing'][0]}.", ""]
+        lines += [f"Not made yet: {len(results['missing'])} runs, such as {results['missing'][0]}.", ""]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -51,7 +62,7 @@ def _diagnosis(said: Mapping[str, Any]) -> str:
 
 
 def _ranking(results: Mapping[str, Any], log: Mapping[str, Any]) -> list[str]:
-    """How well each method ranks, against the baseline, the logger and the reference."""
+    """Tabulates how well each method ranks, against the baseline, the logger and the reference."""
     rows, metrics, baseline = log["methods"], results["metrics"], results["baseline"]
     if not any("metrics" in row for row in rows):
         return []
@@ -63,7 +74,7 @@ def _ranking(results: Mapping[str, Any], log: Mapping[str, Any]) -> list[str]:
     head += ["seeds ±"] * several
     head += [f"- {baseline}", "p (t)", "p (randomisation)"] * compared
     head += ["gap closed", "95 %"] * gaps
-    out = _head(head)
+    out = [head]
     for row in rows:
         found = row.get("metrics", {})
         of = f" ({len(row['seeds'])} of {len(results['seeds'])} seeds)"
@@ -74,19 +85,19 @@ def _ranking(results: Mapping[str, Any], log: Mapping[str, Any]) -> list[str]:
         cells += _difference(row, metrics[0]) if compared else []
         gap = row.get("gap_closed") or {"value": None, "interval": [None, None]}
         cells += [_number(gap["value"], ".0%"), _span(gap["interval"], ".0%")] if gaps else []
-        out.append(_row(cells))
-    return [*out, ""]
+        out.append(cells)
+    return [markdown_table(out), ""]
 
 
 def _learning(results: Mapping[str, Any], log: Mapping[str, Any]) -> list[str]:
-    """What each method learnt of examination and clicks, what its weights did, and how long it took."""
+    """Tabulates what each method learnt about examination and clicks, what its weights did, and how long it took."""
     rows = [row for row in log["methods"] if row.get("seconds") or row.get("errors")]
     errors, clicks, weights = (any(row.get(key) for row in rows) for key in ("propensity_error", "clicks", "weighting"))
     head = ["method"]
     head += ["examination off by: mean", "max"] * errors
     head += ["perplexity", "conditional"] * clicks
     head += ["effective sample size", "clipped", "affected"] * weights
-    out = _head([*head, "epochs", "seconds"])
+    out = [[*head, "epochs", "seconds"]]
     for row in rows:
         found = row.get("propensity_error") or {}
         cells = [row["name"], *([_number(found.get(key), ".3f") for key in ("mean", "max")] if errors else [])]
@@ -98,16 +109,8 @@ def _learning(results: Mapping[str, Any], log: Mapping[str, Any]) -> list[str]:
             cells += [_number(found.get(key), ".0%") for key in ("clipped", "affected")]
         failed = not row["seeds"] and row.get("errors")
         cells += [_number(row.get("epochs"), ".0f"), "failed" if failed else _number(row.get("seconds"), ".1f")]
-        out.append(_row(cells))
-    return [*out, ""] if rows else []
-
-
-def _head(names: Sequence[str]) -> list[str]:
-    return [_row(names), _row(["---", *(["---:"] * (len(names) - 1))])]
-
-
-def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+        out.append(cells)
+    return [markdown_table(out), ""] if rows else []
 
 
 def _difference(row: Mapping[str, Any], metric: str) -> list[str]:
@@ -132,9 +135,3 @@ def _notes(log: Mapping[str, Any]) -> list[str]:
             if gap.get("reason"):
                 lines.append(f"- {row['name']}: no share of the gap: {gap['reason']}")
     return [*lines, ""] if lines else []
-
-
-LEGEND = (
-    "Intervals are 95 % over queries, each averaged over the seeds first; differences and shares of the gap are over "
-    "the seeds that both have; p-values are adjusted by Holm over a log's methods."
-)

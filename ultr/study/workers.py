@@ -1,0 +1,121 @@
+"""Processes that make runs side by side: they end with the one that started them and leave no folders behind."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import multiprocessing
+import multiprocessing.connection
+import os
+import platform
+import re
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+
+from ultr import compilation_cache
+
+T = TypeVar("T")
+
+
+def working_folder(folder: Path) -> Path:
+    """Makes a new folder for intermediate files, named by machine and process."""
+    return Path(tempfile.mkdtemp(prefix=f".work-{_machine()}-{os.getpid()}-", dir=folder))
+
+
+def remove_dead_folders(folder: Path) -> None:
+    """Removes the working folders of processes of this machine that are gone."""
+    for left in folder.glob(f".work-{_machine()}-*-*"):
+        process = left.name.removeprefix(f".work-{_machine()}-").split("-")[0]
+        if process.isdigit() and not _alive(int(process)):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _machine() -> str:
+    return re.sub(r"[^\w.]", "_", platform.node())
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def call_in_processes(
+    function: Callable[..., T], tasks: Sequence[tuple[Any, ...]], *, jobs: int, folder: Path
+) -> Generator[T, None, None]:
+    """Calls a function with each of the tasks' arguments in processes, and yields the results as they come.
+
+    Where the caller stops early or fails, the processes are killed and their working folders removed.
+
+    Args:
+      jobs: processes, at most.
+      folder: where the working folders lie.
+    """
+    context, cache = multiprocessing.get_context("spawn"), working_folder(folder)
+    others = set(multiprocessing.active_children())
+    pool = concurrent.futures.ProcessPoolExecutor(
+        min(jobs, len(tasks)), mp_context=context, initializer=end_with_parent
+    )
+    with _environment(cache), pool:
+        try:
+            waiting = [pool.submit(function, *task) for task in tasks]
+            for done in concurrent.futures.as_completed(waiting):
+                yield done.result()
+        except BaseException:
+            workers = set(multiprocessing.active_children()) - others
+            pool.shutdown(wait=False, cancel_futures=True)
+            for worker in workers:
+                worker.kill()
+            for worker in workers:
+                worker.join()
+            remove_dead_folders(folder)
+            raise
+        finally:
+            shutil.rmtree(cache, ignore_errors=True)
+
+
+def end_with_parent() -> None:
+    """Ends this process as soon as the one that started it is gone, however it ended."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def wait() -> None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+@contextmanager
+def _environment(cache: Path) -> Iterator[None]:
+    """Sets the environment of the processes, and puts it back.
+
+    Each has one thread. What one of them compiles serves all, since most of a run's time is compilation: programs are
+    kept in the given folder, unless they are kept anyway.
+    """
+    flags = os.environ.get("XLA_FLAGS", "")
+    settings = {"OMP_NUM_THREADS": "1", "XLA_FLAGS": f"{flags} --xla_cpu_multi_thread_eigen=false".strip()}
+    if jax.config.values["jax_compilation_cache_dir"] is None:
+        settings["JAX_COMPILATION_CACHE_DIR"] = str(cache)
+        settings |= {name: os.environ.get(name, value) for name, value in compilation_cache.KEEP.items()}
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
