@@ -15,10 +15,9 @@ from typing import Any
 import numpy as np
 from common import finish, folder, parser, table
 
-from ultr import identifiability
+from ultr import identifiability, plots
 from ultr.data import ClickLog, collapse
 from ultr.ingest.preparing import prepare
-from ultr.plots import propensities as curves
 from ultr.propensity import ESTIMATORS, Propensities
 from ultr.propensity.arm_counts import as_arm_counts
 
@@ -46,7 +45,7 @@ def main() -> None:
             parts += [f"## {name}\n", report.text(), "", table(_rows(found)), ""]
             parts += [f"{m}: {w}" for m, p in found.items() for w in p.warnings] + [""]
             if chosen.figures:
-                curves.draw({m: found[m] for m in SHOWN}, chosen.figures / f"{name}.png")
+                plots.save_figure(plots.propensities({m: found[m] for m in SHOWN}), chosen.figures / f"{name}.png")
     finish(chosen, result, "\n".join(parts))
 
 

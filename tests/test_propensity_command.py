@@ -14,10 +14,10 @@ import pytest
 from conftest import CommandResult
 from propensity_logs import click_log, click_rows, counted, spread_out, write_small
 
-from ultr import propensity
+from ultr import plots, propensity
 from ultr.data import ClickLog, collapse
 from ultr.errors import ConfigError
-from ultr.plots import propensities as curves
+from ultr.plots.propensity_figure import axis_limits
 from ultr.propensity import ESTIMATORS
 from ultr.text import ranks_text
 
@@ -189,11 +189,11 @@ def test_a_figure_of_one_rank_and_of_nothing(tmp_path: Path) -> None:
     one = propensity.ctr(counted(np.arange(50), np.ones(50), np.full(50, 9), np.full(50, 3), np.arange(50)))
     none = propensity.ctr(spread_out(clicks={1: 0}))
     for name, curve in {"one": one, "none": none}.items():
-        curves.draw({"ctr": curve}, tmp_path / f"{name}.png")
+        plots.save_figure(plots.propensities({"ctr": curve}), tmp_path / f"{name}.png")
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
-    curves.draw({"ctr": none}, tmp_path / "none.svg")
+    plots.save_figure(plots.propensities({"ctr": none}), tmp_path / "none.svg")
     assert "ranks 2-3: rank 1, which they are" in (tmp_path / "none.svg").read_text()
-    curves.draw({"ctr": none, "one": propensity.ctr(spread_out())}, tmp_path / "both.svg")
+    plots.save_figure(plots.propensities({"ctr": none, "one": propensity.ctr(spread_out())}), tmp_path / "both.svg")
     assert "ctr has no values. rank 1: never clicked" in (tmp_path / "both.svg").read_text()
 
 
@@ -201,7 +201,7 @@ def test_figures_hold_values_without_intervals() -> None:
     counts = counted([0, 0], [1, 2], [10_000, 10_000], [4000, 20], [7])
     curve = propensity.ctr(counts)
     assert np.isnan(curve.interval[1]).all()
-    low, high = curves.axis_limits({"ctr": curve})
+    low, high = axis_limits({"ctr": curve})
     assert low < curve.value[1] < 1 < high
 
 

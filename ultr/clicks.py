@@ -108,7 +108,8 @@ class PositionClicks:
 
         start = jnp.full((b, k + 1), -jnp.inf, logits.dtype).at[:, 0].set(0.0)
         steps = (jnp.arange(k), jnp.moveaxis(logits, 1, 0), jnp.moveaxis(jnp.asarray(self.mask), 1, 0))
-        return jax.lax.scan(step, start, steps)[1].T
+        log_click: jax.Array = jax.lax.scan(step, start, steps)[1].T
+        return log_click
 
     def sample(self, key: Array) -> jax.Array:
         logits = jnp.asarray(self.logits)
@@ -130,7 +131,8 @@ class PositionClicks:
             jnp.moveaxis(jnp.asarray(self.mask), 1, 0),
             uniform.T,
         )
-        return jax.lax.scan(step, jnp.zeros(b, jnp.int32), steps)[1].T.astype(jnp.int8)
+        clicks: jax.Array = jax.lax.scan(step, jnp.zeros(b, jnp.int32), steps)[1].T
+        return clicks.astype(jnp.int8)
 
 
 @flax.struct.dataclass

@@ -11,9 +11,10 @@ from ultr.baselines.dual import DLA
 from ultr.baselines.em import RegressionEM
 from ultr.baselines.naive import FullInformation, NaiveLambdaRank, NaiveListwise, NaivePointwise
 from ultr.baselines.pairwise import PRS, PairDebias
+from ultr.baselines.regression import DirectMethod, DoublyRobust
 from ultr.baselines.tables import affine_tables, propensity_table, trust_tables
 from ultr.baselines.upe import UPE, LoggingPolicy
-from ultr.baselines.weighted import IPS, AffineIPS, DirectMethod, DoublyRobust, InterventionAware, PolicyAware
+from ultr.baselines.weighted import IPS, AffineIPS, InterventionAware, PolicyAware
 
 __all__ = [
     "DLA",

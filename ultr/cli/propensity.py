@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ultr import plots
 from ultr.cli import json_option, output, seed_option
 from ultr.errors import ConfigError, DataError
 from ultr.files import write_text
-from ultr.plots import propensities as figure_of_propensities
-from ultr.plots import style
+from ultr.plots.style import check_file
 from ultr.text import table
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ def command(
     if out is not None:
         write_text(out, _csv(found) if out.suffix == ".csv" else json.dumps(result, indent=1) + "\n")
     if figure is not None:
-        figure_of_propensities.draw(found, figure)
+        plots.save_figure(plots.propensities(found), figure)
     output(result, _report(found), as_json)
 
 
@@ -162,8 +162,8 @@ def _check_options(
         source = click.get_current_context().get_parameter_source(name)
         if ignored and source is not click.core.ParameterSource.DEFAULT:
             raise ConfigError(f"--{name} has no effect {when}: leave it out")
-    style.check_file("--out", out, TABLES)
-    style.check_figure(figure)
+    check_file("--out", out, TABLES)
+    plots.check_figure(figure)
 
 
 def _check_ranks(shown: int, ranks: int | None) -> None:

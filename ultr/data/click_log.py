@@ -330,7 +330,8 @@ class ClickLog(Dataset):
     def _keep(self, group: RowGroup) -> np.ndarray | None:
         if self._codes is None:
             return None
-        return self._codes[group.row : group.row + group.rows] == self._code
+        kept: np.ndarray = self._codes[group.row : group.row + group.rows] == self._code
+        return kept
 
     def _read(self, name: str) -> np.ndarray:
         if name not in self._layout.types:

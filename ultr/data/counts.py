@@ -320,4 +320,5 @@ class Counts(Dataset):
 def _plain(column: pa.ChunkedArray, file: Path, name: str) -> np.ndarray:
     if column.null_count:
         raise DataError("expected a value in every row, found null", file=file, field=name)
-    return column.to_numpy()
+    values: np.ndarray = column.to_numpy()
+    return values

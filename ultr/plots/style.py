@@ -19,8 +19,8 @@ KINDS = (".png", ".svg", ".pdf")
 # Colours that colour-blind readers can distinguish (Okabe and Ito 2008), with grey in place of yellow.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#888888")
 MARKS = "osD^vPXp"
-GRID = {"color": "#dddddd", "lw": 0.6, "zorder": 0}
-NOTE = {"fontsize": 9, "color": "#555555"}
+GRID: dict[str, Any] = {"color": "#dddddd", "lw": 0.6, "zorder": 0}
+NOTE: dict[str, Any] = {"fontsize": 9, "color": "#555555"}
 STYLE = {"font.size": 10, "svg.fonttype": "none", "axes.spines.top": False, "axes.spines.right": False}
 
 
@@ -92,11 +92,3 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
     with matplotlib().rc_context(STYLE):
         figure.savefig(content, format=Path(path).suffix[1:])
     write_bytes(path, content.getvalue())
-
-
-@contextmanager
-def sheet(path: Path, width: float, height: float) -> Iterator[Figure]:
-    """Gives an empty figure and writes it to the file when the block ends without an exception."""
-    with styled_figure(width, height) as figure:
-        yield figure
-        save_figure(figure, path)

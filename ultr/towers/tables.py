@@ -211,7 +211,8 @@ def _mix(ids: jax.Array) -> jax.Array:
     x = ids.astype(jnp.uint32)
     x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
     x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
-    return x ^ (x >> 16)
+    mixed: jax.Array = x ^ (x >> 16)
+    return mixed
 
 
 class RankDocumentTable(TableTower):

@@ -164,7 +164,7 @@ Module = TypeVar("Module", bound=nnx.Module)
 def held(module: Module) -> Module:
     """Copies a module in evaluation mode, with its parameters as `Held`; no table of the copy is trained."""
     module = nnx.clone(module)
-    module.eval()
+    nnx.Module.eval(module)
     done: dict[int, Held] = {}  # by parameter, so that one in two places stays one
 
     def hold(parameter: nnx.Param[jax.Array]) -> Held:

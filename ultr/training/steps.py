@@ -43,7 +43,7 @@ class Trainer:
         self._unmarked = nnx.split(model)
         model = nnx.clone(model)
         mark_groups(model)
-        self._graph, *parts = nnx.split(model, *self._filters)  # type: ignore[misc]
+        self._graph, *parts = nnx.split(model, *self._filters)
         # Copies without weak types, which would make the second block be compiled anew.
         self._parts = jax.tree.map(lambda x: jnp.array(x, x.dtype), tuple(parts))
         self._names = _names(self._parts[0])
@@ -191,7 +191,8 @@ def evaluation_sums(graph: Any, parameters: Any, sums: jax.Array, batches: Stack
         model.eval()
         return sums + losses(model, batches.at(i))[1]
 
-    return jax.lax.fori_loop(0, count, body, sums)
+    total: jax.Array = jax.lax.fori_loop(0, count, body, sums)
+    return total
 
 
 def losses(model: Any, batch: Sessions) -> tuple[jax.Array, jax.Array]:

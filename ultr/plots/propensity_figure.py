@@ -1,35 +1,35 @@
-"""Figures of propensities by rank, drawn with matplotlib where that is installed."""
+"""The figure of propensities: examination by rank, with intervals."""
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ultr.plots.style import COLOURS, GRID, MARKS, NOTE, sheet
+from ultr.plots.style import COLOURS, GRID, MARKS, NOTE, styled_figure
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from ultr.propensity import Propensities
 
 
-def draw(found: Mapping[str, Propensities], path: Path) -> None:
-    """Draws curves with 95 % intervals by rank, on a logarithmic scale, and writes them to a file.
+def propensities(found: Mapping[str, Propensities]) -> Figure:
+    """Draws curves with 95 % intervals by rank, on a logarithmic scale.
 
     Arrows that point down are upper limits; open marks have no interval.
 
     Args:
       found: name -> curve, all over the same ranks.
-      path: the file; its ending decides the format.
     """
-    with sheet(path, 7.2, 4.4) as figure:
-        plot(figure, found)
+    with styled_figure(7.2, 4.4) as figure:
+        _plot_curves(figure, found)
+    return figure
 
 
-def plot(figure: Any, found: Mapping[str, Propensities]) -> None:
-    """Draws what `draw` writes, on an empty matplotlib figure."""
+def _plot_curves(figure: Figure, found: Mapping[str, Propensities]) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
     axes = figure.add_subplot()
