@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import re
 from pathlib import Path
@@ -90,3 +91,31 @@ def test_the_documents_keep_up_with_the_version() -> None:
     for module in (p for p in (ROOT / "ultr").iterdir() if p.suffix == ".py" or (p / "__init__.py").exists()):
         if not module.stem.startswith("__"):
             assert f"`{module.stem}`" in contributing, module.stem
+
+
+def docstrings() -> list[tuple[str, ast.AST, str]]:
+    """Every docstring of the package with its place: file and line, and what it describes."""
+    found = []
+    for file in sorted((ROOT / "ultr").rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Module):
+                place = f"{file.relative_to(ROOT)}:{getattr(node, 'lineno', 1)}"
+                found.append((place, node, ast.get_docstring(node) or ""))
+    return found
+
+
+def test_docstrings_begin_with_a_verb_and_none_is_a_fragment() -> None:
+    fragment = re.compile(r"(Of|As of|As in|That of|Those of|The same,?) ")
+    for place, node, text in docstrings():
+        assert not fragment.match(text), place
+        if not isinstance(node, ast.FunctionDef) or not text:
+            continue
+        names = " ".join(ast.unparse(decorator) for decorator in node.decorator_list)
+        if "property" in names or "click." in names:  # an attribute; the help of a command, which is an order
+            continue
+        assert re.match(r"[A-Z][a-z]+s\b", text), f"{place}: expected a verb such as 'Returns', found {text[:60]!r}"
+
+
+def test_every_public_class_has_a_docstring() -> None:
+    classes = [(place, node.name, text) for place, node, text in docstrings() if isinstance(node, ast.ClassDef)]
+    assert not [(place, name) for place, name, text in classes if not name.startswith("_") and not text]

@@ -197,5 +197,5 @@ def smoothed_log_relevance(counts: ArmCounts, log_propensity: np.ndarray) -> np.
 
 
 def _item_arm_matrix(counts: ArmCounts, values: np.ndarray) -> csr_array:
-    """[items, arms] sparse matrix of values [C]."""
+    """Builds the sparse matrix [items, arms] of values [C]."""
     return csr_array((values, (counts.item, counts.arm)), shape=(counts.items, counts.arms))
