@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import CommandResult
+from conftest import Ultr
 from flax import nnx
 from scipy import stats
 
@@ -20,8 +19,6 @@ from ultr.errors import ConfigError
 from ultr.identifiability import agreement
 from ultr.propensity import Propensities
 from ultr.study import METHODS
-
-Ultr = Callable[..., CommandResult]
 
 
 def harvested(value: Any, covariance: Any) -> Propensities:

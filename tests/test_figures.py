@@ -7,14 +7,13 @@ import dataclasses
 import math
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 import pytest
-from conftest import ROOT, CommandResult
+from conftest import ROOT, Ultr
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from stored import documents_table, make_rows, plain, write_log
@@ -29,7 +28,6 @@ from ultr.study import collect_results, read_study, run_study
 from ultr.training import save
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
-Command = Callable[..., CommandResult]
 
 
 def marked(axes: Any) -> list[Any]:
@@ -172,7 +170,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any, Any]:
     return folder / "run", log, model
 
 
-def test_evaluate_draws_the_calibration(ultr: Command, trained: Any, tmp_path: Path) -> None:
+def test_evaluate_draws_the_calibration(ultr: Ultr, trained: Any, tmp_path: Path) -> None:
     run, log, model = trained
     file = tmp_path / "calibration.svg"
     code, _, err = ultr("evaluate", run, log.path, "--metrics", "log_likelihood", "--calibration", "--figure", file)
@@ -199,7 +197,7 @@ def test_a_log_of_one_rank_is_drawn(tmp_path: Path) -> None:
     assert ">rank 1<" not in text
 
 
-def test_bad_use_of_evaluate_ends_before_any_work(ultr: Command, trained: Any, tmp_path: Path) -> None:
+def test_bad_use_of_evaluate_ends_before_any_work(ultr: Ultr, trained: Any, tmp_path: Path) -> None:
     run, log, _ = trained
     (tmp_path / "folder.png").mkdir()
     for options, said in (
@@ -217,7 +215,7 @@ def test_bad_use_of_evaluate_ends_before_any_work(ultr: Command, trained: Any, t
 
 @pytest.mark.parametrize("words", [("evaluate", "run", "log", "--calibration"), ("compare", "study", "--out", "out")])
 def test_figures_need_matplotlib(
-    ultr: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+    ultr: Ultr, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.chdir(tmp_path)
@@ -416,7 +414,7 @@ def test_panels_share_a_scale_and_grow_with_their_number(studied: Any, logs: int
 
 
 @pytest.mark.slow
-def test_compare_draws_what_it_made(ultr: Command, studied: Any) -> None:
+def test_compare_draws_what_it_made(ultr: Ultr, studied: Any) -> None:
     folder, _ = studied
     file = folder / "out" / "study.svg"
     code, _, err = ultr("compare", folder / "study.toml", "--out", folder / "out", "--figure", file)
@@ -430,7 +428,7 @@ def test_compare_draws_what_it_made(ultr: Command, studied: Any) -> None:
 
 
 @pytest.mark.slow
-def test_bad_use_of_compare_ends_before_any_work(ultr: Command, studied: Any, tmp_path: Path) -> None:
+def test_bad_use_of_compare_ends_before_any_work(ultr: Ultr, studied: Any, tmp_path: Path) -> None:
     folder, _ = studied
     out = tmp_path / "new"
     for file, said in (("c.gif", "ends in .png, .svg, .pdf"), ("no/c.png", "is no folder: make it before writing")):
@@ -443,7 +441,7 @@ def test_bad_use_of_compare_ends_before_any_work(ultr: Command, studied: Any, tm
         plots.check_figure(out / "c.png")
 
 
-def test_a_study_without_graded_lists_has_nothing_to_draw(ultr: Command, trained: Any, tmp_path: Path) -> None:
+def test_a_study_without_graded_lists_has_nothing_to_draw(ultr: Ultr, trained: Any, tmp_path: Path) -> None:
     (tmp_path / "study.toml").write_text(
         f'seeds = [0]\n[[log]]\nname = "real"\npath = "{trained[1].path}"\n[[method]]\nmodel = "pbm"\n'
     )

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import CommandResult
+from conftest import Ultr
 from stored import write_log
 
 from ultr.data import ClickLog, collapse
@@ -20,7 +19,6 @@ from ultr.study import ModelConfig, NuisanceEstimates, build_model
 from ultr.study.nuisance import fit_trust, read_propensities
 from ultr.study.truth import true_alpha, true_examination
 
-Ultr = Callable[..., CommandResult]
 CURVE = [1.0, 0.5, 0.25]
 
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
-from conftest import CommandResult
+from conftest import Ultr
 from studies import study_text
 
 from ultr import simulate
@@ -23,9 +22,6 @@ from ultr.study.boosting import TreeRanker, judge_by_grades, package_version, ro
 from ultr.study.learning import STEPS_PER_EPOCH, training_steps
 from ultr.study.prepared import JudgedLists, PreparedLog, count_shared
 from ultr.study.runs import StoredRuns, study_runs
-
-Ultr = Callable[..., CommandResult]
-
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
