@@ -14,6 +14,7 @@ import pyarrow as pa
 import pytest
 from baselines_contract import BASELINES, QUERY, B, K, V, batch
 from flax import nnx
+from narrowing import present
 from stored import write_log
 from worlds import compiled_loss
 
@@ -89,7 +90,7 @@ def test_padding_changes_nothing(name: str) -> None:
     assert not np.asarray(steeper)[~padded.mask].any()
     # What stands under the padding is not read.
     hidden = padded.replace(
-        clicks=np.where(padded.mask, padded.clicks, 1),
+        clicks=np.where(padded.mask, present(padded.clicks), 1),
         features={"document": np.where(padded.mask, padded.features["document"], 3), "score": padded.features["score"]},
     )
     np.testing.assert_array_equal(compiled(name)(hidden)[0], more)
@@ -105,8 +106,8 @@ def test_a_list_has_the_same_loss_alone(name: str) -> None:
         if not BASELINES[name].together:
             np.testing.assert_allclose(loss[:1], whole[row : row + 1], rtol=2e-6, atol=1e-6)
     short = scored(batch())[4].unbiased().replace(
-        clicks=batch().clicks[4:5, :1], mask=batch().mask[4:5, :1], position=np.zeros((1, 1), np.int32),
-        labels=batch().labels[4:5, :1], features={"document": np.array([[6]]), "score": SCORES[4:5, :1]},
+        clicks=present(batch().clicks)[4:5, :1], mask=batch().mask[4:5, :1], position=np.zeros((1, 1), np.int32),
+        labels=present(batch().labels)[4:5, :1], features={"document": np.array([[6]]), "score": SCORES[4:5, :1]},
     )  # fmt: skip
     loss, slope = compiled(name)(short)
     assert loss.shape == slope.shape[:1] == (1,)

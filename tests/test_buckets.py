@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
 import pytest
+from narrowing import present
 from stored import QUERIES, make_rows, plain, write_log
 
 from ultr import models, towers
@@ -187,7 +188,7 @@ def test_logs_with_other_ids_are_rejected(tmp_path):
     with pytest.raises(DataError, match="other document ids"):
         across_policies(pbm(first), {"in": first, "out": other})
     with pytest.raises(DataError, match="other document ids"):
-        check_shared_vocabulary(first.collection(), log_of([1]), other)
-    check_shared_vocabulary(first, first.collection(), log_of([1]))
+        check_shared_vocabulary(present(first.collection()), log_of([1]), other)
+    check_shared_vocabulary(first, present(first.collection()), log_of([1]))
     with pytest.raises(ConfigError, match="at least two logs"):
         across_policies(pbm(first), {"in": first})

@@ -16,6 +16,7 @@ import pytest
 from conftest import ROOT, Ultr
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from narrowing import present
 from stored import documents_table, make_rows, plain, write_log
 from studies import write_small_collection
 
@@ -105,7 +106,7 @@ def test_calibration_by_rank_is_drawn_with_its_intervals() -> None:
     low, high = axes.get_ylim()
     assert low == 0
     assert high > 1
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["predicted", "observed"]
+    assert [text.get_text() for text in present(axes.get_legend()).get_texts()] == ["predicted", "observed"]
     reach = 0.03 - Estimate.of(0.03, 0.01, count=180).interval[0]
     title = (
         f"by rank: calibration error 0.0300 (95 %: {0.03 - reach:.4f} to {0.03 + reach:.4f}),\nluck alone would give"
@@ -131,7 +132,7 @@ def test_calibration_by_prediction_has_a_line_per_rank_and_the_diagonal() -> Non
     assert to_hex(third.get_color()) == to_hex(viridis(0.88))
     assert bar.get_ylabel() == "rank"
     (diagonal,) = [line for line in axes.lines if line not in (first, third)]
-    assert diagonal.get_xydata().tolist() == [[0, 0], [1, 1]]
+    assert np.asarray(diagonal.get_xydata()).tolist() == [[0, 0], [1, 1]]
     assert axes.get_xlim() == axes.get_ylim()
     # Square roots: a quarter of the way along the scale is a sixteenth of its top.
     top = axes.get_xlim()[1]
@@ -401,7 +402,7 @@ def test_panels_share_a_scale_and_grow_with_their_number(studied: Any, logs: int
     figure = plots.comparison(results)
     shown = [axes for axes in figure.axes if axes.get_visible()]
     assert [axes.get_title(loc="left") for axes in shown] == [f"log {i}" for i in range(logs)]
-    assert shown[0].get_gridspec().get_geometry() == (rows, columns)
+    assert present(shown[0].get_gridspec()).get_geometry() == (rows, columns)
     assert {axes.get_xlim() for axes in shown} == {shown[0].get_xlim()}
     wide, high = figure.get_size_inches()
     assert wide >= 2.9 * columns

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow.compute as pc
 import pytest
 from flax import nnx
+from narrowing import present
 from stored import PER_QUERY, documents_table, make_rows, plain, write_log
 
 from ultr import models, towers
@@ -92,7 +93,7 @@ def test_a_tower_that_holds_the_features_learns_the_same(log: ClickLog, counted:
     source: Any = collapse(log, "rank") if counted else log
     plainly = pbm(towers.Scaler(F).fit(log))
     held = nnx.clone(plainly)
-    held.relevance = towers.Stored(held.relevance, values=log.vocabulary.features)
+    held.relevance = towers.Stored(held.relevance, values=present(log.vocabulary.features))
     assert towers.needs_no_features(held)
     assert not towers.needs_no_features(plainly)
     assert not towers.needs_no_features(
@@ -122,7 +123,7 @@ def test_lists_with_ids_of_their_own_keep_their_features(log: ClickLog, tmp_path
     documents = documents.set_column(0, "query", pc.subtract(documents["query"], 1))
     other = write_log(tmp_path / "other", plain(make_rows(60)), documents=documents)
     model = models.PBM(
-        relevance=towers.Stored(network(), values=log.vocabulary.features), examination=towers.RankTable(15)
+        relevance=towers.Stored(network(), values=present(log.vocabulary.features)), examination=towers.RankTable(15)
     )
     for valid in (other, InMemory(next(other.batches(60)))):
         found = fit(model, log, valid, epochs=1, batch_size=60, seed=0)

@@ -225,7 +225,7 @@ def test_unusable_data(tmp_path: Path) -> None:
         solve(model(), sessions, sessions.replace(position=position))
     with pytest.raises(DataError, match=r"training data, .*field 'document'.*up to 3 in DocumentTable"):
         solve(models.DCTR(towers.DocumentTable(3)), sessions)
-    broken = MODELS["PBM"]()
+    broken: Any = MODELS["PBM"]()
     broken.examination.table[...] = jnp.full(RANKS, jnp.nan)
     with pytest.raises(UltrError, match=r"log-likelihood is nan. Start from a model with finite logits"):
         solve(broken, sessions)

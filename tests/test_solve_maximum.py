@@ -189,8 +189,8 @@ def test_dbn_recovers_its_parameters() -> None:
         relevance=towers.DocumentTable(5), satisfaction=towers.DocumentTable(5), continuation=towers.Constant()
     )
     fitted = solve(model, sessions, method="lbfgs", prior=0.01, tolerance=0.0).model
-    found = logits_of(fitted)
-    found = np.concatenate([found["relevance"][1:], found["satisfaction"][1:], [found["continuation"]]])
+    logits = logits_of(fitted)
+    found = np.concatenate([logits["relevance"][1:], logits["satisfaction"][1:], [logits["continuation"]]])
     truth = towers.logits_of(np.concatenate([attract, satisfy, [go_on]]))
 
     def loss(x: Any) -> Any:

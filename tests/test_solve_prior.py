@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import scipy.optimize
 import scipy.stats
+from narrowing import present
 
 from ultr import models, towers
 from ultr.sessions import Sessions
@@ -25,7 +26,7 @@ def beta_data(count: int = 3000, *, a: float = 1.5, b: float = 4.0) -> tuple[np.
 
 def test_the_fitted_prior_is_the_most_likely_beta() -> None:
     yes, no = beta_data()
-    found = fit_beta(yes, no)
+    found = present(fit_beta(yes, no))
 
     def loss(log: np.ndarray) -> float:
         return -scipy.stats.betabinom.logpmf(yes, yes + no, *np.exp(log)).sum()
@@ -38,10 +39,10 @@ def test_the_fitted_prior_is_the_most_likely_beta() -> None:
 def test_few_or_equal_cells_leave_the_prior_finite() -> None:
     yes, no = beta_data(FITTED_ENTRIES - 1)
     assert fit_beta(yes, no) is None
-    same = fit_beta(np.full(500, 3.0), np.full(500, 9.0))
+    same = present(fit_beta(np.full(500, 3.0), np.full(500, 9.0)))
     assert np.isfinite(same).all()
     assert same[0] / sum(same) == pytest.approx(0.25, abs=0.02)
-    never = fit_beta(np.zeros(500), np.full(500, 9.0))
+    never = present(fit_beta(np.zeros(500), np.full(500, 9.0)))
     assert np.isfinite(never).all()
     assert never[0] > 0
 
@@ -53,7 +54,7 @@ def test_a_fitted_prior_gives_posterior_means() -> None:
     sessions = Sessions.from_lists(features={"document": rows[:, None]}, clicks=clicked.astype(int)[:, None])
     model = models.DCTR(towers.DocumentTable(len(clicks) + 1))
     fitted = solve(model, sessions, method="counting").model
-    a, b = fit_beta(clicks, skips)
+    a, b = present(fit_beta(clicks, skips))
     table = np.asarray(fitted.tower.common[...] + fitted.tower.table[...])
     np.testing.assert_allclose(1 / (1 + np.exp(-table[1:-1])), (clicks + a) / (clicks + skips + a + b), rtol=1e-4)
     np.testing.assert_allclose(1 / (1 + np.exp(-table[-1])), a / (a + b), rtol=1e-4)  # never shown

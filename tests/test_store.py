@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from narrowing import present
 from stored import (
     PER_QUERY,
     POOL_SESSIONS,
@@ -52,22 +53,22 @@ def test_every_session_comes_once_with_its_values(tmp_path: Path, seed: int | No
             padding = batch.clicks, batch.position, batch.labels, *batch.features.values()
             assert all((x[b, k:] == 0).all() for x in padding)
             if not k:
-                assert batch.weight[b] == 0
+                assert present(batch.weight)[b] == 0
                 continue
-            row = rows[int(batch.weight[b])]
-            seen.append(int(batch.weight[b]))
+            row = rows[int(present(batch.weight)[b])]
+            seen.append(int(present(batch.weight)[b]))
             ids = np.array(row["documents"])
             assert k == len(ids)
-            assert batch.query[b] == row["query"]
+            assert present(batch.query)[b] == row["query"]
             assert batch.features["document"][b, :k].tolist() == row["documents"]
             assert batch.position[b, :k].tolist() == [rank - 1 for rank in row["ranks"]]
-            assert batch.clicks[b, :k].tolist() == row["clicks"]
+            assert present(batch.clicks)[b, :k].tolist() == row["clicks"]
             assert batch.features["device"][b, :k].tolist() == [row["context.device"]] * k
             assert batch.features["price"][b, :k].tolist() == [row["context.price"]] * k
             expected = np.stack([ids, -ids, row["feature.bm25"], row["feature.age"]], 1).astype(np.float32)
             np.testing.assert_array_equal(batch.features["features"][b, :k], expected)
             grades = np.where(ids % 3 == 0, np.nan, ids % 5)
-            np.testing.assert_array_equal(batch.labels[b, :k], grades)
+            np.testing.assert_array_equal(present(batch.labels)[b, :k], grades)
     assert sorted(seen) == list(range(100))
 
 
@@ -175,13 +176,13 @@ def test_without_a_seed_the_order_is_the_stored_one(tmp_path: Path) -> None:
     ragged = write_log(tmp_path / "ragged", make_rows(50), **SMALL_POOLS)
     by_width: dict[int, list[float]] = {}
     for batch in ragged.batches(4):
-        by_width.setdefault(batch.shape[1], []).extend(batch.weight[batch.mask[:, 0]])
+        by_width.setdefault(batch.shape[1], []).extend(present(batch.weight)[batch.mask[:, 0]])
     assert all(numbers == sorted(numbers) for numbers in by_width.values())
 
 
 def test_a_stream_can_be_left_early(tmp_path: Path) -> None:
     log = write_log(tmp_path / "log", make_rows(100), **SMALL_POOLS)
-    stream = log.batches(4, seed=0)
+    stream: Any = log.batches(4, seed=0)
     next(stream)
     stream.close()
     assert len(streamed(log, seed=0)) == 100
@@ -205,8 +206,9 @@ def without_ranks(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def assert_same_batches(first: Any, second: Any, **options: Any) -> None:
+    structure: Any = jax.tree.structure
     for a, b in zip(first.batches(16, **options), second.batches(16, **options), strict=True):
-        assert jax.tree.structure(a) == jax.tree.structure(b)
+        assert structure(a) == structure(b)
         for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
             assert x.dtype == y.dtype
             np.testing.assert_array_equal(x, y)
@@ -287,7 +289,7 @@ def readers() -> list[str]:
 @pytest.mark.parametrize("seed", [None, 0])
 def test_no_thread_outlives_a_stream(tmp_path: Path, seed: int | None) -> None:
     log = write_log(tmp_path / "log", make_rows(100), **SMALL_POOLS)
-    stream = log.batches(4, seed=seed)
+    stream: Any = log.batches(4, seed=seed)
     next(stream)
     assert readers()
     stream.close()

@@ -89,7 +89,7 @@ def test_a_log_of_one_rank_is_told_so(study_folder: Path, tmp_path: Path) -> Non
 
 def test_a_log_without_clicks_gives_no_number(study_folder: Path, tmp_path: Path) -> None:
     lists = JudgedLists(read_study(study_folder / "study.toml").data)["train"]
-    user = simulate.user("gctr", grades=4, ranks=4)
+    user: Any = simulate.user("gctr", grades=4, ranks=4)
     user.tower.value[...] = jax.numpy.float32(-40)
     simulate.clicks(lists, simulate.Policy("random"), user, sessions=200, seed=0, out=tmp_path / "log", ranks=4)
     assert ClickLog.open(tmp_path / "log").metadata["clicks"] == 0

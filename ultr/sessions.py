@@ -122,12 +122,12 @@ class Sessions(flax.struct.PyTreeNode):
     def from_lists(
         cls,
         *,
-        features: Mapping[str, Sequence[Any]] | None = None,
-        clicks: Sequence[Sequence[int]] | None = None,
-        labels: Sequence[Sequence[float]] | None = None,
-        positions: Sequence[Sequence[int]] | None = None,
-        query: Sequence[int] | None = None,
-        weight: Sequence[float] | None = None,
+        features: Mapping[str, Sequence[Any] | np.ndarray] | None = None,
+        clicks: Sequence[Sequence[int]] | np.ndarray | None = None,
+        labels: Sequence[Sequence[float]] | np.ndarray | None = None,
+        positions: Sequence[Sequence[int]] | np.ndarray | None = None,
+        query: Sequence[int] | np.ndarray | None = None,
+        weight: Sequence[float] | np.ndarray | None = None,
     ) -> Sessions:
         """Pads ragged Python lists, one per session, into a batch.
 
