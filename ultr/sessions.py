@@ -139,7 +139,7 @@ class Sessions(flax.struct.PyTreeNode):
         Raises:
           DataError: lists of one session differ in length, or nothing was given.
         """
-        ragged: dict[str, Sequence[Any]] = dict(features or {})
+        ragged: dict[str, Sequence[Any] | np.ndarray] = dict(features or {})
         given = {"clicks": clicks, "labels": labels, "positions": positions}
         named = ragged | {k: v for k, v in given.items() if v is not None}
         if not named:
@@ -157,7 +157,7 @@ class Sessions(flax.struct.PyTreeNode):
         size = np.asarray(lengths[first], np.int32)
         width = int(size.max(initial=1))
 
-        def pad(name: str, rows: Sequence[Any], dtype: Any = None) -> np.ndarray:
+        def pad(name: str, rows: Sequence[Any] | np.ndarray, dtype: Any = None) -> np.ndarray:
             arrays = [np.asarray(row) for row in rows]
             filled = [a for a in arrays if a.size]
             tail = filled[0].shape[1:] if filled else ()
