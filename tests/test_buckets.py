@@ -122,6 +122,7 @@ def pbm(log) -> models.PBM:
     return models.PBM(relevance=towers.DocumentTable(log.documents), examination=towers.RankTable(log.ranks))
 
 
+@pytest.mark.slow
 def test_metrics_on_several_logs_are_those_of_each(tmp_path):
     rows = plain(make_rows(120))
     first = write_log(tmp_path / "first", rows[:80])

@@ -154,6 +154,7 @@ def test_options_that_a_solver_does_not_heed_are_rejected(ultr: Ultr, log: Path,
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_the_optimizer_is_recorded_and_resuming_with_another_is_refused(ultr: Ultr, log: Path, tmp_path: Path) -> None:
     options = ("train", log, "--out", tmp_path / "r", "--relevance", "table", "--batch-size", 256, "--json")
     trained = ultr(*options, "--epochs", 1, "--optimizer", "lazy-adagrad", "--learning-rate", 0.002)
@@ -214,6 +215,7 @@ def fresh(code: str, *arguments: object, **environment: str | None) -> subproces
     return subprocess.run(command, capture_output=True, text=True, env=variables, check=True)
 
 
+@pytest.mark.slow
 def test_what_is_compiled_is_kept_for_the_next_command(run: Path, log: Path, tmp_path: Path) -> None:
     code = "import sys; from ultr import cli; cli.main(sys.argv[1:])"
     arguments = ("evaluate", run, log, "--metrics", "perplexity", "--json")

@@ -299,7 +299,7 @@ def test_folders_that_are_not_whole_counts(tmp_path: Path) -> None:
         ('"by": "last-click"', '"by": "list"'): "found 'list'",
         ('"ranks": ', '"rnks": '): "field 'ranks': expected int",
     }.items():
-        metadata.write_text(text.replace(*change))  # type: ignore[arg-type]
+        metadata.write_text(text.replace(*change))
         with pytest.raises(DataError, match=message):
             Counts.open(tmp_path / "counts")
 
@@ -445,7 +445,7 @@ def loss_of(model: models.ClickModel) -> Callable[[Any], Any]:
     def of(source: Any) -> Any:
         batch = concatenate(list(source.batches(512)))
         with jax.enable_x64(True):
-            batch = batch.replace(weight=batch.weight.astype(np.float64))  # type: ignore[attr-defined,union-attr]
+            batch = batch.replace(weight=batch.weight.astype(np.float64))
             return jax.tree.map(np.asarray, step(state, batch))
 
     return of

@@ -228,6 +228,7 @@ class Recorded(InMemory):
             yield batch
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weighted", [False, True])
 def test_training_in_blocks_is_a_plain_loop_over_the_batches(weighted: bool) -> None:
     traces = 0

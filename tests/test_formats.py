@@ -534,6 +534,7 @@ def test_qrels(tmp_path: Path) -> None:
 # The real collections
 
 
+@pytest.mark.slow
 def test_the_yandex_sample(tmp_path: Path, data_dir: Callable[[str], Path]) -> None:
     log = prepare_log(data_dir("yandex-sample") / "train.txt", tmp_path / "out", format="yandex-sample")
     assert (log.sessions, log.queries, log.ranks) == (35_064, 20, 10)

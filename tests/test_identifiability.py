@@ -319,7 +319,7 @@ def test_few_impressions_per_document_are_warned_of() -> None:
 def test_logs_and_their_counts_say_the_same(tmp_path: Path) -> None:
     log = write_log(tmp_path / "log", plain(make_rows(400)))
     found = report(log)
-    rank, last = (report(collapse(log, by)) for by in ("rank", "last-click"))  # type: ignore[call-overload]
+    rank, last = (report(collapse(log, by)) for by in ("rank", "last-click"))
     for other in (rank, last):
         assert other.to_json() == found.to_json()
     assert found.sessions == sum(range(400))  # weights

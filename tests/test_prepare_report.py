@@ -43,6 +43,7 @@ def test_other_errors_of_the_engine_are_none() -> None:
         raise duckdb.InvalidInputException("Invalid Input Error: no")
 
 
+@pytest.mark.slow
 def test_an_interruption_leaves_nothing(tmp_path: Path) -> None:
     timer = threading.Timer(0.3, _thread.interrupt_main)
 

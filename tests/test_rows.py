@@ -314,6 +314,7 @@ def test_an_interrupted_run_goes_on_bitwise_and_tables_keep_their_shape(tmp_path
         np.testing.assert_array_equal(named(nnx.state(given))[name], value)
 
 
+@pytest.mark.slow
 def test_two_devices_give_the_result_of_one() -> None:
     mesh = jax.make_mesh((2,), ("rows",), axis_types=(AxisType.Auto,))
     options: dict[str, Any] = {"epochs": 2, "batch_size": B, "seed": 0, "optimizer": lazy_adam(), "l2": 1.0}
@@ -324,6 +325,7 @@ def test_two_devices_give_the_result_of_one() -> None:
         np.testing.assert_allclose(two[name], value, atol=1e-5, err_msg=name)
 
 
+@pytest.mark.slow
 def test_weighted_lists_count_like_repeated_ones() -> None:
     once = lists()
     weight = np.arange(len(once)) % 4

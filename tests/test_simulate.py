@@ -513,7 +513,7 @@ def test_bad_use_is_explained(lists: Collection, tmp_path: Path) -> None:
 )
 def test_a_policy_out_of_range_is_refused(options: dict[str, float], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        simulate.Policy("oracle", **options)  # type: ignore[arg-type]
+        simulate.Policy("oracle", **options)
 
 
 @pytest.mark.parametrize(
@@ -550,6 +550,7 @@ def test_a_context_that_cannot_be_is_refused(parts: Any, message: str) -> None:
         simulate.Context(*parts)
 
 
+@pytest.mark.slow
 def test_the_command_takes_every_option(ultr: Any, lists: Collection, tmp_path: Path) -> None:
     lists.save(tmp_path / "collection")
 

@@ -54,7 +54,7 @@ def test_what_was_never_shown_gets_the_average(method: Any) -> None:
 def partly_unseen() -> Sessions:
     known = data()
     document = np.where(known.features["document"] <= 2, 0, known.features["document"])
-    return known.replace(features={"document": document})  # type: ignore[attr-defined,no-any-return]
+    return known.replace(features={"document": document})
 
 
 @pytest.mark.parametrize("name", ["PBM", "RDCTR"])

@@ -207,7 +207,7 @@ def test_bad_use_is_explained(tmp_path: Path) -> None:
         fit(pbm(), log(5).replace(weight=np.zeros(5, np.float32)), epochs=1, seed=0)
     for wrong in ({"seed": -1}, {"l2": -1.0}, {"l2": float("nan")}, {"patience": 0}):
         with pytest.raises(ConfigError, match="expected seed >= 0"):
-            fit(pbm(), source, epochs=1, **({"seed": 0} | wrong))  # type: ignore[arg-type]
+            fit(pbm(), source, epochs=1, **({"seed": 0} | wrong))
     with pytest.raises(ConfigError, match="learning rate above 0"):
         adam(-1.0)
     with pytest.raises(ConfigError, match="must be a multiple"):
@@ -367,6 +367,7 @@ class Noisy(nnx.Module):
         return self.linear(self.dropout(self.norm(jnp.asarray(sessions.features["features"]))))[..., 0]
 
 
+@pytest.mark.slow
 def test_dropout_and_batch_statistics_are_trained_saved_and_resumed(tmp_path: Path) -> None:
     def model() -> models.PBM:
         return models.PBM(relevance=Noisy(nnx.Rngs(0)), examination=towers.RankTable(K))

@@ -67,6 +67,7 @@ def test_with_a_policy_that_ignores_documents_the_examination_loss_of_upe_is_tha
     np.testing.assert_allclose(loss, compiled_loss(same, lists), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_adjusted_propensity_is_the_mean_over_documents_moved_among_the_ranks() -> None:
     model = baselines.UPE(relevance=documents(), policy=policy(), ranks=K, momentum=1.0)
     model.rank[...] = jax.random.normal(jax.random.key(0), model.rank[...].shape)
