@@ -445,7 +445,7 @@ def loss_of(model: models.ClickModel) -> Callable[[Any], Any]:
     def of(source: Any) -> Any:
         batch = concatenate(list(source.batches(512)))
         with jax.enable_x64(True):
-            batch = batch.replace(weight=batch.weight.astype(np.float64))
+            batch = batch.replace(weight=present(batch.weight).astype(np.float64))
             return jax.tree.map(np.asarray, step(state, batch))
 
     return of
