@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -47,18 +49,21 @@ class CommandResult(NamedTuple):
         return json.loads(self.out)
 
 
+Ultr = Callable[..., CommandResult]
+
+
+def run_command(*arguments: object) -> CommandResult:
+    """Runs the command line in this process; the fixture `ultr` is this function."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.raises(SystemExit) as stop, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        cli.main([str(argument) for argument in arguments])
+    return CommandResult(int(stop.value.code or 0), out.getvalue(), err.getvalue())
+
+
 @pytest.fixture
-def ultr(capsys: pytest.CaptureFixture[str]) -> Callable[..., CommandResult]:
+def ultr() -> Ultr:
     """`ultr("train", log, "--out", out)` runs the command line in this process."""
-
-    def call(*arguments: object) -> CommandResult:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            cli.main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return CommandResult(int(stop.value.code or 0), captured.out, captured.err)
-
-    return call
+    return run_command
 
 
 @pytest.fixture(scope="session")

@@ -129,7 +129,7 @@ def click_rows(sessions: int, *, seed: int = 0, context: bool = False, theta: An
 def write_small(path: Path, rows: list[dict[str, Any]], **options: Any) -> ClickLog:
     """Writes rows as a click log of 12 queries with 6 documents each."""
     documents = pa.table({"query": pa.array(np.repeat(np.arange(12), 6), pa.int32()), "document": map(str, range(72))})
-    context = KINDS if "context.device" in rows[0] else {}
+    context: Any = KINDS if "context.device" in rows[0] else {}
     with LogWriter(path, queries=pa.array(map(str, range(12))), documents=documents, context=context, **options) as out:
         out.write(pa.Table.from_pylist(rows))
     return ClickLog.open(path)

@@ -70,7 +70,7 @@ def logged(
     rng = np.random.default_rng(seed)
     gamma = np.sort(rng.uniform(0.1, 0.7, (queries, ranks)), axis=1)[:, ::-1].ravel()
     per_query = rng.multinomial(sessions, np.full(queries, 1 / queries))
-    n = np.zeros((queries, ranks, ranks), np.int64)
+    shown = np.zeros((queries, ranks, ranks), np.int64)
     for q, total in enumerate(per_query):
         orders = np.tile(np.arange(ranks), (total, 1))
         changed = rng.random(total) < share
@@ -79,8 +79,8 @@ def logged(
         elif kind == "adjacent":
             rows, i = np.flatnonzero(changed), rng.integers(ranks - 1, size=int(changed.sum()))
             orders[rows, i], orders[rows, i + 1] = i + 1, i
-        np.add.at(n[q], (orders, np.arange(ranks)), 1)
-    n = n.reshape(-1, ranks)
+        np.add.at(shown[q], (orders, np.arange(ranks)), 1)
+    n = shown.reshape(-1, ranks)
     clicks = rng.binomial(n, gamma[:, None] / np.arange(1, ranks + 1))
     return make_counts(n, clicks, np.repeat(np.arange(queries), ranks)), gamma
 

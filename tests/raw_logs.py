@@ -8,7 +8,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from ultr.data.click_log import ClickLog
+from ultr.data import ClickLog, Collection
+from ultr.ingest import prepare
 
 HEADER = "session,query,document,rank,click"
 ROWS = """\
@@ -26,6 +27,20 @@ def write(path: Path, text: str, header: str = HEADER) -> Path:
     """Writes a CSV file."""
     path.write_text(f"{header}\n{text}")
     return path
+
+
+def prepare_log(*arguments: Any, **options: Any) -> ClickLog:
+    """Prepares raw files that must give a click log."""
+    made = prepare(*arguments, **options)
+    assert isinstance(made, ClickLog)
+    return made
+
+
+def prepare_collection(*arguments: Any, **options: Any) -> Collection:
+    """Prepares raw files that must give a collection."""
+    made = prepare(*arguments, **options)
+    assert isinstance(made, Collection)
+    return made
 
 
 def lists(log: ClickLog, *more: str) -> list[dict[str, Any]]:

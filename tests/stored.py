@@ -10,12 +10,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ultr.data import ClickLog, LogWriter
+from ultr.data import ClickLog, LogWriter, click_log
 from ultr.data.storage import file_record
 
 QUERIES = [f"query {i}" for i in range(7)]
 PER_QUERY = 20
 SMALL_FILES: dict[str, Any] = {"group_rows": 8, "file_groups": 2}  # sessions per row group, row groups per file
+POOL_SESSIONS = 24  # with `SMALL_FILES`, a hundred sessions cross every border
+SMALL_POOLS: dict[str, Any] = SMALL_FILES | {"pool_sessions": POOL_SESSIONS}
 CONTEXT = {"device": {"kind": "category", "values": ["phone", "desk"]}, "price": {"kind": "number"}}
 
 
@@ -59,7 +61,15 @@ def make_rows(count: int = 100, *, seed: int = 0, length: int | None = None) -> 
     return rows
 
 
-def write_log(path: Path, rows: list[dict[str, Any]], *, step: int = 30, **options: Any) -> ClickLog:
+def write_log(
+    path: Path,
+    rows: list[dict[str, Any]],
+    *,
+    step: int = 30,
+    pool_sessions: int = click_log.POOL_SESSIONS,
+    **options: Any,
+) -> ClickLog:
+    """Writes the rows, `step` at a time, and opens the log; options are those of `LogWriter`."""
     documents = options.pop("documents", documents_table())
     context = CONTEXT if "context.device" in rows[0] else {}
     features = ["plus", "minus"] if "features" in documents.column_names else []
@@ -68,7 +78,7 @@ def write_log(path: Path, rows: list[dict[str, Any]], *, step: int = 30, **optio
     with LogWriter(path, queries=queries, documents=documents, **options) as out:
         for start in range(0, len(rows), step):
             out.write(pa.Table.from_pylist(rows[start : start + step]))
-    return ClickLog.open(path)
+    return ClickLog.open(path, pool_sessions=pool_sessions)
 
 
 def plain(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

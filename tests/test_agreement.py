@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import CommandResult
+from conftest import Ultr
 from flax import nnx
 from scipy import stats
 
@@ -20,8 +19,6 @@ from ultr.errors import ConfigError
 from ultr.identifiability import agreement
 from ultr.propensity import Propensities
 from ultr.study import METHODS
-
-Ultr = Callable[..., CommandResult]
 
 
 def harvested(value: Any, covariance: Any) -> Propensities:
@@ -89,6 +86,7 @@ def test_agreement_without_covariances_or_values() -> None:
     assert "Not compared: ranks 3-4" in short.text()
     with pytest.raises(ConfigError, match="at two ranks at least, found values of both at 1"):
         agreement([1.0], part_of(part))
+    bad: Any
     for bad in ([1, 0], [1, -2], [[1, 2]], [1, np.inf]):
         with pytest.raises(ConfigError, match="expected propensities"):
             agreement(bad, harvested([1, 0.5], COVARIANCE[:2, :2]))
@@ -110,6 +108,7 @@ def test_models_agree_with_what_they_were_made_from() -> None:
     np.testing.assert_allclose(found.ratio, 1, rtol=1e-5)
     assert "odds, not propensities" in found.text()
     linear = models.PBM(relevance=relevance, examination=towers.Linear(3, rngs=nnx.Rngs(0)))
+    bad: Any
     for bad in (linear, models.UBM(relevance=relevance, examination=towers.LastClickTable(4))):
         with pytest.raises(ConfigError, match=r"whose examination is a RankTable.*found (PBM|UBM)"):
             agreement(bad, propensities)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from ultr.background import run_ahead
@@ -12,9 +13,13 @@ def test_tasks_ahead_are_few_in_order_and_dropped_with_the_stream() -> None:
     given: list[int] = []
 
     def tasks() -> Any:
+        def begin(number: int) -> int:
+            began.append(number)
+            return number
+
         for number in range(50):
             given.append(number)
-            yield lambda number=number: began.append(number) or number
+            yield partial(begin, number)
 
     results = run_ahead(tasks(), depth=3, workers=2)
     for expected in range(20):

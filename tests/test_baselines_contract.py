@@ -12,13 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
 import pytest
-from baselines_contract import BASELINES, QUERY, B, K, V, batch
+from baselines_contract import BASELINES, QUERY, B, K, Row, V, batch
 from flax import nnx
+from narrowing import present
 from stored import write_log
 from worlds import compiled_loss
 
 import ultr
-from ultr import towers
+from ultr import baselines, towers
 from ultr.data import ClickLog, collapse
 from ultr.errors import ConfigError, DataError
 from ultr.sessions import Sessions
@@ -27,9 +28,15 @@ from ultr.training.checkpoint import build, describe, load, save
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 SCORES = np.random.default_rng(0).normal(size=(B, K)).astype(np.float32)
 every = pytest.mark.parametrize("name", BASELINES)
-ONE_OF_EACH = list(
-    {type(row.build(lambda sessions: sessions.position)): name for name, row in BASELINES.items()}.values()
-)
+
+
+def _kind(row: Row) -> tuple[type, object]:
+    """The class of a baseline and, for inverse propensity scoring, its form, of which each has a loss of its own."""
+    model = row.build(lambda sessions: sessions.position)
+    return type(model), model.form if isinstance(model, baselines.IPS) else None
+
+
+ONE_OF_EACH = list({_kind(row): name for name, row in BASELINES.items()}.values())
 
 
 def by_score(sessions: Sessions) -> jax.Array:
@@ -89,7 +96,7 @@ def test_padding_changes_nothing(name: str) -> None:
     assert not np.asarray(steeper)[~padded.mask].any()
     # What stands under the padding is not read.
     hidden = padded.replace(
-        clicks=np.where(padded.mask, padded.clicks, 1),
+        clicks=np.where(padded.mask, present(padded.clicks), 1),
         features={"document": np.where(padded.mask, padded.features["document"], 3), "score": padded.features["score"]},
     )
     np.testing.assert_array_equal(compiled(name)(hidden)[0], more)
@@ -105,8 +112,8 @@ def test_a_list_has_the_same_loss_alone(name: str) -> None:
         if not BASELINES[name].together:
             np.testing.assert_allclose(loss[:1], whole[row : row + 1], rtol=2e-6, atol=1e-6)
     short = scored(batch())[4].unbiased().replace(
-        clicks=batch().clicks[4:5, :1], mask=batch().mask[4:5, :1], position=np.zeros((1, 1), np.int32),
-        labels=batch().labels[4:5, :1], features={"document": np.array([[6]]), "score": SCORES[4:5, :1]},
+        clicks=present(batch().clicks)[4:5, :1], mask=batch().mask[4:5, :1], position=np.zeros((1, 1), np.int32),
+        labels=present(batch().labels)[4:5, :1], features={"document": np.array([[6]]), "score": SCORES[4:5, :1]},
     )  # fmt: skip
     loss, slope = compiled(name)(short)
     assert loss.shape == slope.shape[:1] == (1,)

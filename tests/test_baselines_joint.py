@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from narrowing import present, split_parameters
 from worlds import (
     EXAMINATION,
     RELEVANCE,
@@ -59,7 +60,7 @@ def test_known_propensities_are_recovered_from_clicks(name: str) -> None:
     # The log of sum(c w) over the impressions of a rank has the standard error sqrt(sum(c w^2)) / sum(c w), with
     # w = relevance of the first document over that of this one (DLA); w = 1 has a smaller one.
     relevance = RELEVANCE.ravel()[lists.features["document"] - 1]
-    w, c = relevance[:, :1] / relevance, lists.clicks * lists.weight[:, None]
+    w, c = relevance[:, :1] / relevance, present(lists.clicks) * present(lists.weight)[:, None]
     error = np.sqrt((c * w**2).sum(0)) / (c * w).sum(0)
     off = np.log(model.propensity(K)) - np.log(EXAMINATION / EXAMINATION[0])
     assert (np.abs(off) < 4 * np.hypot(error, error[0])).all()
@@ -68,7 +69,7 @@ def test_known_propensities_are_recovered_from_clicks(name: str) -> None:
 
 def test_each_tower_of_dla_has_the_gradient_of_its_own_loss() -> None:
     lists = world(0.0, 1.0)[5:6]
-    assert lists.clicks.sum() == 2
+    assert present(lists.clicks).sum() == 2
     s, b = np.array([0.3, -0.2, 0.9]), np.array([0.5, -0.1, -0.8])
     place = lists.features["document"][0] - 1
     table = np.zeros(Q * K)
@@ -76,7 +77,7 @@ def test_each_tower_of_dla_has_the_gradient_of_its_own_loss() -> None:
     grads = gradients(baselines.DLA(relevance=documents(table), examination=ranks(b)), lists.replace(weight=None))
 
     def own(logits: np.ndarray, other: np.ndarray) -> np.ndarray:
-        target = lists.clicks[0] * np.exp(other[0] - other)
+        target = present(lists.clicks)[0] * np.exp(other[0] - other)
         return target.sum() * np.exp(logits) / np.exp(logits).sum() - target
 
     np.testing.assert_allclose(grads["relevance"]["table"][...][place + 1], own(s, b), rtol=1e-5)
@@ -123,7 +124,8 @@ def test_with_a_fresh_expectation_each_step_the_gradient_is_that_of_the_pbm() ->
 
 
 def test_between_two_expectations_the_towers_regress_on_what_the_copies_expect() -> None:
-    lists, model = world(1.0, 50.0), _em(2)
+    model: Any = _em(2)
+    lists = world(1.0, 50.0)
     compiled_loss(model, lists)  # step 1 takes the copies
     model.relevance.table[...] += 1.0
     model.examination.table[...] -= 0.5
@@ -135,7 +137,7 @@ def test_between_two_expectations_the_towers_regress_on_what_the_copies_expect()
     logit = s[lists.features["document"] - 1], np.broadcast_to(b, lists.shape)
     r, e = (1 / (1 + np.exp(-x)) for x in logit)
     expected = np.where(lists.clicks == 1, 1.0, e * (1 - r) / (e * (1 - r) + (1 - e) * r + (1 - e) * (1 - r)))
-    slope = (1 / (1 + np.exp(-(b - 0.5))) - expected) * lists.weight[:, None]
+    slope = (1 / (1 + np.exp(-(b - 0.5))) - expected) * present(lists.weight)[:, None]
     np.testing.assert_allclose(_leaves(held)[1], slope.sum(0), rtol=1e-4)
     compiled_loss(model, lists)  # step 2 holds them
     np.testing.assert_array_equal(model.held_examination.tower.table[...], np.float32(b))
@@ -193,8 +195,8 @@ def test_pair_debias_recovers_the_ratios_of_both_kinds() -> None:
         model.ratios(), (CLICKED, SKIPPED), (slice(None), slice(None, None, -1)), strict=True
     ):
         each = loss[:, place]
-        sums = [((lists.position == k) * each * lists.weight[:, None]).sum() for k in range(3)]
-        squares = [((lists.position == k) * each**2 * lists.weight[:, None]).sum() for k in range(3)]
+        sums = [((lists.position == k) * each * present(lists.weight)[:, None]).sum() for k in range(3)]
+        squares = [((lists.position == k) * each**2 * present(lists.weight)[:, None]).sum() for k in range(3)]
         error = np.sqrt(squares) / sums
         assert (np.abs(np.log(found / true)) < 4 * np.hypot(error, error[0])).all()
         assert error.max() < 0.025
@@ -271,7 +273,7 @@ def test_prs_is_lambdarank_on_pairs_with_clipped_ratios() -> None:
             0.4 / 0.2 * (discount[2] - discount[1]) * np.log1p(np.exp(s[1] - s[2]))]  # fmt: skip
     np.testing.assert_allclose(compiled_loss(model, lists), [sum(each), 0.0], rtol=1e-5)
     found = model.impression_weights(lists)
-    np.testing.assert_allclose(found.weight, [[0, 0, 2.5], [0, 0, 0]], rtol=1e-6)
+    np.testing.assert_allclose(found.weight, np.array([[0, 0, 2.5], [0, 0, 0]]), rtol=1e-6)
     np.testing.assert_array_equal(found.clipped, [[False, False, True], [False] * 3])
     np.testing.assert_array_equal(found.counted, [[False, False, True], [False] * 3])
     with pytest.raises(ConfigError, match="unknown metric"):
@@ -313,12 +315,12 @@ each = pytest.mark.parametrize("name", MODELS)
 @cache
 def compiled(name: str) -> Any:
     """Parameters, and (parameters, sessions) -> losses, gradients and the state afterwards."""
-    graph, params, rest = nnx.split(MODELS[name](), nnx.Param, ...)
+    graph, params, rest = split_parameters(MODELS[name]())
 
     def total(params: Any, sessions: Any) -> Any:
         model = nnx.merge(graph, params, rest, copy=True)
         loss = model.loss(sessions)
-        return loss.sum(), (loss, nnx.split(model, nnx.Param, ...)[2])
+        return loss.sum(), (loss, split_parameters(model)[2])
 
     @jax.jit
     def run(params: Any, sessions: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -44,7 +44,7 @@ def logit(p: np.ndarray) -> np.ndarray:
 RANKER, TRUE, WRONG = table(LOGITS), table(logit(np.append(0.5, RELEVANCE[1:]))), table(logit(GUESS))
 
 
-def user(policy: dict[tuple[int, ...], float], alpha: np.ndarray, beta: np.ndarray) -> Sessions:
+def user(policy: Mapping[Any, float], alpha: np.ndarray, beta: np.ndarray) -> Sessions:
     """Every list of a policy with every click vector that a user may make of it, weighing its probability."""
     documents, clicks, weight = [], [], []
     for shown, chance in policy.items():

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
 import pytest
+from narrowing import present
 from stored import QUERIES, make_rows, plain, write_log
 
 from ultr import models, towers
@@ -121,6 +122,7 @@ def pbm(log) -> models.PBM:
     return models.PBM(relevance=towers.DocumentTable(log.documents), examination=towers.RankTable(log.ranks))
 
 
+@pytest.mark.slow
 def test_metrics_on_several_logs_are_those_of_each(tmp_path):
     rows = plain(make_rows(120))
     first = write_log(tmp_path / "first", rows[:80])
@@ -187,7 +189,7 @@ def test_logs_with_other_ids_are_rejected(tmp_path):
     with pytest.raises(DataError, match="other document ids"):
         across_policies(pbm(first), {"in": first, "out": other})
     with pytest.raises(DataError, match="other document ids"):
-        check_shared_vocabulary(first.collection(), log_of([1]), other)
-    check_shared_vocabulary(first, first.collection(), log_of([1]))
+        check_shared_vocabulary(present(first.collection()), log_of([1]), other)
+    check_shared_vocabulary(first, present(first.collection()), log_of([1]))
     with pytest.raises(ConfigError, match="at least two logs"):
         across_policies(pbm(first), {"in": first})

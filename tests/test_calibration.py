@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+from typing import Any, cast
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from narrowing import present
 from stored import make_rows, plain, write_log
 
 from ultr import models, towers
@@ -76,14 +78,14 @@ def test_bins_hold_equally_many_impressions_with_rising_predictions():
     log = drawn(rng, rng.uniform(0.01, 0.9, (4000, 2)))
     cells = calibration(Given(), log, bins=5).by_prediction
     assert cells.rank.tolist() == [1] * 5 + [2] * 5
-    assert cells.bin.tolist() == [0, 1, 2, 3, 4] * 2
+    assert present(cells.bin).tolist() == [0, 1, 2, 3, 4] * 2
     assert np.abs(cells.count - 800).max() < 60
     p, clicks = log.features["p"], log.clicks
     for i in range(10):
         k = cells.rank[i] - 1
         inside = (p[:, k] > cells.low[i]) & (p[:, k] <= cells.high[i])
         assert cells.count[i] == inside.sum()
-        assert cells.observed[i] == pytest.approx(clicks[inside, k].mean())
+        assert cells.observed[i] == pytest.approx(present(clicks)[inside, k].mean())
         assert cells.predicted[i] == pytest.approx(p[inside, k].mean(), rel=1e-5)
     assert (cells.high[:4] <= cells.low[1:5]).all()
 
@@ -129,7 +131,7 @@ def test_standard_error_of_the_error_is_its_spread(cluster):
 def test_weights_batches_and_padding_change_nothing():
     rng = np.random.default_rng(5)
     log = drawn(rng, rng.uniform(0.1, 0.5, (60, 4)), weight=rng.integers(0, 3, 60))
-    repeated = log[np.repeat(np.arange(60), log.weight.astype(int))].replace(weight=None)
+    repeated = log[np.repeat(np.arange(60), present(log.weight).astype(int))].replace(weight=None)
     whole = calibration(Given(), log, bins=3)
     for other in (
         calibration(Given(), repeated, bins=3),
@@ -179,7 +181,7 @@ def test_a_trained_shape_of_model_on_a_log_with_gaps_between_ranks(tmp_path):
     found = calibration(model, log, batch_size=16)
     count, clicked = np.zeros(16), np.zeros(16)
     for batch in log.batches(8):
-        w = np.where(batch.mask, batch.weight[:, None], 0)
+        w = np.where(batch.mask, present(batch.weight)[:, None], 0)
         np.add.at(count, batch.position, w)
         np.add.at(clicked, batch.position, w * batch.clicks)
     shown = np.flatnonzero(count)
@@ -210,7 +212,7 @@ def test_what_cannot_be_judged_says_why():
     with pytest.raises(DataError, match="not a click model"):
         calibration(lambda batch: batch.mask, log)
     with pytest.raises(DataError, match="not a click model"):
-        calibration(object(), log)
+        calibration(cast(Any, object()), log)
     with pytest.raises(DataError, match="NaN for 1 impressions"):
         calibration(Given(), sessions([[-0.5, 0.5]], [[1, 0]]))
     with pytest.raises(DataError, match="found none"):

@@ -26,6 +26,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ClickLog, A
     return folder / "run", log, model
 
 
+@pytest.mark.slow
 def test_calibration_and_frequency_are_those_of_the_functions(ultr, trained):
     run, log, model = trained
     options = ("--metrics", "ndcg@5,log_likelihood", "--calibration", "--by-frequency", log.path)

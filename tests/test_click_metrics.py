@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +26,7 @@ from evaluated import (
     values,
 )
 from flax import nnx
+from narrowing import present
 
 from ultr import models
 from ultr.data import InMemory
@@ -72,8 +74,8 @@ def test_ranks_count_the_sessions_that_show_them():
     shown = lists.mask.sum(0)
     assert list(found) == ["perplexity", *(f"perplexity/rank-{k}" for k in range(1, 6))]
     for k in range(5):
-        clicks = lists.clicks[lists.mask[:, k], k]
-        log2 = np.where(clicks == 1, np.log2(0.3), np.log2(0.7))
+        clicks = present(lists.clicks)[lists.mask[:, k], k]
+        log2: Any = np.where(clicks == 1, np.log2(0.3), np.log2(0.7))
         at = found[f"perplexity/rank-{k + 1}"]
         assert at.count == shown[k]
         assert at.value == pytest.approx(2 ** -log2.mean(), rel=1e-6)
@@ -121,7 +123,7 @@ def test_a_weight_is_so_many_identical_sessions(cluster):
     assert same(one, other)
 
 
-def numpy_clicks(terms: np.ndarray, mask: np.ndarray, times: np.ndarray) -> list[float]:
+def numpy_clicks(terms: np.ndarray, mask: Any, times: np.ndarray) -> list[float]:
     """The click metrics [of CLICKS, without the conditional] where session i counts times[i] times."""
     total = (terms * mask).sum(1) @ times
     at_rank = (terms * mask * times[:, None]).sum(0) / (mask * times[:, None]).sum(0)
@@ -134,7 +136,7 @@ def test_standard_errors_agree_with_the_bootstrap(cluster):
     found = evaluate(Tabled(), lists, metrics=CLICKS[:3], key=KEY, cluster=cluster)
     rates = Tabled.rates[lists.position]
     terms = np.where(lists.clicks == 1, np.log(rates), np.log1p(-rates))
-    unit = np.arange(1500) if cluster == "session" else lists.query
+    unit: Any = np.arange(1500) if cluster == "session" else lists.query
     draws = [
         numpy_clicks(terms, lists.mask, rng.multinomial(n, np.full(n, 1 / n))[unit])
         for n in [unit.max() + 1]
@@ -255,11 +257,11 @@ def test_dropout_is_off_during_evaluation_and_the_model_stays_in_training():
     one, other = (evaluate(model, ragged(), metrics=CLICKS, key=KEY) for _ in range(2))
     assert same(one, other)
     rates = 1 / (1 + np.exp(-np.array([0.3, -0.5])))
-    at_2 = ragged().clicks[ragged().mask[:, 1], 1].mean()
+    at_2 = present(ragged().clicks)[ragged().mask[:, 1], 1].mean()
     assert evaluate(model, ragged(), metrics=["perplexity/rank-2"], key=KEY)["perplexity/rank-2"].value == (
         pytest.approx(2 ** -(at_2 * np.log2(rates[1]) + (1 - at_2) * np.log2(1 - rates[1])), rel=1e-5)
     )
-    assert not model.tower.function.dropout.deterministic
+    assert not present(model.tower).function.dropout.deterministic
 
 
 def test_a_cascade_predicts_better_from_the_clicks_above():
@@ -334,7 +336,7 @@ def test_what_a_model_rules_out_makes_its_rank_infinite_and_no_other(cluster):
         def __call__(self, sessions: Sessions) -> IndependentClicks:
             rate = np.where(sessions.position == 1, 1.0, self.probability)
             with np.errstate(divide="ignore"):
-                coins = IndependentClicks(np.log(rate), sessions.mask)
+                coins: Any = IndependentClicks(np.log(rate), sessions.mask)
                 coins.log_prob = lambda clicks: np.log(np.where((clicks[:, 1] == 0), 0.0, 0.5))
             return coins
 

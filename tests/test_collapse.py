@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from flax import nnx
+from narrowing import present
 from stored import PER_QUERY, QUERIES, documents_table, make_rows, plain, replace, rewrite, write_log
 
 from ultr import models, towers
@@ -125,6 +126,7 @@ def test_more_cells_than_fit_in_32_bits(tmp_path: Path, by: Any) -> None:
 def test_views_count_their_own_sessions(tmp_path: Path) -> None:
     named = [row | {"split": "ab"[i % 3 == 0]} for i, row in enumerate(repeating())]
     log = write_log(tmp_path / "log", named)
+    by: Any
     for split in "ab":
         inside = [row for row in named if row["split"] == split]
         for by in BY:
@@ -142,6 +144,7 @@ def test_views_count_their_own_sessions(tmp_path: Path) -> None:
 def test_impression_features_are_refused_and_context_left_out(tmp_path: Path) -> None:
     rows = make_rows(50)
     log = write_log(tmp_path / "log", rows)
+    by: Any
     for by in BY:
         with pytest.raises(ConfigError, match=r"impression features \(bm25, age\).*sufficient_statistics='list'"):
             collapse(log, by)
@@ -180,13 +183,13 @@ def test_a_cell_gives_a_row_with_clicks_and_one_without(tmp_path: Path, by: Any,
         known = batch.mask[:, 0]
         np.testing.assert_array_equal(batch.features["features"][known, 0], np.stack([ids, -ids], 1)[known])
         grades = np.concatenate([[np.nan], table["label"].to_numpy()]).astype(np.float32)
-        np.testing.assert_array_equal(batch.labels[known, 0], grades[ids[known]])
-        last = np.full(len(ids), -1) if by == "rank" else batch.last_click[:, 0]
+        np.testing.assert_array_equal(present(batch.labels)[known, 0], grades[ids[known]])
+        last = np.full(len(ids), -1) if by == "rank" else present(batch.last_click)[:, 0]
         assert (batch.last_click is None) == (by == "rank")
         rank = batch.position[:, 0] + 1
-        columns = (ids, rank, last, batch.clicks[:, 0], batch.weight)
-        found += list(zip(*(column[known].tolist() for column in columns), strict=True))
-        assert (batch.weight[~known] == 0).all()
+        columns = (ids, rank, last, present(batch.clicks)[:, 0], batch.weight)
+        found += list(zip(*(present(column)[known].tolist() for column in columns), strict=True))
+        assert (present(batch.weight)[~known] == 0).all()
     assert all(batch.mask.all() for batch in batches[:-1])
     expected = []
     for *cell, impressions, clicks in cells(counts):
@@ -238,7 +241,7 @@ def test_unseen_documents(tmp_path: Path) -> None:
         again = ClickLog.open(lists.path, vocabulary=first)
         for b, c in zip(lists.batches(8), again.batches(8), strict=True):
             jax.tree.map(np.testing.assert_array_equal, b, c)
-        tower = towers.DocumentTable(first.documents)
+        tower: towers.Tower = towers.DocumentTable(first.documents)
         if features:
             tower = towers.Sum([tower, towers.Linear(2, rngs=nnx.Rngs(0))])
         loss = loss_of(models.DCTR(tower))
@@ -296,7 +299,7 @@ def test_folders_that_are_not_whole_counts(tmp_path: Path) -> None:
         ('"by": "last-click"', '"by": "list"'): "found 'list'",
         ('"ranks": ', '"rnks": '): "field 'ranks': expected int",
     }.items():
-        metadata.write_text(text.replace(*change))  # type: ignore[arg-type]
+        metadata.write_text(text.replace(*change))
         with pytest.raises(DataError, match=message):
             Counts.open(tmp_path / "counts")
 
@@ -434,7 +437,7 @@ def loss_of(model: models.ClickModel) -> Callable[[Any], Any]:
     def total(state: Any, batch: Sessions) -> Any:
         loss = nnx.merge(graphdef, state).loss(batch)
         possible = jnp.isfinite(loss)
-        weight = batch.mask[:, 0] * batch.weight
+        weight = batch.mask[:, 0] * present(batch.weight)
         return jnp.sum(jnp.where(possible, weight * loss, 0.0)), jnp.sum(jnp.where(possible, weight, 0.0))
 
     step = jax.jit(jax.value_and_grad(total, has_aux=True))
@@ -442,7 +445,7 @@ def loss_of(model: models.ClickModel) -> Callable[[Any], Any]:
     def of(source: Any) -> Any:
         batch = concatenate(list(source.batches(512)))
         with jax.enable_x64(True):
-            batch = batch.replace(weight=batch.weight.astype(np.float64))  # type: ignore[attr-defined,union-attr]
+            batch = batch.replace(weight=present(batch.weight).astype(np.float64))
             return jax.tree.map(np.asarray, step(state, batch))
 
     return of

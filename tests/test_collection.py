@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from narrowing import present
 from stored import PER_QUERY, QUERIES, make_rows, write_log
 
 from ultr.data import Collection, open_data, write_collection
@@ -63,15 +64,15 @@ def test_a_collection_streams_every_list_once(seed: int | None) -> None:
         assert len(batch) == 8
         assert batch.clicks is None
         for b in np.flatnonzero(batch.mask[:, 0]):
-            q = int(batch.query[b])
+            q = int(present(batch.query)[b])
             k = int(batch.mask[b].sum())
             own = np.arange(starts[q], starts[q + 1])
             seen.append(q)
-            assert batch.labels[b, :k].tolist() == own.tolist()
+            assert present(batch.labels)[b, :k].tolist() == own.tolist()
             assert batch.features["document"][b, :k].tolist() == (own + 1).tolist()
             assert batch.features["features"][b, :k, 0].tolist() == (own + 1).tolist()
             assert batch.position[b, :k].tolist() == list(range(k))
-            assert (batch.labels[b, k:] == 0).all()
+            assert (present(batch.labels)[b, k:] == 0).all()
             assert (batch.features["features"][b, k:] == 0).all()
             assert (batch.features["document"][b, k:] == 0).all()
     assert sorted(seen) == list(range(60))

@@ -12,6 +12,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from narrowing import present, split_parameters
 
 from ultr import baselines, fit, models, towers
 from ultr.data import InMemory
@@ -43,7 +44,7 @@ def ranks() -> towers.RankTable:
 
 
 def gradients(model: Any, sessions: Sessions) -> Any:
-    graph, params, rest = nnx.split(model, nnx.Param, ...)
+    graph, params, rest = split_parameters(model)
     return jax.jit(jax.grad(lambda p: jnp.sum(nnx.merge(graph, p, rest, copy=True).loss(sessions))))(params)
 
 
@@ -151,6 +152,7 @@ def test_frozen_at_harvested_propensities_and_saved(tmp_path: Path) -> None:
     np.testing.assert_allclose(loaded.propensity(K), value, rtol=1e-5)
     np.testing.assert_array_equal(loaded.score(lists), found.score(lists))
     assert not jax.tree.leaves(nnx.state(loaded.examination, nnx.Param))
+    bad: Any
     for bad, message in (
         ([1.0, 0.0], "rank 2"),
         ([1.0, np.nan], "rank 2"),
@@ -261,7 +263,7 @@ def test_weights_by_position_are_the_same_for_shared_features_and_in_the_history
     own = baselines.PositionWeighted(
         baselines.NaivePointwise(relevance=lambda s: jnp.zeros(s.shape)), displays=baselines.Displays.of(lists)
     )
-    assert not own.model.relevance.takes_shared_features
+    assert not present(own.model).relevance.takes_shared_features
     weight = np.asarray(model.impression_weights(whole).weight)
     found = fit(model, InMemory(whole), optimizer=optax.sgd(0.1), epochs=1, batch_size=6, seed=0).history[0]
     np.testing.assert_allclose(found["effective_sample_size"], weight.sum() ** 2 / (weight**2).sum(), rtol=1e-5)

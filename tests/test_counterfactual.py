@@ -5,10 +5,12 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
+from narrowing import present
 from scipy.special import logit
 from stored import make_rows, plain, write_log
 
@@ -152,7 +154,7 @@ def test_candidates_of_several_queries_are_weighted_by_their_sessions():
 
 def test_a_candidate_that_was_never_shown_has_no_value_but_by_regression():
     log = every_click([1, 2, 4])
-    options = {"propensity": EXAMINED, "candidates": candidates(), "key": KEY}
+    options: Any = {"propensity": EXAMINED, "candidates": candidates(), "key": KEY}
     with pytest.raises(DataError, match="'new' places 1 candidates within rank 2 that the log never shows"):
         counterfactual(log, BEST_FIRST, metric="dcg@2", **options)
     # Out of reach of the cutoff it is not missed.
@@ -168,6 +170,8 @@ def test_standard_errors_are_those_of_means_over_sessions_and_over_queries():
     rank = np.argsort(np.argsort(-RELEVANCE[log.features["document"]], axis=1), axis=1) + 1
     shown = np.arange(4) + 1.0
     weighted = log.clicks / EXAMINED
+    new: Any
+    logged: Any
     new, logged = (weighted / np.log2(rank + 1)).sum(1), (weighted / np.log2(shown + 1)).sum(1)
     found = counterfactual(log, BEST_FIRST, propensity=EXAMINED, key=KEY)
 
@@ -176,16 +180,16 @@ def test_standard_errors_are_those_of_means_over_sessions_and_over_queries():
     same(found.difference("new", "logged"), Estimate.mean(new - logged))
     assert found.difference("new", "new").value == 0
 
-    found = counterfactual(log, BEST_FIRST, propensity=EXAMINED, cluster="query", key=KEY).values["new"]
+    clustered = counterfactual(log, BEST_FIRST, propensity=EXAMINED, cluster="query", key=KEY).values["new"]
     sums = np.array([(new - new.mean())[log.query == q].sum() for q in range(5)])
-    assert found.value == pytest.approx(new.mean(), rel=1e-6)
-    assert found.standard_error == pytest.approx(math.sqrt((sums**2).sum() * 5 / 4) / 60, rel=1e-6)
+    assert clustered.value == pytest.approx(new.mean(), rel=1e-6)
+    assert clustered.standard_error == pytest.approx(math.sqrt((sums**2).sum() * 5 / 4) / 60, rel=1e-6)
 
-    found = counterfactual(log, BEST_FIRST, propensity=EXAMINED, method="snips", key=KEY).values["new"]
+    normalised = counterfactual(log, BEST_FIRST, propensity=EXAMINED, method="snips", key=KEY).values["new"]
     ratio = new.sum() / weighted.sum()
     influence = (new - ratio * weighted.sum(1)) / weighted.sum(1).mean()
-    assert found.value == pytest.approx(ratio, rel=1e-6)
-    assert found.standard_error == pytest.approx(math.sqrt((influence**2).mean() / 59), rel=1e-6)
+    assert normalised.value == pytest.approx(ratio, rel=1e-6)
+    assert normalised.standard_error == pytest.approx(math.sqrt((influence**2).mean() / 59), rel=1e-6)
 
 
 def test_weights_stand_for_that_many_sessions():
@@ -265,7 +269,7 @@ def test_what_has_no_meaning_is_an_error():
     with pytest.raises(DataError, match=r"ranks up to 3, the last with a propensity, found rank 4"):
         call(propensity=EXAMINED[:3])
     with pytest.raises(DataError, match="expected clicks, found none"):
-        call(log.replace(clicks=log.clicks * 0))
+        call(log.replace(clicks=present(log.clicks) * 0))
     with pytest.raises(DataError, match="sessions with clicks, found none"):
         call(log.replace(clicks=None))
     with pytest.raises(DataError, match="query ids"):

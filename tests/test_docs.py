@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import run_command
 
 import ultr
-from ultr import cli
 from ultr.ingest.readers import READERS
 from ultr.study import METHODS
 
@@ -55,9 +55,7 @@ def test_the_shell_commands_of_the_readme_run(tmp_path: Path, monkeypatch: pytes
     commands = re.findall(r"^    ultr ((?:prepare|train|evaluate) .*)$", README, re.MULTILINE)
     assert [c.split()[0] for c in commands] == ["prepare", "train", "evaluate"]
     for command in commands:
-        with pytest.raises(SystemExit) as stop:
-            cli.main(command.split())
-        assert not stop.value.code, command
+        assert run_command(*command.split()).code == 0, command
 
 
 def test_the_table_of_the_readme_names_what_there_is() -> None:
@@ -95,7 +93,7 @@ def test_the_documents_keep_up_with_the_version() -> None:
 
 def docstrings() -> list[tuple[str, ast.AST, str]]:
     """Every docstring of the package with its place: file and line, and what it describes."""
-    found = []
+    found: list[tuple[str, ast.AST, str]] = []
     for file in sorted((ROOT / "ultr").rglob("*.py")):
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Module):

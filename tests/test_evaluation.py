@@ -6,6 +6,7 @@ import json
 import math
 import subprocess
 import sys
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -34,8 +35,9 @@ from ultr.sessions import Sessions
 
 
 def test_defaults_are_what_model_and_data_allow():
-    clicks, labels = {"clicks": [[1, 0]]}, {"labels": [[1.0, 0.0]]}
-    x = {"features": {"x": [[1.0, 0.0]]}}
+    clicks: Any = {"clicks": [[1, 0]]}
+    labels: Any = {"labels": [[1.0, 0.0]]}
+    x: Any = {"features": {"x": [[1.0, 0.0]]}}
     ranking = {f"{m}@{k}" for m in ("ndcg", "dcg", "mrr", "map", "err") for k in (1, 3, 5, 10)}
     click = {*CLICKS, *(f"{name}/rank-{k}" for name in PERPLEXITIES for k in (1, 2))}
 
@@ -138,9 +140,9 @@ def test_metric_names_are_strings_that_are_not_empty():
         with pytest.raises(ConfigError, match="an empty metric name was given"):
             evaluate(Coin(0.5), one, metrics=metrics, key=KEY)
     with pytest.raises(ConfigError, match="expected metric names as strings, found 5"):
-        evaluate(Coin(0.5), one, metrics=[5], key=KEY)
+        evaluate(Coin(0.5), one, metrics=cast(Any, [5]), key=KEY)
     with pytest.raises(ConfigError, match="expected metric names, found 5"):
-        evaluate(Coin(0.5), one, metrics=5, key=KEY)
+        evaluate(Coin(0.5), one, metrics=cast(Any, 5), key=KEY)
 
 
 def test_unknown_options_and_empty_data_are_errors():

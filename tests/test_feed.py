@@ -12,6 +12,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from narrowing import present, split_parameters
 from stored import make_rows, write_log
 
 from ultr import models, towers
@@ -80,8 +81,8 @@ def test_every_session_of_a_log_comes_once_and_whole(
     log = write_log(tmp_path / "log", rows)
     expected = {}
     for batch in log.batches(batch_size):
-        for i in np.flatnonzero(batch.mask.any(1)):
-            expected[int(batch.weight[i])] = jax.tree.map(lambda x, i=i: x[i], batch)
+        for i in np.flatnonzero(batch.mask.any(1)).tolist():
+            expected[int(present(batch.weight)[i])] = jax.tree.map(lambda x, i=i: x[i], batch)
     seen: list[int] = []
     widths = set()
     for block in feed(log, batch_size, seed=seed, rank_first=rank_first, block_sessions=held * batch_size):
@@ -92,7 +93,7 @@ def test_every_session_of_a_log_comes_once_and_whole(
             assert batch.rank_axis == (0 if rank_first else 1)
             assert batch.shape == ((block.batches.width, batch_size) if rank_first else (batch_size, batch.shape[1]))
             lists = batch.mask.T if rank_first else batch.mask
-            for b in np.flatnonzero(lists.any(1)):
+            for b in np.flatnonzero(lists.any(1)).tolist():
                 number = int(batch.weight[b])
                 shown = lists[b]
                 seen.append(number)
@@ -202,7 +203,7 @@ def test_who_stops_early_leaves_no_thread(tmp_path: Path) -> None:
         for _ in feed(source, 8, length=8):
             break
         assert set(threading.enumerate()) == before
-        stream = feed(source, 8, length=8)
+        stream: Any = feed(source, 8, length=8)
         next(stream)
         assert set(threading.enumerate()) != before
         stream.close()
@@ -227,6 +228,7 @@ class Recorded(InMemory):
             yield batch
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weighted", [False, True])
 def test_training_in_blocks_is_a_plain_loop_over_the_batches(weighted: bool) -> None:
     traces = 0
@@ -248,7 +250,7 @@ def test_training_in_blocks_is_a_plain_loop_over_the_batches(weighted: bool) -> 
     assert [len(e) for e in epochs] == [7, 7, 7]  # blocks of 3, 3 and 1
     assert traces == 1  # nothing was compiled twice
 
-    graph, params, rest = nnx.split(model, nnx.Param, ...)
+    graph, params, rest = split_parameters(model)
     shown = lists.mask.any(1)
     weight = np.ones(50) if lists.weight is None else lists.weight
     average = weight[shown].sum() / 7 if weighted else None  # a weighted batch counts as what it holds

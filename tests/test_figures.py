@@ -7,16 +7,16 @@ import dataclasses
 import math
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 import pytest
-from conftest import ROOT, CommandResult
+from conftest import ROOT, Ultr
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from narrowing import present
 from stored import documents_table, make_rows, plain, write_log
 from studies import write_small_collection
 
@@ -29,7 +29,6 @@ from ultr.study import collect_results, read_study, run_study
 from ultr.training import save
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
-Command = Callable[..., CommandResult]
 
 
 def marked(axes: Any) -> list[Any]:
@@ -107,7 +106,7 @@ def test_calibration_by_rank_is_drawn_with_its_intervals() -> None:
     low, high = axes.get_ylim()
     assert low == 0
     assert high > 1
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["predicted", "observed"]
+    assert [text.get_text() for text in present(axes.get_legend()).get_texts()] == ["predicted", "observed"]
     reach = 0.03 - Estimate.of(0.03, 0.01, count=180).interval[0]
     title = (
         f"by rank: calibration error 0.0300 (95 %: {0.03 - reach:.4f} to {0.03 + reach:.4f}),\nluck alone would give"
@@ -133,7 +132,7 @@ def test_calibration_by_prediction_has_a_line_per_rank_and_the_diagonal() -> Non
     assert to_hex(third.get_color()) == to_hex(viridis(0.88))
     assert bar.get_ylabel() == "rank"
     (diagonal,) = [line for line in axes.lines if line not in (first, third)]
-    assert diagonal.get_xydata().tolist() == [[0, 0], [1, 1]]
+    assert np.asarray(diagonal.get_xydata()).tolist() == [[0, 0], [1, 1]]
     assert axes.get_xlim() == axes.get_ylim()
     # Square roots: a quarter of the way along the scale is a sixteenth of its top.
     top = axes.get_xlim()[1]
@@ -172,7 +171,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any, Any]:
     return folder / "run", log, model
 
 
-def test_evaluate_draws_the_calibration(ultr: Command, trained: Any, tmp_path: Path) -> None:
+def test_evaluate_draws_the_calibration(ultr: Ultr, trained: Any, tmp_path: Path) -> None:
     run, log, model = trained
     file = tmp_path / "calibration.svg"
     code, _, err = ultr("evaluate", run, log.path, "--metrics", "log_likelihood", "--calibration", "--figure", file)
@@ -199,7 +198,7 @@ def test_a_log_of_one_rank_is_drawn(tmp_path: Path) -> None:
     assert ">rank 1<" not in text
 
 
-def test_bad_use_of_evaluate_ends_before_any_work(ultr: Command, trained: Any, tmp_path: Path) -> None:
+def test_bad_use_of_evaluate_ends_before_any_work(ultr: Ultr, trained: Any, tmp_path: Path) -> None:
     run, log, _ = trained
     (tmp_path / "folder.png").mkdir()
     for options, said in (
@@ -217,7 +216,7 @@ def test_bad_use_of_evaluate_ends_before_any_work(ultr: Command, trained: Any, t
 
 @pytest.mark.parametrize("words", [("evaluate", "run", "log", "--calibration"), ("compare", "study", "--out", "out")])
 def test_figures_need_matplotlib(
-    ultr: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+    ultr: Ultr, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.chdir(tmp_path)
@@ -403,7 +402,7 @@ def test_panels_share_a_scale_and_grow_with_their_number(studied: Any, logs: int
     figure = plots.comparison(results)
     shown = [axes for axes in figure.axes if axes.get_visible()]
     assert [axes.get_title(loc="left") for axes in shown] == [f"log {i}" for i in range(logs)]
-    assert shown[0].get_gridspec().get_geometry() == (rows, columns)
+    assert present(shown[0].get_gridspec()).get_geometry() == (rows, columns)
     assert {axes.get_xlim() for axes in shown} == {shown[0].get_xlim()}
     wide, high = figure.get_size_inches()
     assert wide >= 2.9 * columns
@@ -416,7 +415,7 @@ def test_panels_share_a_scale_and_grow_with_their_number(studied: Any, logs: int
 
 
 @pytest.mark.slow
-def test_compare_draws_what_it_made(ultr: Command, studied: Any) -> None:
+def test_compare_draws_what_it_made(ultr: Ultr, studied: Any) -> None:
     folder, _ = studied
     file = folder / "out" / "study.svg"
     code, _, err = ultr("compare", folder / "study.toml", "--out", folder / "out", "--figure", file)
@@ -430,7 +429,7 @@ def test_compare_draws_what_it_made(ultr: Command, studied: Any) -> None:
 
 
 @pytest.mark.slow
-def test_bad_use_of_compare_ends_before_any_work(ultr: Command, studied: Any, tmp_path: Path) -> None:
+def test_bad_use_of_compare_ends_before_any_work(ultr: Ultr, studied: Any, tmp_path: Path) -> None:
     folder, _ = studied
     out = tmp_path / "new"
     for file, said in (("c.gif", "ends in .png, .svg, .pdf"), ("no/c.png", "is no folder: make it before writing")):
@@ -443,7 +442,7 @@ def test_bad_use_of_compare_ends_before_any_work(ultr: Command, studied: Any, tm
         plots.check_figure(out / "c.png")
 
 
-def test_a_study_without_graded_lists_has_nothing_to_draw(ultr: Command, trained: Any, tmp_path: Path) -> None:
+def test_a_study_without_graded_lists_has_nothing_to_draw(ultr: Ultr, trained: Any, tmp_path: Path) -> None:
     (tmp_path / "study.toml").write_text(
         f'seeds = [0]\n[[log]]\nname = "real"\npath = "{trained[1].path}"\n[[method]]\nmodel = "pbm"\n'
     )

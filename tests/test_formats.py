@@ -13,6 +13,8 @@ import pyarrow as pa
 import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
+from narrowing import present
+from raw_logs import prepare_collection, prepare_log
 
 from ultr.data.click_log import ClickLog
 from ultr.data.collection import Collection
@@ -66,7 +68,7 @@ def test_yandex_clicks_belong_to_the_latest_list_that_showed_the_url(tmp_path: P
         "\n"
         "1\t20\tC\td\n",
     )
-    log = prepare(raw, tmp_path / "out", format="yandex", context=["region"])
+    log = prepare_log(raw, tmp_path / "out", format="yandex", context=["region"])
     assert lists(log, "session", "time", "context.region") == [
         ("q1", ["a", "b", "c"], [1, 2, 3], [0, 1, 1], "1", 0.0, 1),
         ("q2", ["b", "d"], [1, 2], [1, 1], "1", 9.0, 1),
@@ -108,7 +110,7 @@ def test_yandex_sample(tmp_path: Path) -> None:
         tmp_path / "log.txt",
         "5_1\ta,b,c : c , a; 5_1\tb,a :; 5_1\ta,b : b , b , zz\n6_1\ta :a;\n7_1\t : a; 7_1\td : d\n",
     )
-    log = prepare(raw, tmp_path / "out", format="yandex-sample")
+    log = prepare_log(raw, tmp_path / "out", format="yandex-sample")
     assert lists(log, "session") == [
         ("5_1", ["a", "b", "c"], [1, 2, 3], [1, 0, 1], 0),
         ("5_1", ["b", "a"], [1, 2], [0, 0], 1),
@@ -132,12 +134,12 @@ def test_yandex_sample(tmp_path: Path) -> None:
 def test_trec_sessions_with_and_without_grades(tmp_path: Path) -> None:
     plain = text(tmp_path / "a.txt", "9\t1\t[11, 12]\t[1, 3]\t[0, 1]\n9\t2\t[]\t[]\t[]\n")
     graded = text(tmp_path / "b.txt", "9\t1\t[12, 13]\t[1, 1]\t[1, 0]\t[4, -2]\n")
-    log = prepare([plain, graded], tmp_path / "out", format="trec-session", features=["vertical"])
+    log = prepare_log([plain, graded], tmp_path / "out", format="trec-session", features=["vertical"])
     assert lists(log, "session", "feature.vertical") == [
         ("1", ["11", "12"], [1, 2], [0, 1], "9", [1.0, 3.0]),
         ("1", ["12", "13"], [1, 2], [1, 0], "9", [1.0, 1.0]),
     ]
-    np.testing.assert_array_equal(log.vocabulary.labels[1:], np.array([np.nan, 4, 0], np.float32))
+    np.testing.assert_array_equal(present(log.vocabulary.labels)[1:], np.array([np.nan, 4, 0], np.float32))
     report = log.metadata["report"]
     assert report["dropped"]["empty_lists"] == 1
     assert report["documents"]["negative_read_as_0"] == 1
@@ -235,7 +237,7 @@ def ubi_files(folder: Path, style: str) -> list[Path]:
 
 @pytest.mark.parametrize("style", ["ndjson", "ndjson-dump", "json", "csv", "csv-json", "parquet"])
 def test_ubi_events_in_all_their_forms(tmp_path: Path, style: Any) -> None:
-    log = prepare(ubi_files(tmp_path, style), tmp_path / "out", format="ubi", context=["client_id"])
+    log = prepare_log(ubi_files(tmp_path, style), tmp_path / "out", format="ubi", context=["client_id"])
     found = lists(log, "session")
     assert sorted(found[:-1] if found[-1][0] == "desk" else found[1:]) == sorted(FOUND)
     # No impressions were logged for q-3: its hits are what was shown.
@@ -253,7 +255,7 @@ def test_ubi_events_in_all_their_forms(tmp_path: Path, style: Any) -> None:
 
 def test_ubi_events_alone(tmp_path: Path) -> None:
     events, _ = ubi_files(tmp_path, "ndjson")
-    log = prepare(events, tmp_path / "out", format="ubi")
+    log = prepare_log(events, tmp_path / "out", format="ubi")
     assert lists(log, "session", "time") == [
         ("q-1", ["7", "B"], [1, 2], [0, 1], "q-1", 1735689601.0),  # 2025-01-01T00:00:01Z
         ("q-2", ["B"], [1], [0], "q-2", 1735689609.0),
@@ -264,7 +266,7 @@ def test_ubi_events_alone(tmp_path: Path) -> None:
 def test_views_count_where_there_are_no_impressions(tmp_path: Path) -> None:
     rows = [event("view", "q", "a", 1), event("view", "q", "b", 2), event("click", "q", "a", 1)]
     raw = text(tmp_path / "events.jsonl", "\n".join(map(json.dumps, rows)))
-    assert lists(prepare(raw, tmp_path / "out", format="ubi")) == [("q", ["a", "b"], [1, 2], [1, 0])]
+    assert lists(prepare_log(raw, tmp_path / "out", format="ubi")) == [("q", ["a", "b"], [1, 2], [1, 0])]
 
 
 def test_ubi_fields_can_be_mapped(tmp_path: Path) -> None:
@@ -273,7 +275,7 @@ def test_ubi_fields_can_be_mapped(tmp_path: Path) -> None:
         "action_name,search,sku,slot,term\nimpression,1,a,1,red\nimpression,1,b,2,red\nclick,1,b,2,red\n",
     )
     columns = {"session": "search", "document": "sku", "rank": "slot", "query": "term"}
-    log = prepare(raw, tmp_path / "out", format="ubi", columns=columns)
+    log = prepare_log(raw, tmp_path / "out", format="ubi", columns=columns)
     assert lists(log) == [("red", ["a", "b"], [1, 2], [0, 1])]
 
 
@@ -353,7 +355,7 @@ def test_baidu_clicks(tmp_path: Path, style: Any) -> None:
         pyarrow.feather.write_feather(table, tmp_path / style, compression="uncompressed")
     else:
         pq.write_table(table, tmp_path / style)
-    log = prepare(tmp_path / style, tmp_path / "out", format="baidu-uva", features=["bm25"], context=["query_id"])
+    log = prepare_log(tmp_path / style, tmp_path / "out", format="baidu-uva", features=["bm25"], context=["query_id"])
     assert lists(log, "session", "feature.bm25", "context.query_id") == [
         ("m1", ["u0", "u1"], [1, 2], [0, 1], 0, [0.0, 0.5], 1),
         ("m1", ["u1", "u0", "u2"], [1, 2, 4], [0, 0, 1], 1, [0.5, 0.0, 1.0], 1),
@@ -362,7 +364,7 @@ def test_baidu_clicks(tmp_path: Path, style: Any) -> None:
     assert log.metadata["features"] == ["embedding_0", "embedding_1", "embedding_2"]
     names = log.vocabulary.document_names.to_pylist()
     expected = vectors[[int(name[1:]) for name in names]].astype(np.float32)
-    np.testing.assert_array_equal(log.vocabulary.features[1:], expected)
+    np.testing.assert_array_equal(present(log.vocabulary.features)[1:], expected)
     assert log.metadata["report"]["rows"] == len(table)
     assert log.metadata["report"]["noted"]["lists_with_gaps_in_ranks"] == 1
 
@@ -382,8 +384,8 @@ def test_baidu_annotations_against_clicks(tmp_path: Path) -> None:
     by_name = dict(zip(found.document_names.to_pylist(), found.labels.tolist(), strict=True))
     assert by_name == {"t0": 0, "t2": 1, "t3": 2, "new": 4}
     assert found.document.tolist() == [1, 3, 5, 4]  # t1 (id 2) was not judged
-    np.testing.assert_array_equal(found.features[:2], vectors[[0, 2]].astype(np.float32))
-    np.testing.assert_array_equal(found.features[2], others[1].astype(np.float32))
+    np.testing.assert_array_equal(present(found.features)[:2], vectors[[0, 2]].astype(np.float32))
+    np.testing.assert_array_equal(present(found.features)[2], others[1].astype(np.float32))
     with pytest.raises(ConfigError, match="labels do not apply"):
         prepare(
             tmp_path / "grades.parquet", tmp_path / "x", format="baidu-uva",
@@ -398,7 +400,7 @@ def test_baidu_annotations_against_clicks(tmp_path: Path) -> None:
         ("click", [[0, 1], [0, 0], [1]], 2, "expected 3 values as in 'url_md5', found 2"),
         ("click", [0, 1, 1], None, "one value per document"),
         ("position", [[1, 2], [0, 1, 2], [1]], 2, "found '0'. Ranks count from 1"),
-        ("query_document_embedding", [[ONES, ONES], [ONES] * 3, [np.float16([1, np.inf, 1])]], 3, "finite"),
+        ("query_document_embedding", [[ONES, ONES], [ONES] * 3, [np.array([1, np.inf, 1], np.float16)]], 3, "finite"),
         ("query_document_embedding", [[ONES, ONES], [ONES, ONES[:2], ONES], [ONES]], 2, "found 2"),
         ("url_md5", None, None, "expected a column 'click'"),
     ],
@@ -457,11 +459,11 @@ def test_letor_keeps_the_first_of_equal_documents_and_the_ids_of_a_vocabulary(tm
     first = text(tmp_path / "a.txt", "1 qid:1 1:1 # docid=x\n0 qid:1 1:2 # docid=y\n2 qid:1 1:3 # docid=x\n")
     prepare(first, tmp_path / "one", format="letor", split={"train": 0.5, "test": 0.5})
     second = text(tmp_path / "b.txt", "3 qid:2 1:4 # docid=x\n3 qid:1 1:5 # docid=z\n")
-    found = prepare(second, tmp_path / "two", format="letor", vocabulary=tmp_path / "one")
+    found = prepare_collection(second, tmp_path / "two", format="letor", vocabulary=tmp_path / "one")
     assert found.document_names.to_pylist() == ["x", "y", "z", "x"]
     assert found.document.tolist() == [1, 2, 3, 4]
     assert found.labels.tolist() == [1, 0, 3, 3]
-    assert found.features[:, 0].tolist() == [1, 2, 5, 4]
+    assert present(found.features)[:, 0].tolist() == [1, 2, 5, 4]
     assert Collection.open(tmp_path / "one").metadata["report"]["duplicate_documents"] == 1
     # Grades below 0 are an error there, and each document has one grade: nothing to say about them.
     assert not {"negative_read_as_0", "pairs_with_differing_grades"} & set(
@@ -515,7 +517,7 @@ def test_letor_blocks_do_not_show(tmp_path: Path) -> None:
 
 def test_qrels(tmp_path: Path) -> None:
     raw = text(tmp_path / "qrels.txt", "301 0 FR-1 1\n301 0 FR-2 0\n302\t0\tFR-1\t-2\n301 0 FR-3 2\n301 0 FR-1 0\n")
-    found = prepare(raw, tmp_path / "out", format="qrels")
+    found = prepare_collection(raw, tmp_path / "out", format="qrels")
     assert found.query_names.to_pylist() == ["301", "302"]
     assert found.document_names.to_pylist() == ["FR-1", "FR-2", "FR-3", "FR-1"]
     assert found.labels.tolist() == [1, 0, 2, 0]
@@ -532,8 +534,9 @@ def test_qrels(tmp_path: Path) -> None:
 # The real collections
 
 
+@pytest.mark.slow
 def test_the_yandex_sample(tmp_path: Path, data_dir: Callable[[str], Path]) -> None:
-    log = prepare(data_dir("yandex-sample") / "train.txt", tmp_path / "out", format="yandex-sample")
+    log = prepare_log(data_dir("yandex-sample") / "train.txt", tmp_path / "out", format="yandex-sample")
     assert (log.sessions, log.queries, log.ranks) == (35_064, 20, 10)
     assert log.metadata["lengths"] == {"10": 35_064}
     assert len(set(log.vocabulary.document_names.to_pylist())) == 995
@@ -543,7 +546,7 @@ def test_the_yandex_sample(tmp_path: Path, data_dir: Callable[[str], Path]) -> N
 
 def test_clara2(tmp_path: Path, data_dir: Callable[[str], Path]) -> None:
     folder = data_dir("clara2")
-    log = prepare(folder / "search_log.tsv", tmp_path / "out", format="yandex", labels=folder / "relevance.tsv")
+    log = prepare_log(folder / "search_log.tsv", tmp_path / "out", format="yandex", labels=folder / "relevance.tsv")
     assert (log.sessions, log.queries) == (31_564, 1_951)
     assert len(set(log.vocabulary.document_names.to_pylist())) == 40_584
     report = log.metadata["report"]
@@ -557,7 +560,7 @@ def test_clara2(tmp_path: Path, data_dir: Callable[[str], Path]) -> None:
     grades = log.vocabulary.labels
     shown, clicked = np.zeros(6), np.zeros(6)
     for batch in log.columns(["documents", "clicks"]):
-        grade = grades[batch["documents"].flatten().to_numpy()]
+        grade = present(grades)[batch["documents"].flatten().to_numpy()]
         known = ~np.isnan(grade)
         np.add.at(shown, grade[known].astype(int), 1)
         np.add.at(clicked, grade[known].astype(int), batch["clicks"].flatten().to_numpy()[known])
@@ -567,9 +570,9 @@ def test_clara2(tmp_path: Path, data_dir: Callable[[str], Path]) -> None:
 def test_trec_2014(tmp_path: Path, data_dir: Callable[[str], Path]) -> None:
     folder = data_dir("trec-session-2014")
     parts = [folder / f"{name}_per_query_quid.txt" for name in ("train", "valid", "test")]
-    log = prepare(parts, tmp_path / "out", format="trec-session")
+    log = prepare_log(parts, tmp_path / "out", format="trec-session")
     assert (log.sessions, log.metadata["clicks"]) == (3_596, 1_610)
-    judged = prepare(
+    judged = prepare_log(
         folder / "human_label_for_GraphCM_per_query_quid.txt",
         tmp_path / "judged",
         format="trec-session",
@@ -579,7 +582,7 @@ def test_trec_2014(tmp_path: Path, data_dir: Callable[[str], Path]) -> None:
     # Every judged list also stands in the others: nothing new.
     assert judged.documents == log.documents
     assert judged.queries == log.queries
-    grades = judged.vocabulary.labels[1:]
+    grades = present(judged.vocabulary.labels)[1:]
     assert set(np.unique(grades[~np.isnan(grades)])) == {0, 1, 2, 3, 4}
 
 
@@ -588,14 +591,14 @@ def test_mq2008(tmp_path: Path, data_dir: Callable[[str], Path]) -> None:
     counts, total = [], 0
     grades = np.zeros(3, int)
     for name in ("train", "vali", "test"):
-        found = prepare(folder / f"{name}.txt", tmp_path / name, format="letor")
+        found = prepare_collection(folder / f"{name}.txt", tmp_path / name, format="letor")
         counts.append(len(found))
         total += len(found.document)
         grades += np.bincount(found.labels.astype(int), minlength=3)
-        assert found.features.shape == (len(found.document), 46)
+        assert present(found.features).shape == (len(found.document), 46)
     assert counts == [471, 157, 156]
     assert total == 15_211
     assert grades.tolist() == [12_279, 2_001, 931]
     lines = (folder / "test.txt").read_text().splitlines()
     row = [float(token.split(":")[1]) for token in lines[100].split("#")[0].split()[2:]]
-    np.testing.assert_array_equal(found.features[100], np.array(row, np.float32))
+    np.testing.assert_array_equal(present(found.features)[100], np.array(row, np.float32))

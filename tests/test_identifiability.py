@@ -164,7 +164,8 @@ def test_the_sessions_that_are_needed_reach_the_target() -> None:
     assert error > 0.1
     assert more == np.ceil(8000 * ((error / 0.1) ** 2 - 1))
     times = (8000 + more) / 8000
-    larger = make_counts(*(np.zeros((240, 6)) for _ in range(2)), np.repeat(np.arange(40), 6), sessions=8000 * times)
+    none = np.zeros((240, 6))
+    larger = make_counts(none, none, np.repeat(np.arange(40), 6), sessions=8000 * times)
     larger.document, larger.rank = counts.document, counts.rank
     larger.impressions, larger.clicks = counts.impressions * times, counts.clicks * times
     assert report(larger, target=0.1).standard_error[5] == pytest.approx(0.1, rel=0.01)
@@ -294,9 +295,10 @@ def test_arguments_that_make_no_sense() -> None:
     for bad in (0, -1, 1, 0.0009, float("nan")):
         with pytest.raises(ConfigError, match=r"expected a target from 0.001 to below 1"):
             report(counts, target=bad)
-    for name, value in (("share", 0), ("share", 1.5), ("pairs", 0), ("ranks", 0)):
+    options: Any
+    for options in ({"share": 0}, {"share": 1.5}, {"pairs": 0}, {"ranks": 0}):
         with pytest.raises(ConfigError):
-            report(counts, **{name: value})
+            report(counts, **options)
     with pytest.raises(ConfigError, match="expected a ClickLog or its Counts"):
         report([1, 2])  # type: ignore[arg-type]
 
@@ -317,7 +319,7 @@ def test_few_impressions_per_document_are_warned_of() -> None:
 def test_logs_and_their_counts_say_the_same(tmp_path: Path) -> None:
     log = write_log(tmp_path / "log", plain(make_rows(400)))
     found = report(log)
-    rank, last = (report(collapse(log, by)) for by in ("rank", "last-click"))  # type: ignore[call-overload]
+    rank, last = (report(collapse(log, by)) for by in ("rank", "last-click"))
     for other in (rank, last):
         assert other.to_json() == found.to_json()
     assert found.sessions == sum(range(400))  # weights

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -94,7 +95,7 @@ def test_the_conditional_likelihood_is_at_its_maximum() -> None:
 
 @pytest.mark.parametrize("name", LIKELIHOODS)
 @pytest.mark.parametrize("errors", ["information", "query"])
-def test_expected_clicks_give_the_truth(name: str, errors: str) -> None:
+def test_expected_clicks_give_the_truth(name: str, errors: Any) -> None:
     rng = np.random.default_rng(1)
     theta, gamma = np.array([1.0, 0.7, 0.45, 0.1, 0.08]), rng.uniform(0.01, 0.95, 40)
     n = rng.integers(0, 9, (40, 5)) + 1.0
@@ -295,8 +296,9 @@ def test_names_and_units_do_not_matter(name: str) -> None:
     first = LIKELIHOODS[name](counts)
     order = np.random.default_rng(0).permutation(counts.items)
     moved = np.argsort(order[counts.item], kind="stable")
-    columns = (order[counts.item][moved], *(x[moved] for x in (counts.arm, counts.impressions, counts.clicks)))
-    again = LIKELIHOODS[name](ArmCounts(*columns, counts.query[np.argsort(order)], counts.arms))
+    arm, impressions, clicks = (x[moved] for x in (counts.arm, counts.impressions, counts.clicks))
+    query = counts.query[np.argsort(order)]
+    again = LIKELIHOODS[name](ArmCounts(order[counts.item][moved], arm, impressions, clicks, query, counts.arms))
     np.testing.assert_allclose(again.value, first.value, rtol=1e-6)
     many = ArmCounts(counts.item, counts.arm, 100 * counts.impressions, 100 * counts.clicks, counts.query, counts.arms)
     scaled = LIKELIHOODS[name](many)

@@ -60,11 +60,11 @@ def test_sums_of_exponentials_agree_with_probabilities() -> None:
 def test_sums_of_nothing_are_minus_infinity_with_gradient_zero() -> None:
     nothing = jnp.full((2, 3), -jnp.inf)
     assert (logspace.logsumexp(nothing) == -jnp.inf).all()
-    assert logspace.logaddexp(-jnp.inf, -jnp.inf) == -jnp.inf
+    assert logspace.logaddexp(jnp.array(-jnp.inf), jnp.array(-jnp.inf)) == -jnp.inf
     assert (jax.grad(lambda x: jnp.where(jnp.isinf(logspace.logsumexp(x)), 0.0, 1.0).sum())(nothing) == 0).all()
     some = jnp.array([0.3, -jnp.inf])
     np.testing.assert_allclose(jax.grad(lambda x: logspace.logsumexp(x))(some), [1.0, 0.0])
-    assert jax.grad(lambda x: logspace.logaddexp(x, -jnp.inf))(0.3) == 1.0
+    assert jax.grad(lambda x: logspace.logaddexp(x, jnp.array(-jnp.inf)))(0.3) == 1.0
 
 
 def test_exclusive_cumsum_sums_what_stands_before() -> None:

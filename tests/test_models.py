@@ -491,7 +491,7 @@ def test_eager_equals_compiled(index: int) -> None:
     logits, wanted = case(index, random_logits, 3)
     sessions = batch(logits, "float64")
     compiled = run(answers, index, sessions)
-    bools = sessions.replace(clicks=sessions.clicks == 1)  # type: ignore[attr-defined, union-attr]
+    bools = sessions.replace(clicks=sessions.clicks == 1)
     with jax.enable_x64(True):
         assert_agrees(compiled, answers(CONTRACTS[index], bools), 16 * np.finfo(np.float64).eps)
         model = model_of(CONTRACTS[index])

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import CommandResult
+from conftest import Ultr
+from narrowing import present
 from stored import write_log
 
 from ultr.data import ClickLog, collapse
@@ -20,7 +20,6 @@ from ultr.study import ModelConfig, NuisanceEstimates, build_model
 from ultr.study.nuisance import fit_trust, read_propensities
 from ultr.study.truth import true_alpha, true_examination
 
-Ultr = Callable[..., CommandResult]
 CURVE = [1.0, 0.5, 0.25]
 
 
@@ -90,14 +89,14 @@ def test_true_affine_has_the_noise_of_the_clicks(log: ClickLog) -> None:
 
 
 def test_true_affine_of_a_user_without_an_examination_of_its_own(log: ClickLog) -> None:
-    noise = {"flip": 0.05, "random_clicks": 0.1}
+    noise: Any = {"flip": 0.05, "random_clicks": 0.1}
     truth = describe_user(user("trust-affine", grades=4, ranks=3, **noise), [], 3)
     alpha, beta = NuisanceEstimates(log, source="true", truth=truth).affine
     relevance = np.array([0, 1, 3, 7, 15])[:, None] / 15
     clicked = np.array([0.35, 0.53, 0.55]) * relevance + np.array([0.65, 0.26, 0.15])
     accident = clicked + (1 - clicked) * 0.1
     np.testing.assert_allclose(alpha * relevance + beta, accident * 0.95 + (1 - accident) * 0.05, rtol=1e-5)
-    np.testing.assert_allclose(true_alpha(truth), [0.35, 0.53, 0.55], rtol=1e-5)
+    np.testing.assert_allclose(present(true_alpha(truth)), [0.35, 0.53, 0.55], rtol=1e-5)
     for model in ("affine-ips", "intervention-aware"):
         build_model(
             ModelConfig(model=model, relevance="table"), log, NuisanceEstimates(log, source="true", truth=truth)

@@ -12,7 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from raw_logs import HEADER, ROWS, digest, left, lists, write
+from narrowing import present
+from raw_logs import HEADER, ROWS, digest, left, lists, prepare_collection, prepare_log, write
 
 from ultr.data.click_log import ClickLog
 from ultr.data.collection import Collection
@@ -27,7 +28,7 @@ HALVES = {"train": 0.5, "test": 0.5}
 
 
 def test_rows_become_lists_in_order_of_appearance(tmp_path: Path) -> None:
-    log = prepare(write(tmp_path / "log.csv", ROWS), tmp_path / "out")
+    log = prepare_log(write(tmp_path / "log.csv", ROWS), tmp_path / "out")
     assert lists(log) == [
         {"session": "s2", "query": "shoes", "documents": ["a", "b"], "ranks": [1, 2], "clicks": [0, 1]},
         {"session": "s1", "query": "hats", "documents": ["x", "y", "z"], "ranks": [1, 2, 3], "clicks": [1, 0, 0]},
@@ -46,7 +47,7 @@ def test_rows_become_lists_in_order_of_appearance(tmp_path: Path) -> None:
 def test_the_order_of_rows_within_a_list_is_that_of_their_ranks(tmp_path: Path) -> None:
     rows = ROWS.splitlines()
     shuffled = write(tmp_path / "log.csv", "\n".join([rows[1], rows[4], rows[0], rows[3], rows[2], rows[6], rows[5]]))
-    log = prepare(shuffled, tmp_path / "out")
+    log = prepare_log(shuffled, tmp_path / "out")
     assert [(x["session"], x["documents"]) for x in lists(log)] == [
         ("s2", ["a", "b"]),
         ("s1", ["x", "y", "z"]),
@@ -62,7 +63,7 @@ def test_csv_tsv_gzip_and_parquet_agree(tmp_path: Path) -> None:
     columns = {name: [row[i] for row in table] for i, name in enumerate(HEADER.split(","))}
     typed = columns | {"rank": [int(r) for r in columns["rank"]], "click": [c == "1" for c in columns["click"]]}
     pq.write_table(pa.table(typed), tmp_path / "d.parquet")
-    found = [prepare(p, tmp_path / f"out-{p.name}") for p in sorted(tmp_path.glob("?.*"))]
+    found = [prepare_log(p, tmp_path / f"out-{p.name}") for p in sorted(tmp_path.glob("?.*"))]
     assert len(found) == 4
     assert all(lists(log) == lists(found[0]) for log in found[1:])
     assert len({log.vocabulary.fingerprint for log in found}) == 1
@@ -71,7 +72,7 @@ def test_csv_tsv_gzip_and_parquet_agree(tmp_path: Path) -> None:
 def test_columns_are_mapped_by_name(tmp_path: Path) -> None:
     raw = write(tmp_path / "log.csv", "7,q,d,1,true,100\n7,q,e,2,False,90\n", "sid,text,url,pos,clicked,when")
     names = {"session": "sid", "query": "text", "document": "url", "rank": "pos", "click": "clicked", "time": "when"}
-    log = prepare(raw, tmp_path / "out", columns=names)
+    log = prepare_log(raw, tmp_path / "out", columns=names)
     assert lists(log, "time") == [
         {"session": "7", "query": "q", "documents": ["d", "e"], "ranks": [1, 2], "clicks": [1, 0], "time": 90.0}
     ]
@@ -89,7 +90,7 @@ def test_dates_become_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, f
     times = [texts[form]] if form in texts else pa.array([moment], pa.timestamp(form, "UTC"))
     table = {"session": [1], "query": ["q"], "document": ["d"], "rank": [1], "click": [0], "time": times}
     pq.write_table(pa.table(table), tmp_path / "log.parquet")
-    [found] = lists(prepare(tmp_path / "log.parquet", tmp_path / "out"), "time")
+    [found] = lists(prepare_log(tmp_path / "log.parquet", tmp_path / "out"), "time")
     assert found["time"] == moment.timestamp()
 
 
@@ -102,14 +103,14 @@ def test_whole_number_sessions_stay_numbers_and_missing_keys_are_dropped(tmp_pat
         "click": [0, 1, 1, 0],
     })  # fmt: skip
     pq.write_table(table, tmp_path / "log.parquet")
-    log = prepare(tmp_path / "log.parquet", tmp_path / "out")
+    log = prepare_log(tmp_path / "log.parquet", tmp_path / "out")
     assert lists(log) == [{"session": 5, "query": "10", "documents": ["a", "b"], "ranks": [1, 2], "clicks": [0, 1]}]
     assert log.metadata["report"]["dropped"]["rows_without_keys"] == 2
 
 
 def test_one_session_with_two_queries_is_two_lists(tmp_path: Path) -> None:
     raw = write(tmp_path / "log.csv", "s,q,a,1,0\ns,r,b,1,1\ns,q,c,2,1\n")
-    found = lists(prepare(raw, tmp_path / "out"))
+    found = lists(prepare_log(raw, tmp_path / "out"))
     assert [(x["query"], x["documents"]) for x in found] == [("q", ["a", "c"]), ("r", ["b"])]
 
 
@@ -126,7 +127,7 @@ def test_duplicates_and_gaps_are_counted(tmp_path: Path) -> None:
         "u,q,b,1,0\n"
         "u,q,c,2,1\n",
     )
-    log = prepare(raw, tmp_path / "out")
+    log = prepare_log(raw, tmp_path / "out")
     assert [(x["documents"], x["ranks"], x["clicks"]) for x in lists(log)] == [
         (["a", "c", "d"], [1, 2, 5], [1, 0, 0]),
         (["b"], [2], [0]),
@@ -142,7 +143,7 @@ def test_duplicates_and_gaps_are_counted(tmp_path: Path) -> None:
 
 
 def test_a_document_loses_its_taken_rank_before_its_free_one(tmp_path: Path) -> None:
-    log = prepare(write(tmp_path / "log.csv", "s,q,a,1,0\ns,q,b,1,0\ns,q,b,2,1\n"), tmp_path / "out")
+    log = prepare_log(write(tmp_path / "log.csv", "s,q,a,1,0\ns,q,b,1,0\ns,q,b,2,1\n"), tmp_path / "out")
     assert [(x["documents"], x["ranks"], x["clicks"]) for x in lists(log)] == [(["a", "b"], [1, 2], [0, 1])]
 
 
@@ -193,7 +194,7 @@ def test_repairs_agree_with_a_plain_loop(tmp_path: Path) -> None:
         clicked = {document for _, document, click in rows if click}
         ordered = sorted((rank, document) for document, rank in kept.items())
         expected[session] = [[r for r, _ in ordered], [d for _, d in ordered], [int(d in clicked) for _, d in ordered]]
-    found = lists(prepare(tmp_path / "log.parquet", tmp_path / "out"))
+    found = lists(prepare_log(tmp_path / "log.parquet", tmp_path / "out"))
     assert {x["session"]: [x["ranks"], [int(d) for d in x["documents"]], x["clicks"]] for x in found} == expected
 
 
@@ -206,7 +207,7 @@ def test_features_and_context(tmp_path: Path) -> None:
         "s,q,a,1,0,0.5,phone,3\ns,q,b,2,1,-1e3,phone,3\nt,q,a,1,0,2,,4.5\nu,q,b,1,0,7,desktop,0\n",
         HEADER + ",bm25,device,hour",
     )
-    log = prepare(raw, tmp_path / "out", features=["bm25"], context=["device", "hour"])
+    log = prepare_log(raw, tmp_path / "out", features=["bm25"], context=["device", "hour"])
     found = lists(log, "feature.bm25", "context.device", "context.hour")
     assert [x["feature.bm25"] for x in found] == [[0.5, -1000.0], [2.0], [7.0]]
     assert log.metadata["context"] == {
@@ -233,8 +234,10 @@ def test_labels_are_joined_by_query_and_document(tmp_path: Path, style: Any) -> 
         "csv": "document,label,query\na,2,shoes\nc,-1,shoes\nnowhere,1,hats\na,2,shoes\nx,,hats\n",
     }
     (tmp_path / "grades").write_text(text[style])
-    log = prepare(write(tmp_path / "log.csv", ROWS), tmp_path / "out", labels=tmp_path / "grades")
-    grades = dict(zip(log.vocabulary.document_names.to_pylist(), log.vocabulary.labels[1:].tolist(), strict=True))
+    log = prepare_log(write(tmp_path / "log.csv", ROWS), tmp_path / "out", labels=tmp_path / "grades")
+    grades = dict(
+        zip(log.vocabulary.document_names.to_pylist(), present(log.vocabulary.labels)[1:].tolist(), strict=True)
+    )
     assert grades["a"] == 2
     assert grades["c"] == 0  # junk counts as not relevant
     assert sum(not np.isnan(x) for x in grades.values()) == 2
@@ -243,13 +246,13 @@ def test_labels_are_joined_by_query_and_document(tmp_path: Path, style: Any) -> 
     assert report["grades_of_pairs_not_in_the_data"] == 1
     assert report["repeated_pairs"] == 1
     assert report["negative_read_as_0"] == 1
-    assert log.collection().document_names.to_pylist() == ["a", "c"]
+    assert present(log.collection()).document_names.to_pylist() == ["a", "c"]
 
 
 def test_a_label_column_grades_the_pairs(tmp_path: Path) -> None:
     raw = write(tmp_path / "log.csv", "s,q,a,1,0,3\ns,q,b,2,0,\nt,q,a,1,0,1\n", HEADER + ",label")
     log = prepare(raw, tmp_path / "out")
-    np.testing.assert_array_equal(log.vocabulary.labels[1:], np.array([3, np.nan], np.float32))
+    np.testing.assert_array_equal(present(log.vocabulary.labels)[1:], np.array([3, np.nan], np.float32))
     assert log.metadata["report"]["documents"]["pairs_with_differing_grades"] == 1
 
 
@@ -273,8 +276,8 @@ def test_ids_of_a_vocabulary_are_kept_and_extended(tmp_path: Path) -> None:
     assert second.vocabulary.query_names.to_pylist() == ["q", "r"]
     assert second.vocabulary.document_names.to_pylist() == ["a", "b", "c", "n"]
     assert second.vocabulary.document_query[1:].tolist() == [0, 0, 0, 1]
-    assert second.vocabulary.parent["fingerprint"] == first.vocabulary.fingerprint
-    np.testing.assert_array_equal(second.vocabulary.labels[1:], np.array([np.nan, 1, np.nan, 2], np.float32))
+    assert present(second.vocabulary.parent)["fingerprint"] == first.vocabulary.fingerprint
+    np.testing.assert_array_equal(present(second.vocabulary.labels)[1:], np.array([np.nan, 1, np.nan, 2], np.float32))
     # Categories keep their numbers too.
     assert second.metadata["context"]["device"]["values"] == ["x", "a"]
     seen = ClickLog.open(tmp_path / "b", vocabulary=first)
@@ -299,7 +302,7 @@ def test_a_collection_against_a_vocabulary_has_its_own_lists_alone(tmp_path: Pat
     parent = prepare(letor(tmp_path / "a.txt", range(12), range(5)), tmp_path / "a", format="letor", split=HALVES)
     assert parent.metadata["splits"] == {part: len(Collection.open(tmp_path / "a", split=part)) for part in HALVES}
     raw = letor(tmp_path / "b.txt", range(10, 24))
-    made = prepare(raw, tmp_path / "b", format="letor", vocabulary=tmp_path / "a", split=HALVES)
+    made = prepare_collection(raw, tmp_path / "b", format="letor", vocabulary=tmp_path / "a", split=HALVES)
     own = [f"q{q}" for q in range(10, 24)]
     assert made.query_names.to_pylist() == own
     assert made.metadata["labels"] == [0, 4]  # of the lists that both have, the grades of the parent stay
@@ -308,11 +311,11 @@ def test_a_collection_against_a_vocabulary_has_its_own_lists_alone(tmp_path: Pat
     assert made.metadata["splits"] == {part: len(names) for part, names in parts.items()}
     # The ids are those of the parent, and so is what it says of its queries to a third.
     assert made.vocabulary.query_names.to_pylist() == [f"q{q}" for q in range(24)]
-    third = prepare(
+    third = prepare_log(
         write(tmp_path / "log.csv", "s,q0,d1,1,1\ns,q0,new,2,0\n"), tmp_path / "c", vocabulary=tmp_path / "b"
     )
-    assert third.collection().query_names.to_pylist() == ["q0"]
-    assert third.collection().labels.tolist() == [0, 1, 2, 3, 4]
+    assert present(third.collection()).query_names.to_pylist() == ["q0"]
+    assert present(third.collection()).labels.tolist() == [0, 1, 2, 3, 4]
     made.save(tmp_path / "again")
     again = Collection.open(tmp_path / "again")
     assert again.identity["fingerprint"] != made.identity["fingerprint"]
@@ -329,12 +332,12 @@ def test_a_log_against_a_vocabulary_judges_its_own_queries_alone(tmp_path: Path,
         prepare(write(tmp_path / "a.csv", rows), tmp_path / "a", labels=tmp_path / "qrels")
     rows = "s,q1,d1,1,1\nt,q3,d0,1,1\nt,q3,d9,2,0\nu,q8,d0,1,0\n"
     raw = write(tmp_path / "b.csv", rows)
-    log = prepare(raw, tmp_path / "b", vocabulary=tmp_path / "a", split={"x": 0.5, "y": 0.5}, split_by="query")
+    log = prepare_log(raw, tmp_path / "b", vocabulary=tmp_path / "a", split={"x": 0.5, "y": 0.5}, split_by="query")
     for view in (log, *(ClickLog.open(tmp_path / "b", split=name) for name, n in log.metadata["splits"].items() if n)):
         judged = view.collection()
-        assert judged.query_names.to_pylist() == ["q1", "q3"]
-        assert judged.document_names.to_pylist() == ["d0", "d1", "d2"] * 2
-    fresh = prepare(write(tmp_path / "c.csv", "s,q9,d0,1,1\n"), tmp_path / "c", vocabulary=tmp_path / "a")
+        assert present(judged).query_names.to_pylist() == ["q1", "q3"]
+        assert present(judged).document_names.to_pylist() == ["d0", "d1", "d2"] * 2
+    fresh = prepare_log(write(tmp_path / "c.csv", "s,q9,d0,1,1\n"), tmp_path / "c", vocabulary=tmp_path / "a")
     assert fresh.collection() is None
 
 
@@ -344,7 +347,7 @@ def test_splits(tmp_path: Path, by: Any) -> None:
     rows = "".join(f"{i},q{i % 37},d,1,0,{count - i}\n" for i in range(count))
     raw = write(tmp_path / "log.csv", rows, HEADER + ",time")
     fractions = {"train": 0.75, "test": 0.25}
-    log = prepare(raw, tmp_path / "out", split=fractions, split_by=by, seed=3)
+    log = prepare_log(raw, tmp_path / "out", split=fractions, split_by=by, seed=3)
     found = lists(log, "split", "time")
     assert log.metadata["splits"] == {n: sum(x["split"] == n for x in found) for n in fractions}
     part = {name: [x for x in found if x["split"] == name] for name in fractions}
@@ -368,9 +371,9 @@ def test_several_files_and_folders_are_one_log(tmp_path: Path) -> None:
     write(parts / "part-0.csv", "".join(rows[:4]))
     write(parts / "part-1.csv", "".join(rows[4:]))  # goes on within a list
     (parts / "_SUCCESS").touch()
-    whole = prepare(write(tmp_path / "log.csv", ROWS), tmp_path / "whole")
-    folder = prepare(parts, tmp_path / "folder")
-    named = prepare([parts / "part-0.csv", parts / "part-1.csv"], tmp_path / "named")
+    whole = prepare_log(write(tmp_path / "log.csv", ROWS), tmp_path / "whole")
+    folder = prepare_log(parts, tmp_path / "folder")
+    named = prepare_log([parts / "part-0.csv", parts / "part-1.csv"], tmp_path / "named")
     assert lists(whole) == lists(folder) == lists(named)
 
 
@@ -378,7 +381,7 @@ def test_files_of_different_types_are_one_log(tmp_path: Path) -> None:
     write(tmp_path / "a.csv", "1,q,d,1,0\n")
     table = {"session": [2], "query": ["q"], "document": ["d"], "rank": [1.0], "click": [1]}
     pq.write_table(pa.table(table), tmp_path / "b.parquet")
-    log = prepare([tmp_path / "a.csv", tmp_path / "b.parquet"], tmp_path / "out")
+    log = prepare_log([tmp_path / "a.csv", tmp_path / "b.parquet"], tmp_path / "out")
     assert [(x["session"], x["clicks"]) for x in lists(log)] == [("1", [0]), ("2", [1])]
 
 
@@ -406,7 +409,7 @@ def test_overwrite_replaces_only_what_it_made(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="something already stands here"):
         prepare(raw, tmp_path / "out")
     assert digest(tmp_path / "out") == before
-    other = prepare(write(tmp_path / "log2.csv", "s,q,d,1,0\n"), tmp_path / "out", overwrite=True)
+    other = prepare_log(write(tmp_path / "log2.csv", "s,q,d,1,0\n"), tmp_path / "out", overwrite=True)
     assert other.sessions == 1
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("keep")

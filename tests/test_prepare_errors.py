@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from narrowing import present
 from raw_logs import HEADER, ROWS, digest, left, write
 
 from ultr.errors import ConfigError, DataError
@@ -50,7 +51,8 @@ CSV_ERRORS = {
 
 @pytest.mark.parametrize("name", CSV_ERRORS)
 def test_bad_rows_are_named_and_nothing_is_left(tmp_path: Path, name: Any) -> None:
-    rows, header, options, row, field, message = CSV_ERRORS[name]
+    case: Any = CSV_ERRORS[name]
+    rows, header, options, row, field, message = case
     raw = write(tmp_path / "log.csv", rows, header)
     with pytest.raises(DataError, match=message) as caught:
         prepare(raw, tmp_path / "out", **options)
@@ -64,12 +66,12 @@ def test_rows_are_lines_of_the_file_whatever_stands_above(tmp_path: Path) -> Non
     raw = write(tmp_path / "log.csv", 's,q,"two\nlines",1,0\n\ns,q,e,2,0\ns,q,f,x,0\n')
     with pytest.raises(DataError, match="found 'x'") as caught:
         prepare(raw, tmp_path / "out")
-    line = raw.read_text().splitlines()[caught.value.row - 1]
+    line = raw.read_text().splitlines()[present(caught.value.row) - 1]
     assert line == "s,q,f,x,0"
     raw.write_text(raw.read_text().replace("f,x,0", "f,3"))
     with pytest.raises(DataError, match="expected 5 values") as caught:
         prepare(raw, tmp_path / "out")
-    assert raw.read_text().splitlines()[caught.value.row - 1] == "s,q,f,3"
+    assert raw.read_text().splitlines()[present(caught.value.row) - 1] == "s,q,f,3"
 
 
 def test_the_file_among_several_is_named(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import duckdb
 import ibis
 import pyarrow as pa
 import pytest
-from raw_logs import ROWS, left, write
+from raw_logs import ROWS, left, prepare_collection, write
 
 from ultr.data.click_log import ClickLog
 from ultr.data.collection import Collection
@@ -43,6 +43,7 @@ def test_other_errors_of_the_engine_are_none() -> None:
         raise duckdb.InvalidInputException("Invalid Input Error: no")
 
 
+@pytest.mark.slow
 def test_an_interruption_leaves_nothing(tmp_path: Path) -> None:
     timer = threading.Timer(0.3, _thread.interrupt_main)
 
@@ -79,7 +80,9 @@ def test_an_empty_split_stays_and_is_warned_about(tmp_path: Path) -> None:
 
 def test_an_empty_split_of_a_collection_stays(tmp_path: Path) -> None:
     (tmp_path / "grades.txt").write_text("q 0 a 1\nq 0 b 0\n")
-    made = prepare(tmp_path / "grades.txt", tmp_path / "out", format="qrels", split={"valid": 0.01, "train": 0.99})
+    made = prepare_collection(
+        tmp_path / "grades.txt", tmp_path / "out", format="qrels", split={"valid": 0.01, "train": 0.99}
+    )
     assert made.metadata["splits"] == {"valid": 0, "train": 1}
     assert made.metadata["report"]["warnings"] == ["the split 'valid' is empty"]
     with pytest.raises(DataError, match="the split 'valid' is empty: it has none of the 1 graded lists"):

@@ -77,8 +77,10 @@ def test_values_do_not_depend_on_scale_or_labels(name: str) -> None:
     order = np.lexsort((counts.arm, item[counts.item]))
     cluster = np.empty(counts.items, np.int64)
     cluster[item] = query[counts.query]
-    columns = (x[order] for x in (item[counts.item], counts.arm + 1, counts.impressions, counts.clicks))
-    np.testing.assert_allclose(estimate(name, counted(*columns, cluster)).value, found, rtol=1e-7)
+    columns = item[counts.item], counts.arm + 1, counts.impressions, counts.clicks
+    document, rank, impressions, clicks = (x[order] for x in columns)
+    moved = counted(document, rank, impressions, clicks, cluster)
+    np.testing.assert_allclose(estimate(name, moved).value, found, rtol=1e-7)
 
 
 @every_method

@@ -6,12 +6,12 @@ import csv
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import CommandResult
+from conftest import Ultr
 from propensity_logs import click_log, click_rows, counted, spread_out, write_small
 
 from ultr import plots, propensity
@@ -20,8 +20,6 @@ from ultr.errors import ConfigError
 from ultr.plots.propensity_figure import axis_limits
 from ultr.propensity import ESTIMATORS
 from ultr.text import ranks_text
-
-Ultr = Callable[..., CommandResult]
 
 
 @pytest.fixture(scope="module")

@@ -107,10 +107,11 @@ def test_unusable_contexts(devices: ClickLog, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="the log has no context columns"):
         propensity.contextual(click_log(tmp_path / "log", sessions=20), "device")
     with pytest.raises(ConfigError, match="counts have lost the context columns"):
-        propensity.contextual(collapse(devices, "rank"), "device")  # type: ignore[arg-type]
+        propensity.contextual(collapse(devices, "rank"), "device")
+    options: Any
     for options in ({"by": []}, {"by": ["price", "price"]}, {"bins": 0}, {"method": "all-pairs"}):
         with pytest.raises(ConfigError, match="one or more different columns, at least 1 bin and a method"):
-            propensity.contextual(devices, **{"by": "price"} | options)  # type: ignore[arg-type]
+            propensity.contextual(devices, **{"by": "price"} | options)
     with pytest.raises(ConfigError, match="expected errors of 'information' or 'query', found 'best'"):
         propensity.contextual(devices, "price", errors="best")  # type: ignore[arg-type]
     rows = [row | {"context.price": float(i)} for i, row in enumerate(click_rows(400, context=True))]

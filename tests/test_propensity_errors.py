@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -45,7 +46,7 @@ ONE_SIDED = (
 @pytest.mark.parametrize("unlike", [0.0, 0.5], ids=["alike", "unlike"])
 def test_errors_are_what_other_logs_would_show(unlike: float) -> None:
     # Where queries are unlike each other, clicks of a query depend on each other, and errors have to know.
-    options = {"sessions": 6000, "shuffled": 0.5, "unlike": unlike}
+    options: Any = {"sessions": 6000, "shuffled": 0.5, "unlike": unlike}
     logs = [simulated(100 + i, **options) for i in range(60)]
     truth = THETA  # which is the median over queries: what is estimated lies a little above
     for name in BOOTSTRAPPED:

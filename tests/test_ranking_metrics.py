@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,6 +19,7 @@ from evaluated import (
     ranked,
     values,
 )
+from narrowing import present
 
 from ultr.data import ClickLog, InMemory
 from ultr.errors import ConfigError, DataError
@@ -250,7 +252,7 @@ def test_scores_of_minus_infinity_rank_last_and_nan_is_an_error():
 class Log(ClickLog):
     """A click log in memory: sessions, and the judged candidates of more queries than this part of it shows."""
 
-    def __init__(self, sessions: Sessions, judged: InMemory | None) -> None:
+    def __init__(self, sessions: Sessions, judged: Any) -> None:
         self._shown, self._judged = InMemory(sessions), judged
 
     def __len__(self) -> int:
@@ -259,11 +261,11 @@ class Log(ClickLog):
     def batches(self, batch_size, *, seed=None, share_features=False):
         return self._shown.batches(batch_size, seed=seed)
 
-    def collection(self) -> InMemory | None:
+    def collection(self) -> Any:
         return self._judged
 
     def columns(self, names):
-        for query in self._shown.sessions.query:
+        for query in present(self._shown.sessions.query):
             yield pa.RecordBatch.from_pydict({"query": [query]})
 
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, CommandResult
+from conftest import ROOT, Ultr
 from stored import write_log
 
 from ultr.errors import ConfigError
@@ -21,7 +20,6 @@ from ultr.study.tower_factory import TowerFactory
 from ultr.training import solver_methods
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
-Ultr = Callable[..., CommandResult]
 TRAINED = {name: spec for name, spec in METHODS.items() if spec.trained_on_log}
 
 

@@ -14,6 +14,7 @@ import optax
 import pytest
 from flax import nnx
 from jax.sharding import AxisType
+from narrowing import present, split_parameters
 
 from ultr import models, towers
 from ultr.data import InMemory
@@ -146,7 +147,7 @@ def named(tree: Any) -> dict[str, np.ndarray]:
 
 def dense(model: Any) -> Callable[[dict[str, np.ndarray], Sessions], tuple[float, dict[str, np.ndarray]]]:
     """The mean loss over the lists that show something, and its gradient, whole tables being parameters."""
-    graph, params, rest = nnx.split(model, nnx.Param, ...)
+    graph, params, rest = split_parameters(model)
     structure = jax.tree.structure(params)
 
     @jax.jit
@@ -172,7 +173,7 @@ def updated(
     """[value, moments ..., step of the last read] of every row after a step that reads the given ones."""
     value, last = table[rows, 0], table[rows, -1]
     g = gradient.reshape(-1)[rows] + prior * (step - last) * value
-    rate = rule.learning_rate(step - 1) if callable(rule.learning_rate) else rule.learning_rate
+    rate = rule.learning_rate(jnp.array(step - 1)) if callable(rule.learning_rate) else rule.learning_rate
     if isinstance(rule, RowAdam):
         first = rule.b1 * table[rows, 1] + (1 - rule.b1) * g
         second = rule.b2 * table[rows, 2] + (1 - rule.b2) * g**2
@@ -216,7 +217,7 @@ def test_rows_move_as_the_dense_gradient_says_and_only_where_they_are_read(name:
         ids, shown = batch.features["document"], batch.mask
         for n, find in case.tables.items():
             known = shown & ((ids > 0) | (find not in HASHED))
-            read_by = find(ids[known], batch.position[known])
+            read_by = find(ids[known], np.asarray(batch.position)[known])
             rows = np.unique(read_by)
             packed[n] = updated(case.rule, packed[n], slopes.pop(n), rows, step, case.prior)
             read = np.zeros(len(packed[n]), bool)
@@ -313,6 +314,7 @@ def test_an_interrupted_run_goes_on_bitwise_and_tables_keep_their_shape(tmp_path
         np.testing.assert_array_equal(named(nnx.state(given))[name], value)
 
 
+@pytest.mark.slow
 def test_two_devices_give_the_result_of_one() -> None:
     mesh = jax.make_mesh((2,), ("rows",), axis_types=(AxisType.Auto,))
     options: dict[str, Any] = {"epochs": 2, "batch_size": B, "seed": 0, "optimizer": lazy_adam(), "l2": 1.0}
@@ -323,6 +325,7 @@ def test_two_devices_give_the_result_of_one() -> None:
         np.testing.assert_allclose(two[name], value, atol=1e-5, err_msg=name)
 
 
+@pytest.mark.slow
 def test_weighted_lists_count_like_repeated_ones() -> None:
     once = lists()
     weight = np.arange(len(once)) % 4
@@ -365,7 +368,7 @@ def test_a_loss_that_is_not_a_number_is_an_error() -> None:
 def test_a_table_that_is_read_without_lookup_is_refused() -> None:
     class Shrunk(models.DCTR):
         def loss(self, sessions: Sessions) -> jax.Array:
-            return super().loss(sessions) + 0.01 * jnp.sum(self.tower.table[...] ** 2)
+            return super().loss(sessions) + 0.01 * jnp.sum(present(self.tower).table[...] ** 2)
 
     with pytest.raises(ConfigError, match=r"read without `towers\.lookup`"):
         fit(Shrunk(document()), lists(), optimizer=lazy_adam(), epochs=1, batch_size=B, seed=0)

@@ -162,7 +162,8 @@ def test_every_method_works_in_both_layouts(name: str) -> None:
     expected = change(sessions)
     found = turned.list_first()
     assert len(turned) == len(found) == len(expected)
-    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    structure: Any = jax.tree.structure
+    assert structure(found) == structure(expected)
     for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_array_equal(one, other)
     np.testing.assert_array_equal(turned.shown(), expected.shown())
@@ -196,7 +197,7 @@ def test_shared_features_are_picked_padded_and_joined_by_their_index() -> None:
 def test_row_weights_are_one_without_weights() -> None:
     np.testing.assert_array_equal(lists().row_weights(), [1.0, 2.0, 3.0])
     np.testing.assert_array_equal(lists().replace(weight=None).row_weights(), np.ones(3))
-    weights = lists().replace(weight=np.float32([2, 0, 0.5])).row_weights()
+    weights = lists().replace(weight=np.array([2, 0, 0.5], np.float32)).row_weights()
     assert weights.tolist() == [2, 0, 0.5]
     assert weights.dtype == np.float64
     np.testing.assert_array_equal(lists().pad(rows=5).shown(), [True, True, True, False, False])

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow.compute as pc
 import pytest
 from flax import nnx
+from narrowing import present
 from stored import PER_QUERY, documents_table, make_rows, plain, write_log
 
 from ultr import models, towers
@@ -69,6 +70,7 @@ def test_a_network_gives_the_same_logits_and_gradients(log: ClickLog, kind: Any,
         np.testing.assert_allclose(found, want, rtol=1e-3, atol=1e-3 * np.abs(want).max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("counted", [False, True])
 def test_training_is_the_same(log: ClickLog, counted: bool) -> None:
     class Whole(models.PBM):
@@ -87,12 +89,13 @@ def test_training_is_the_same(log: ClickLog, counted: bool) -> None:
             np.testing.assert_allclose(a[name], b[name], rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("counted", [False, True])
 def test_a_tower_that_holds_the_features_learns_the_same(log: ClickLog, counted: bool) -> None:
     source: Any = collapse(log, "rank") if counted else log
     plainly = pbm(towers.Scaler(F).fit(log))
     held = nnx.clone(plainly)
-    held.relevance = towers.Stored(held.relevance, values=log.vocabulary.features)
+    held.relevance = towers.Stored(held.relevance, values=present(log.vocabulary.features))
     assert towers.needs_no_features(held)
     assert not towers.needs_no_features(plainly)
     assert not towers.needs_no_features(
@@ -116,13 +119,14 @@ def test_a_tower_that_holds_the_features_learns_the_same(log: ClickLog, counted:
             np.testing.assert_allclose(a[name], b[name], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_lists_with_ids_of_their_own_keep_their_features(log: ClickLog, tmp_path: Path) -> None:
     """A model that holds the features of one vocabulary judges lists of another by what they bring."""
     documents = documents_table(queries=8).slice(PER_QUERY)  # url 21 where the log has url 1
     documents = documents.set_column(0, "query", pc.subtract(documents["query"], 1))
     other = write_log(tmp_path / "other", plain(make_rows(60)), documents=documents)
     model = models.PBM(
-        relevance=towers.Stored(network(), values=log.vocabulary.features), examination=towers.RankTable(15)
+        relevance=towers.Stored(network(), values=present(log.vocabulary.features)), examination=towers.RankTable(15)
     )
     for valid in (other, InMemory(next(other.batches(60)))):
         found = fit(model, log, valid, epochs=1, batch_size=60, seed=0)
@@ -130,6 +134,7 @@ def test_lists_with_ids_of_their_own_keep_their_features(log: ClickLog, tmp_path
         np.testing.assert_allclose(found.history[0]["valid_loss"], plainly.history[0]["valid_loss"], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_table_beside_a_network_may_share(log: ClickLog) -> None:
     both = towers.Sum([network(), towers.DocumentTable(log.documents)])
     model = models.UBM(relevance=both, examination=towers.LastClickTable(15))
@@ -170,6 +175,7 @@ def test_towers_get_shared_features_where_they_declare_it(log: ClickLog) -> None
     assert not any(issubclass(kind, SharedFeature) for kind in seen)
 
 
+@pytest.mark.slow
 def test_a_users_own_tower_gets_plain_arrays(log: ClickLog) -> None:
     def tower(sessions: Sessions) -> Any:
         return sessions.features["features"].sum(-1) * 0.01

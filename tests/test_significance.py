@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -153,6 +154,7 @@ def test_what_cannot_be_compared_says_why():
         randomisation(a, np.array([1.0, np.inf, 2.0]), seed=0)
     with pytest.raises(ConfigError, match="at least 1 round"):
         randomisation(a, a, seed=0, rounds=0)
+    bad: Any
     for bad in ([1.5], [-0.1], [[0.1]]):
         with pytest.raises(DataError, match="between 0 and 1"):
             holm(bad)

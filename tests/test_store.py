@@ -13,10 +13,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from narrowing import present
 from stored import (
     PER_QUERY,
+    POOL_SESSIONS,
     QUERIES,
-    SMALL_FILES,
+    SMALL_POOLS,
     documents_table,
     flip,
     make_rows,
@@ -28,29 +30,19 @@ from stored import (
 )
 
 from ultr.data import ClickLog
-from ultr.data import click_log as store
 from ultr.data.batching import bucket_widths
 from ultr.data.storage import file_record
 from ultr.data.vocabulary import names_fingerprint
 from ultr.errors import ConfigError, DataError
-
-
-@pytest.fixture
-def small_pools(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pools of 24 sessions: with `SMALL_FILES`, a hundred sessions cross every border."""
-    monkeypatch.setattr(store, "POOL_SESSIONS", 24)
-
 
 # Batches and columns
 
 
 @pytest.mark.parametrize("seed", [None, 3])
 @pytest.mark.parametrize("batch_size", [1, 7, 64, 200])
-def test_every_session_comes_once_with_its_values(
-    tmp_path: Path, small_pools: None, seed: int | None, batch_size: int
-) -> None:
+def test_every_session_comes_once_with_its_values(tmp_path: Path, seed: int | None, batch_size: int) -> None:
     rows = make_rows(100)
-    log = write_log(tmp_path / "log", rows, **SMALL_FILES)
+    log = write_log(tmp_path / "log", rows, **SMALL_POOLS)
     assert len(log.metadata["files"]) == 7
     seen = []
     for batch in log.batches(batch_size, seed=seed):
@@ -61,22 +53,22 @@ def test_every_session_comes_once_with_its_values(
             padding = batch.clicks, batch.position, batch.labels, *batch.features.values()
             assert all((x[b, k:] == 0).all() for x in padding)
             if not k:
-                assert batch.weight[b] == 0
+                assert present(batch.weight)[b] == 0
                 continue
-            row = rows[int(batch.weight[b])]
-            seen.append(int(batch.weight[b]))
+            row = rows[int(present(batch.weight)[b])]
+            seen.append(int(present(batch.weight)[b]))
             ids = np.array(row["documents"])
             assert k == len(ids)
-            assert batch.query[b] == row["query"]
+            assert present(batch.query)[b] == row["query"]
             assert batch.features["document"][b, :k].tolist() == row["documents"]
             assert batch.position[b, :k].tolist() == [rank - 1 for rank in row["ranks"]]
-            assert batch.clicks[b, :k].tolist() == row["clicks"]
+            assert present(batch.clicks)[b, :k].tolist() == row["clicks"]
             assert batch.features["device"][b, :k].tolist() == [row["context.device"]] * k
             assert batch.features["price"][b, :k].tolist() == [row["context.price"]] * k
             expected = np.stack([ids, -ids, row["feature.bm25"], row["feature.age"]], 1).astype(np.float32)
             np.testing.assert_array_equal(batch.features["features"][b, :k], expected)
             grades = np.where(ids % 3 == 0, np.nan, ids % 5)
-            np.testing.assert_array_equal(batch.labels[b, :k], grades)
+            np.testing.assert_array_equal(present(batch.labels)[b, :k], grades)
     assert sorted(seen) == list(range(100))
 
 
@@ -101,10 +93,10 @@ def test_a_plain_log_brings_no_optional_fields(tmp_path: Path) -> None:
     assert log.collection() is None
 
 
-def test_shapes_are_few_and_fixed(tmp_path: Path, small_pools: None) -> None:
-    log = write_log(tmp_path / "log", make_rows(100), **SMALL_FILES)  # lists of 1 to 11
+def test_shapes_are_few_and_fixed(tmp_path: Path) -> None:
+    log = write_log(tmp_path / "log", make_rows(100), **SMALL_POOLS)  # lists of 1 to 11
     assert {batch.shape for batch in log.batches(16, seed=0)} == {(16, k) for k in (1, 2, 4, 8, 11)}
-    same = write_log(tmp_path / "same", make_rows(100, length=10), **SMALL_FILES)
+    same = write_log(tmp_path / "same", make_rows(100, length=10), **SMALL_POOLS)
     shapes = [batch.shape for batch in same.batches(16, seed=0)]
     assert shapes == [(16, 10)] * math.ceil(100 / 16)
 
@@ -124,17 +116,17 @@ def test_lengths_that_average_to_a_width_are_not_a_rectangle(tmp_path: Path) -> 
         assert batches[k].features["document"].tolist() == [row["documents"]]
 
 
-def test_the_seed_decides_the_order(tmp_path: Path, small_pools: None) -> None:
-    log = write_log(tmp_path / "log", make_rows(100), **SMALL_FILES)
+def test_the_seed_decides_the_order(tmp_path: Path) -> None:
+    log = write_log(tmp_path / "log", make_rows(100), **SMALL_POOLS)
     first, again, other = (streamed(log, seed=seed) for seed in (5, 5, 6))
     assert first == again
     assert first != other
     assert sorted(first) == sorted(other) == list(range(100))
-    assert streamed(ClickLog.open(log.path), seed=5) == first
+    assert streamed(ClickLog.open(log.path, pool_sessions=POOL_SESSIONS), seed=5) == first
 
 
-def test_shuffling_mixes_sessions_of_different_files(tmp_path: Path, small_pools: None) -> None:
-    order = np.array(streamed(write_log(tmp_path / "log", make_rows(96, length=3), **SMALL_FILES), seed=0))
+def test_shuffling_mixes_sessions_of_different_files(tmp_path: Path) -> None:
+    order = np.array(streamed(write_log(tmp_path / "log", make_rows(96, length=3), **SMALL_POOLS), seed=0))
     # Stored order crosses from one file of 16 sessions to another 5 times; a pool of 3 of the 12 row groups
     # does so at about 2 of 3 steps.
     assert (np.diff(order // 16) != 0).mean() > 0.4
@@ -150,39 +142,47 @@ def test_the_seed_decides_the_order_within_a_row_group(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("share", "again"), [(1.0, 0.0), (0.5, 0.5), (0.0, 1.0)])
 def test_row_groups_kept_in_memory_are_not_read_again(
-    tmp_path: Path, small_pools: None, monkeypatch: pytest.MonkeyPatch, share: float, again: float
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float, again: float
 ) -> None:
-    log = write_log(tmp_path / "log", make_rows(96, length=3), **SMALL_FILES).split(
+    log = write_log(tmp_path / "log", make_rows(96, length=3), **SMALL_POOLS).split(
         {"a": 0.7, "b": 0.3}, by="session", seed=0
     )["a"]
     expected = [list(log.batches(8, seed=seed)) for seed in (None, 1, 2)]
-    size = sum(x.nbytes for group in log._groups for _, rows in log._load(group, np.array([3])) for x in rows.values())
+    everything = log.cached(1 << 30)
+    streamed(everything)
+    size = everything.cached_bytes
     reads = []
-    read = store.read_row_groups
-    monkeypatch.setattr(store, "read_row_groups", lambda *a, **k: reads.append(a) or read(*a, **k))
+    read = pq.ParquetFile.read_row_groups
+
+    def counted(file: pq.ParquetFile, *arguments: Any, **options: Any) -> pa.Table:
+        reads.append(arguments)
+        return read(file, *arguments, **options)
+
+    monkeypatch.setattr(pq.ParquetFile, "read_row_groups", counted)
     kept = log.cached(int(size * share))
     found = [list(kept.batches(8, seed=None))]
     first = len(reads)
     found += [list(kept.batches(8, seed=seed)) for seed in (1, 2)]
     assert (first, len(reads) - first) == (12, pytest.approx(2 * 12 * again, abs=2))
+    assert share * size * 0.8 <= kept.cached_bytes <= share * size
     jax.tree.map(np.testing.assert_array_equal, found, expected)
     part = kept.split({"c": 0.5, "d": 0.5}, by="session", seed=0)["c"]  # which holds other rows
     assert streamed(part) == streamed(log.split({"c": 0.5, "d": 0.5}, by="session", seed=0)["c"])
 
 
-def test_without_a_seed_the_order_is_the_stored_one(tmp_path: Path, small_pools: None) -> None:
-    log = write_log(tmp_path / "log", make_rows(50, length=4), **SMALL_FILES)
+def test_without_a_seed_the_order_is_the_stored_one(tmp_path: Path) -> None:
+    log = write_log(tmp_path / "log", make_rows(50, length=4), **SMALL_POOLS)
     assert streamed(log) == list(range(50))
-    ragged = write_log(tmp_path / "ragged", make_rows(50), **SMALL_FILES)
+    ragged = write_log(tmp_path / "ragged", make_rows(50), **SMALL_POOLS)
     by_width: dict[int, list[float]] = {}
     for batch in ragged.batches(4):
-        by_width.setdefault(batch.shape[1], []).extend(batch.weight[batch.mask[:, 0]])
+        by_width.setdefault(batch.shape[1], []).extend(present(batch.weight)[batch.mask[:, 0]])
     assert all(numbers == sorted(numbers) for numbers in by_width.values())
 
 
-def test_a_stream_can_be_left_early(tmp_path: Path, small_pools: None) -> None:
-    log = write_log(tmp_path / "log", make_rows(100), **SMALL_FILES)
-    stream = log.batches(4, seed=0)
+def test_a_stream_can_be_left_early(tmp_path: Path) -> None:
+    log = write_log(tmp_path / "log", make_rows(100), **SMALL_POOLS)
+    stream: Any = log.batches(4, seed=0)
     next(stream)
     stream.close()
     assert len(streamed(log, seed=0)) == 100
@@ -198,7 +198,7 @@ def set_records(log: ClickLog, change: Any) -> ClickLog:
     metadata = json.loads((log.path / "metadata.json").read_text())
     metadata["files"] = [change(record) for record in metadata["files"]]
     (log.path / "metadata.json").write_text(json.dumps(metadata))
-    return ClickLog.open(log.path)
+    return ClickLog.open(log.path, pool_sessions=POOL_SESSIONS)
 
 
 def without_ranks(record: dict[str, Any]) -> dict[str, Any]:
@@ -206,8 +206,9 @@ def without_ranks(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def assert_same_batches(first: Any, second: Any, **options: Any) -> None:
+    structure: Any = jax.tree.structure
     for a, b in zip(first.batches(16, **options), second.batches(16, **options), strict=True):
-        assert jax.tree.structure(a) == jax.tree.structure(b)
+        assert structure(a) == structure(b)
         for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
             assert x.dtype == y.dtype
             np.testing.assert_array_equal(x, y)
@@ -216,12 +217,12 @@ def assert_same_batches(first: Any, second: Any, **options: Any) -> None:
 @pytest.mark.parametrize("seed", [None, 3])
 @pytest.mark.parametrize("length", [4, None])
 def test_ranks_that_leave_none_out_come_without_being_read(
-    tmp_path: Path, small_pools: None, length: int | None, seed: int | None
+    tmp_path: Path, length: int | None, seed: int | None
 ) -> None:
     rows = consecutive(make_rows(100, length=length))
-    log = write_log(tmp_path / "log", rows, **SMALL_FILES)
+    log = write_log(tmp_path / "log", rows, **SMALL_POOLS)
     assert {record["ranks"] for record in log.metadata["files"]} == {"consecutive"}
-    read = set_records(write_log(tmp_path / "read", rows, **SMALL_FILES), without_ranks)
+    read = set_records(write_log(tmp_path / "read", rows, **SMALL_POOLS), without_ranks)
     assert_same_batches(log, read, seed=seed)
     part, same = (x.split({"a": 0.5, "b": 0.5}, seed=1)["a"] for x in (log, read))
     assert_same_batches(part, same, seed=seed)
@@ -235,10 +236,10 @@ def test_ranks_that_leave_none_out_come_without_being_read(
 
 
 @pytest.mark.parametrize("ranks", [[1, 2, 4], [2, 3, 4]])
-def test_one_rank_left_out_anywhere_has_all_ranks_read(tmp_path: Path, small_pools: None, ranks: list[int]) -> None:
+def test_one_rank_left_out_anywhere_has_all_ranks_read(tmp_path: Path, ranks: list[int]) -> None:
     rows = consecutive(make_rows(50, length=3))
     rows[37]["ranks"] = ranks
-    log = write_log(tmp_path / "log", rows, **SMALL_FILES)
+    log = write_log(tmp_path / "log", rows, **SMALL_POOLS)
     assert not any("ranks" in record for record in log.metadata["files"])
     again = set_records(log, lambda record: record | ({"ranks": "consecutive"} if "00000" in record["name"] else {}))
     for seen in (log, again):
@@ -247,9 +248,9 @@ def test_one_rank_left_out_anywhere_has_all_ranks_read(tmp_path: Path, small_poo
 
 
 @pytest.mark.parametrize("seed", [None, 3])
-def test_another_encoding_of_the_same_rows_streams_alike(tmp_path: Path, small_pools: None, seed: int | None) -> None:
-    log = write_log(tmp_path / "log", make_rows(100), **SMALL_FILES)
-    other = write_log(tmp_path / "other", make_rows(100), **SMALL_FILES)
+def test_another_encoding_of_the_same_rows_streams_alike(tmp_path: Path, seed: int | None) -> None:
+    log = write_log(tmp_path / "log", make_rows(100), **SMALL_POOLS)
+    other = write_log(tmp_path / "other", make_rows(100), **SMALL_POOLS)
 
     def nullable(table: pa.Table) -> pa.Table:
         kinds = {kind: pa.list_(kind.value_type) if pa.types.is_list(kind) else kind for kind in table.schema.types}
@@ -286,16 +287,16 @@ def readers() -> list[str]:
 
 
 @pytest.mark.parametrize("seed", [None, 0])
-def test_no_thread_outlives_a_stream(tmp_path: Path, small_pools: None, seed: int | None) -> None:
-    log = write_log(tmp_path / "log", make_rows(100), **SMALL_FILES)
-    stream = log.batches(4, seed=seed)
+def test_no_thread_outlives_a_stream(tmp_path: Path, seed: int | None) -> None:
+    log = write_log(tmp_path / "log", make_rows(100), **SMALL_POOLS)
+    stream: Any = log.batches(4, seed=seed)
     next(stream)
     assert readers()
     stream.close()
     assert readers() == []
     rewrite(log, replace("query", 3, 99))
     with pytest.raises(DataError, match="expected query ids"):
-        list(ClickLog.open(log.path).batches(4, seed=seed))
+        list(ClickLog.open(log.path, pool_sessions=POOL_SESSIONS).batches(4, seed=seed))
     assert readers() == []
 
 
@@ -304,9 +305,9 @@ def test_a_batch_size_below_one_is_refused(tmp_path: Path) -> None:
         next(write_log(tmp_path / "log", make_rows(5)).batches(0))
 
 
-def test_columns_give_the_rows_of_the_view(tmp_path: Path, small_pools: None) -> None:
+def test_columns_give_the_rows_of_the_view(tmp_path: Path) -> None:
     rows = make_rows(50)
-    log = write_log(tmp_path / "log", rows, **SMALL_FILES)
+    log = write_log(tmp_path / "log", rows, **SMALL_POOLS)
     wanted = ["session", "documents", "time"]
     found = [row for batch in log.columns(wanted) for row in batch.to_pylist()]
     assert found == [{name: row[name] for name in wanted} for row in rows]

@@ -10,13 +10,12 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import ROOT, CommandResult
+from conftest import ROOT, Ultr
 from studies import study_text
 
 from ultr.cli.compare import check_out
@@ -27,9 +26,6 @@ from ultr.study import METHODS, LogSpec, Study, collect_results, read_study, res
 from ultr.study.boosting import package_version
 from ultr.study.runs import StoredRuns, study_runs
 from ultr.study.workers import remove_dead_folders, working_folder
-
-Ultr = Callable[..., CommandResult]
-
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 

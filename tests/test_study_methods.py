@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
-from conftest import CommandResult
+from conftest import Ultr
 from studies import study_text
 
 from ultr import simulate
@@ -23,9 +22,6 @@ from ultr.study.boosting import TreeRanker, judge_by_grades, package_version, ro
 from ultr.study.learning import STEPS_PER_EPOCH, training_steps
 from ultr.study.prepared import JudgedLists, PreparedLog, count_shared
 from ultr.study.runs import StoredRuns, study_runs
-
-Ultr = Callable[..., CommandResult]
-
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
@@ -93,7 +89,7 @@ def test_a_log_of_one_rank_is_told_so(study_folder: Path, tmp_path: Path) -> Non
 
 def test_a_log_without_clicks_gives_no_number(study_folder: Path, tmp_path: Path) -> None:
     lists = JudgedLists(read_study(study_folder / "study.toml").data)["train"]
-    user = simulate.user("gctr", grades=4, ranks=4)
+    user: Any = simulate.user("gctr", grades=4, ranks=4)
     user.tower.value[...] = jax.numpy.float32(-40)
     simulate.clicks(lists, simulate.Policy("random"), user, sessions=200, seed=0, out=tmp_path / "log", ranks=4)
     assert ClickLog.open(tmp_path / "log").metadata["clicks"] == 0

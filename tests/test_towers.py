@@ -11,6 +11,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from narrowing import split_parameters
 
 from ultr import baselines, models, towers
 from ultr.data import InMemory
@@ -84,8 +85,7 @@ def test_a_tower_gives_finite_logits_for_every_cell(name: str) -> None:
 @pytest.mark.parametrize("name", [n for n in TOWERS if n != "function"])
 def test_every_parameter_that_matters_gets_a_gradient(name: str) -> None:
     # Several steps: in a product of two tables, one of them zero, the other moves only from the second step on.
-    graphdef, params = nnx.split(TOWERS[name](), nnx.Param, ...)[:2]
-    rest = nnx.split(TOWERS[name](), nnx.Param, ...)[2]
+    graphdef, params, rest = split_parameters(TOWERS[name]())
     batch, target = sessions(), jax.random.normal(jax.random.key(0), (B, K))
 
     def loss(p: Any) -> jax.Array:

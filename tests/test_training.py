@@ -21,6 +21,7 @@ import ultr
 from ultr import baselines, models, towers
 from ultr.data import InMemory
 from ultr.errors import CheckpointError, ConfigError, DataError, UltrError
+from ultr.files import file_digest
 from ultr.sessions import Sessions, concatenate
 from ultr.training import adam, fit, load, save
 from ultr.training.checkpoint import build, describe
@@ -206,7 +207,7 @@ def test_bad_use_is_explained(tmp_path: Path) -> None:
         fit(pbm(), log(5).replace(weight=np.zeros(5, np.float32)), epochs=1, seed=0)
     for wrong in ({"seed": -1}, {"l2": -1.0}, {"l2": float("nan")}, {"patience": 0}):
         with pytest.raises(ConfigError, match="expected seed >= 0"):
-            fit(pbm(), source, epochs=1, **({"seed": 0} | wrong))  # type: ignore[arg-type]
+            fit(pbm(), source, epochs=1, **({"seed": 0} | wrong))
     with pytest.raises(ConfigError, match="learning rate above 0"):
         adam(-1.0)
     with pytest.raises(ConfigError, match="must be a multiple"):
@@ -298,7 +299,7 @@ def test_a_saved_model_scores_and_judges_as_before(name: str, tmp_path: Path) ->
 
 
 def test_a_model_with_own_towers_needs_a_template(tmp_path: Path) -> None:
-    model = models.PBM(relevance=towers.DocumentTable(V), examination=lambda s: jnp.zeros(s.shape))
+    model: Any = models.PBM(relevance=towers.DocumentTable(V), examination=lambda s: jnp.zeros(s.shape))
     model.relevance.table[...] = jnp.arange(V + 1.0)
     save(model, tmp_path / "m")
     with pytest.raises(CheckpointError, match="Pass like="):
@@ -366,6 +367,7 @@ class Noisy(nnx.Module):
         return self.linear(self.dropout(self.norm(jnp.asarray(sessions.features["features"]))))[..., 0]
 
 
+@pytest.mark.slow
 def test_dropout_and_batch_statistics_are_trained_saved_and_resumed(tmp_path: Path) -> None:
     def model() -> models.PBM:
         return models.PBM(relevance=Noisy(nnx.Rngs(0)), examination=towers.RankTable(K))
@@ -386,15 +388,13 @@ def test_dropout_and_batch_statistics_are_trained_saved_and_resumed(tmp_path: Pa
 
 
 def test_ctrl_c_waits_for_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import ultr.training.checkpoint as module
-
-    checksum = module.file_digest
+    checksum = file_digest
 
     def interrupted(path: Path) -> str:
         os.kill(os.getpid(), signal.SIGINT)
         return checksum(path)
 
-    monkeypatch.setattr(module, "file_digest", interrupted)
+    monkeypatch.setattr("ultr.training.checkpoint.file_digest", interrupted)
     with pytest.raises(KeyboardInterrupt):
         save(pbm(), tmp_path / "m")
     monkeypatch.undo()
@@ -420,7 +420,7 @@ def test_resuming_with_other_data_or_settings_is_refused(tmp_path: Path) -> None
 
 def test_a_failed_save_leaves_the_older_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = save(pbm(), tmp_path / "m")
-    changed = pbm()
+    changed: Any = pbm()
     changed.relevance.table[...] = jnp.ones(V + 1)
 
     def fails(*_: Any) -> str:

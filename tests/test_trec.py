@@ -74,6 +74,7 @@ def ndcg(documents: list[str], grades: dict[str, int], k: int) -> float:
     return dcg([grades[d] for d in documents]) / dcg(sorted(grades.values(), reverse=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", SCORES)
 def test_files_read_back_give_the_same_ndcg(tmp_path, kind):
     data = collection(SCORES[kind])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,6 +26,11 @@ from ultr.errors import ConfigError
 from ultr.sessions import Sessions
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
+
+def encoder_of(network: baselines.LoggingPolicy) -> Any:
+    """Returns the encoder of a policy, which reads documents."""
+    return network.encoder
 
 
 def test_the_logging_policy_gives_every_order_a_probability_and_learns_the_right_one() -> None:
@@ -49,7 +56,7 @@ def test_the_logging_policy_is_fitted_to_scores_where_there_are_some() -> None:
 
 def test_with_a_policy_that_ignores_documents_the_examination_loss_of_upe_is_that_of_dla() -> None:
     network = policy()
-    network.encoder.table.embedding[...] = jnp.zeros_like(network.encoder.table.embedding[...])
+    encoder_of(network).table.embedding[...] = jnp.zeros_like(encoder_of(network).table.embedding[...])
     model = baselines.UPE(relevance=documents(RELEVANCE), policy=network, ranks=K, momentum=1.0)
     model.rank[...] = jax.random.normal(jax.random.key(0), model.rank[...].shape)
     by_rank = np.asarray(model.policy.logits(model.rank[...]))
@@ -60,13 +67,14 @@ def test_with_a_policy_that_ignores_documents_the_examination_loss_of_upe_is_tha
     np.testing.assert_allclose(loss, compiled_loss(same, lists), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_adjusted_propensity_is_the_mean_over_documents_moved_among_the_ranks() -> None:
     model = baselines.UPE(relevance=documents(), policy=policy(), ranks=K, momentum=1.0)
     model.rank[...] = jax.random.normal(jax.random.key(0), model.rank[...].shape)
     lists = Sessions.from_lists(features={"document": [[3, 1, 2], [5, 4]]}, clicks=[[1, 0, 0], [0, 1]], weight=[2, 6])
     total, first = np.zeros(K), np.zeros(K)
     for ids, weight in zip(([3, 1, 2], [5, 4]), (2, 6), strict=True):
-        summary, n = np.asarray(model.policy.encoder.table.embedding[...]), len(ids)
+        summary, n = np.asarray(encoder_of(model.policy).table.embedding[...]), len(ids)
         turns = [ids[t:] + ids[:t] for t in range(n)]
         logits = [np.asarray(model.policy.logits(summary[np.array(t)] + model.rank[...][:n])) for t in turns]
         share = np.mean([np.exp(x) / np.exp(x).sum() for x in logits], axis=0)
@@ -83,6 +91,8 @@ def test_upe_trains_the_ranker_and_the_ranks_but_not_the_policy() -> None:
     network = policy()
     model = baselines.UPE(relevance=documents(), policy=network, ranks=K)
     trained = fitted(model, world(0.0, 1000.0), 20)
-    np.testing.assert_array_equal(trained.policy.encoder.table.embedding[...], network.encoder.table.embedding[...])
+    np.testing.assert_array_equal(
+        encoder_of(trained.policy).table.embedding[...], encoder_of(network).table.embedding[...]
+    )
     assert float(jnp.abs(trained.rank[...]).max()) > 0.1
     assert set(nnx.state(model, nnx.Param)) == {"relevance", "rank"}

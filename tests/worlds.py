@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from narrowing import split_parameters
 
 from ultr import baselines, fit, towers
 from ultr.sessions import Sessions
@@ -59,7 +60,7 @@ def ranks(logits: Any = 0.0) -> towers.RankTable:
 
 def gradients(model: Any, sessions: Sessions) -> Any:
     """Of the weighted sum of the losses, by the parameters."""
-    graph, params, rest = nnx.split(model, nnx.Param, ...)
+    graph, params, rest = split_parameters(model)
     weight = 1.0 if sessions.weight is None else sessions.weight
 
     def total(params: Any, rest: Any, sessions: Any) -> jax.Array:

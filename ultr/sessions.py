@@ -122,12 +122,12 @@ class Sessions(flax.struct.PyTreeNode):
     def from_lists(
         cls,
         *,
-        features: Mapping[str, Sequence[Any]] | None = None,
-        clicks: Sequence[Sequence[int]] | None = None,
-        labels: Sequence[Sequence[float]] | None = None,
-        positions: Sequence[Sequence[int]] | None = None,
-        query: Sequence[int] | None = None,
-        weight: Sequence[float] | None = None,
+        features: Mapping[str, Sequence[Any] | np.ndarray] | None = None,
+        clicks: Sequence[Sequence[int]] | np.ndarray | None = None,
+        labels: Sequence[Sequence[float]] | np.ndarray | None = None,
+        positions: Sequence[Sequence[int]] | np.ndarray | None = None,
+        query: Sequence[int] | np.ndarray | None = None,
+        weight: Sequence[float] | np.ndarray | None = None,
     ) -> Sessions:
         """Pads ragged Python lists, one per session, into a batch.
 
@@ -139,7 +139,7 @@ class Sessions(flax.struct.PyTreeNode):
         Raises:
           DataError: lists of one session differ in length, or nothing was given.
         """
-        ragged: dict[str, Sequence[Any]] = dict(features or {})
+        ragged: dict[str, Sequence[Any] | np.ndarray] = dict(features or {})
         given = {"clicks": clicks, "labels": labels, "positions": positions}
         named = ragged | {k: v for k, v in given.items() if v is not None}
         if not named:
@@ -157,7 +157,7 @@ class Sessions(flax.struct.PyTreeNode):
         size = np.asarray(lengths[first], np.int32)
         width = int(size.max(initial=1))
 
-        def pad(name: str, rows: Sequence[Any], dtype: Any = None) -> np.ndarray:
+        def pad(name: str, rows: Sequence[Any] | np.ndarray, dtype: Any = None) -> np.ndarray:
             arrays = [np.asarray(row) for row in rows]
             filled = [a for a in arrays if a.size]
             tail = filled[0].shape[1:] if filled else ()

@@ -76,7 +76,15 @@ class ClickLog(Dataset):
       vocabulary: names, grades and document features behind the ids, read when first asked for.
     """
 
-    def __init__(self, path: Path, metadata: dict[str, Any], vocabulary: Vocabulary, groups: list[RowGroup]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        metadata: dict[str, Any],
+        vocabulary: Vocabulary,
+        groups: list[RowGroup],
+        *,
+        pool_sessions: int = POOL_SESSIONS,
+    ) -> None:
         self.path, self.metadata, self.vocabulary = path, metadata, vocabulary
         self.sessions: int = metadata["sessions"]
         self.ranks: int = metadata["ranks"]
@@ -90,9 +98,17 @@ class ClickLog(Dataset):
         self._salt = 0
         self._lineage: str | None = None
         self._cache: RowGroupCache | None = None
+        self._pool_sessions = pool_sessions
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], *, split: str | None = None, vocabulary: Any = None) -> ClickLog:
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        split: str | None = None,
+        vocabulary: Any = None,
+        pool_sessions: int = POOL_SESSIONS,
+    ) -> ClickLog:
         """Opens a click log after checking that its files are there and whole.
 
         Args:
@@ -100,6 +116,7 @@ class ClickLog(Dataset):
           split: the name of one of the splits that it was prepared with; None for all sessions.
           vocabulary: the ClickLog or Collection that a model was trained on (or the identity of its
             vocabulary): documents that it does not know are streamed as id 0.
+          pool_sessions: about how many sessions a shuffled pass permutes among each other.
 
         Raises:
           DataError: not a click log of this schema; a file is missing, truncated or damaged; columns or types
@@ -134,7 +151,7 @@ class ClickLog(Dataset):
                 file=file,
                 field="sessions",
             )
-        log = cls(folder, metadata, Vocabulary.open(folder, metadata), groups)
+        log = cls(folder, metadata, Vocabulary.open(folder, metadata), groups, pool_sessions=pool_sessions)
         if vocabulary is not None:
             log = log.with_documents(known_documents(log.vocabulary, vocabulary, file=folder))
         return log if split is None else log._named(split)
@@ -195,7 +212,7 @@ class ClickLog(Dataset):
         Args:
           batch_size: rows per batch.
           seed: None streams in stored order (per width); a number shuffles: row groups are drawn in random
-            order and pools of about 125,000 sessions permuted. The same seed gives the same order.
+            order and pools of about 125,000 sessions (`pool_sessions`) permuted. The same seed gives the same order.
           share_features: where `features` are those of documents alone, give them as a `SharedFeature`: the whole
             table with the ids.
 
@@ -222,6 +239,11 @@ class ClickLog(Dataset):
         view = copy.copy(self)
         view._cache = RowGroupCache(memory)
         return view
+
+    @property
+    def cached_bytes(self) -> int:
+        """How many bytes of decoded row groups the passes of `cached` have left in memory so far."""
+        return 0 if self._cache is None else self._cache.used
 
     def with_documents(self, known: int) -> ClickLog:
         """Returns the same view, which streams documents with ids beyond `known` as id 0."""
@@ -368,7 +390,7 @@ class ClickLog(Dataset):
         if rng is not None:
             sizes = [n for n in kept if n]
             values = self._layout.values_per_session(self.metadata["impressions"] / self.metadata["sessions"])
-            limit = min(POOL_SESSIONS, POOL_VALUES / values)
+            limit = min(self._pool_sessions, POOL_VALUES / values)
             pools, held = [], limit
             for i in rng.permutation(len(used)):
                 if held >= limit:

@@ -36,16 +36,17 @@ class RowGroupCache:
 
     def __init__(self, size: int) -> None:
         self.parts: dict[int, list[tuple[int, PaddedRows]]] = {}  # by the first row of the group
-        self._room = size
+        self.used = 0  # bytes
+        self._size = size
         self._lock = threading.Lock()
 
     def add(self, row: int, parts: list[tuple[int, PaddedRows]]) -> None:
         """Adds the rows of the group that begins at a row of the log, by width, where there is room for them."""
         size = sum(x.nbytes for _, rows in parts for x in rows.values())
         with self._lock:
-            if size <= self._room:
+            if self.used + size <= self._size:
                 self.parts[row] = parts
-                self._room -= size
+                self.used += size
 
 
 def session_columns(path: Path, metadata: Mapping[str, Any], groups: Sequence[RowGroup]) -> SessionColumns:
