@@ -10,9 +10,10 @@ import pytest
 from conftest import ROOT, Ultr
 from stored import write_log
 
+from ultr import simulate, towers
 from ultr.errors import ConfigError
 from ultr.models import ClickModel, LatentVariableModel
-from ultr.study import METHODS, ModelConfig, build_model, method_spec, methods_table
+from ultr.study import METHODS, ModelConfig, build_model, method_spec, methods_table, specs
 from ultr.study.building import build_optimizer
 from ultr.study.registry import FAMILIES
 from ultr.study.specs import OPTIMIZERS
@@ -101,3 +102,14 @@ def test_the_readme_has_the_table_of_methods() -> None:
 def test_optimizers_that_are_named_are_there() -> None:
     for name in OPTIMIZERS:
         assert build_optimizer(name, 0.1) is not None
+
+
+@pytest.mark.parametrize("name", specs.NETWORKS)
+def test_a_name_of_a_relevance_tower_gives_its_class(name: str) -> None:
+    graded = simulate.collection(queries=5, documents=4, features=3, seed=0)
+    tower = TowerFactory(ModelConfig(relevance=name, hidden=(5,)), graded).document()
+    dotted, settings = specs.NETWORK_TOWERS[name]
+    assert type(tower) is specs.import_class(dotted)
+    assert ("hidden" in settings) == isinstance(tower, towers.MLP | towers.DCNV2)
+    with pytest.raises(ConfigError, match=r"unknown relevance tower 'mpl' \(did you mean 'mlp'\?\)"):
+        TowerFactory(ModelConfig(relevance="mpl"), graded)

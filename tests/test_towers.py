@@ -137,7 +137,7 @@ SLOTS: dict[str, tuple[Callable[..., models.ClickModel], tuple[str, ...]]] = {
 }
 
 
-@pytest.mark.parametrize("tower", ["constant", "rank", "full", "robe", "mlp", "dcn", "own", "function", "sum"])
+@pytest.mark.parametrize("tower", TOWERS)
 @pytest.mark.parametrize("name", SLOTS)
 def test_any_tower_goes_into_any_slot(name: str, tower: str) -> None:
     build, slots = SLOTS[name]

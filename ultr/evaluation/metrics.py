@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 from ultr.errors import ConfigError
+from ultr.text import did_you_mean
 
 if TYPE_CHECKING:
     import jax
@@ -282,7 +283,8 @@ def parse_metric(name: str) -> MetricRequest:
     if not name.strip():
         raise ConfigError("an empty metric name was given; is there a comma too many?")
     known = [form for metric in METRICS.values() for form in metric.forms]
-    raise ConfigError(f"unknown metric {name!r}; known: {', '.join(known)}")
+    hint = did_you_mean(name.partition("@")[0], METRICS)
+    raise ConfigError(f"unknown metric {name!r}{hint}; known: {', '.join(known)}")
 
 
 def default_metrics(kind: str) -> list[MetricRequest]:

@@ -18,6 +18,7 @@ from ultr.study.learning import TrainedMethod, propensity_error, train_method
 from ultr.study.prepared import JudgedLists, PreparedLog, SplitUnit, count_shared
 from ultr.study.runs import Run, StoredRuns
 from ultr.study.settings import Study
+from ultr.study.specs import NETWORKS
 from ultr.study.truth import true_alpha, true_examination
 from ultr.towers import row_tables
 
@@ -130,5 +131,5 @@ def _check_vocabulary(model: Any, log: PreparedLog | None, test: Collection) -> 
     if log.log.vocabulary.fingerprint != test.vocabulary.fingerprint:
         raise ConfigError(
             "a table of documents knows only those of its log, and the test lists are others: choose a network as "
-            "relevance (linear, mlp, dcn), or test lists of the same collection"
+            f"relevance ({', '.join(NETWORKS)}), or test lists of the same collection"
         )

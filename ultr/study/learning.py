@@ -21,7 +21,7 @@ from ultr.study.building import build_model, build_ranker_of_grades
 from ultr.study.choosing import CUTOFF, choosing_weights, weighted_dcg
 from ultr.study.prepared import JudgedLists, PreparedLog, SplitUnit
 from ultr.study.settings import StudyMethod
-from ultr.study.specs import TABLES
+from ultr.study.specs import NETWORKS, TABLES
 from ultr.study.tower_factory import ModelConfig, resolve_relevance
 from ultr.training import adam, fit, lazy_adam
 from ultr.training.loop import has_large_table
@@ -194,7 +194,7 @@ def _train_on_grades(method: StudyMethod, lists: JudgedLists, seed: int, metric:
         if resolve_relevance(variant.relevance, train) in TABLES:
             raise ConfigError(
                 "full information learns from the train lists, whose documents are not those judged on: its relevance "
-                "should be a network (linear, mlp, dcn)"
+                f"should be a network ({', '.join(NETWORKS)})"
             )
         began = time.perf_counter()
         model = build_ranker_of_grades(_config(variant, seed), train)

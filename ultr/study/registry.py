@@ -56,45 +56,49 @@ _ADDITIVE = {"examination": "rank_from_first", "relevance": "document"}
 
 
 def _click_model(
-    name: str, made: str, towers: Mapping[str, str], paper: str, summary: str, solvers: tuple[str, ...] = ()
+    name: str, made: str, towers: Mapping[str, str], summary: str, paper: str, solvers: tuple[str, ...] = ()
 ) -> MethodSpec:
     return MethodSpec(name, CLICK_MODELS, summary, paper, f"ultr.models.{made}", towers, solvers=solvers)
 
 
 _ROWS: tuple[MethodSpec, ...] = (
-    _click_model("gctr", "GCTR", {"tower": "constant"}, "", "one click probability for all", COUNTING),
-    _click_model("rctr", "RCTR", {"tower": "rank"}, "", "a click probability per rank", COUNTING),
-    _click_model("dctr", "DCTR", {"tower": "document"}, "", "a click probability per document", COUNTING),
-    _click_model("rdctr", "RDCTR", {"tower": "rank_document"}, "", "one per rank and document", COUNTING),
+    _click_model("gctr", "GCTR", {"tower": "constant"}, "one click probability for all", "", COUNTING),
+    _click_model("rctr", "RCTR", {"tower": "rank"}, "a click probability per rank", "", COUNTING),
+    _click_model("dctr", "DCTR", {"tower": "document"}, "a click probability per document", "", COUNTING),
+    _click_model("rdctr", "RDCTR", {"tower": "rank_document"}, "one per rank and document", "", COUNTING),
     _click_model(
-        "pbm", "PBM", _TWO_TOWERS, "Richardson 2007; Craswell 2008",
-        "position-based model: examination by rank times relevance", EM,
+        "pbm", "PBM", _TWO_TOWERS, "position-based model: examination by rank times relevance",
+        "Richardson 2007; Craswell 2008", EM,
     ),
     _click_model(
         "trust", "TrustPBM",
-        {**_TWO_TOWERS, "trust_relevant": "rank", "trust_irrelevant": "rank_at_low_probability"}, "Agarwal 2019",
+        {**_TWO_TOWERS, "trust_relevant": "rank", "trust_irrelevant": "rank_at_low_probability"},
         "PBM with trust bias: irrelevant documents are clicked too, the more the higher they are ranked",
+        "Agarwal 2019",
     ),
     _click_model(
-        "additive", "AdditivePBM", _ADDITIVE, "Guo 2019; Yan 2022", "additive two-tower: logits of rank and document"
+        "additive", "AdditivePBM", _ADDITIVE, "additive two-tower: logits of rank and document", "Guo 2019; Yan 2022"
     ),
     _click_model(
-        "ubm", "UBM", {"relevance": "document", "examination": "last_click"}, "Dupret 2008",
-        "user browsing model: examination by rank and the last click above", EM,
+        "ubm", "UBM", {"relevance": "document", "examination": "last_click"},
+        "user browsing model: examination by rank and the last click above",
+        "Dupret 2008", EM,
     ),
-    _click_model("cascade", "CascadeModel", _DOCUMENT, "Craswell 2008", "the first click ends the session", COUNTING),
+    _click_model("cascade", "CascadeModel", _DOCUMENT, "the first click ends the session", "Craswell 2008", COUNTING),
     _click_model(
-        "dcm", "DCM", {"relevance": "document", "continuation": "rank"}, "Guo 2009",
-        "dependent click model: going on after a click depends on the rank", COUNTING,
+        "dcm", "DCM", {"relevance": "document", "continuation": "rank"},
+        "dependent click model: going on after a click depends on the rank",
+        "Guo 2009", COUNTING,
     ),
     _click_model(
-        "sdbn", "SDBN", {"relevance": "document", "satisfaction": "document"}, "Chapelle and Zhang 2009",
-        "simplified DBN: users go on until satisfied", COUNTING,
+        "sdbn", "SDBN", {"relevance": "document", "satisfaction": "document"},
+        "simplified DBN: users go on until satisfied",
+        "Chapelle and Zhang 2009", COUNTING,
     ),
     _click_model(
         "dbn", "DBN",
         {"relevance": "document", "satisfaction": "document", "continuation": "constant_high"},
-        "Chapelle and Zhang 2009", "dynamic Bayesian network: users may also give up before they are satisfied", EM,
+        "dynamic Bayesian network: users may also give up before they are satisfied", "Chapelle and Zhang 2009", EM,
     ),
     _click_model(
         "ccm", "CCM",
@@ -104,7 +108,7 @@ _ROWS: tuple[MethodSpec, ...] = (
             "after_irrelevant_click": "constant",
             "after_relevant_click": "constant",
         },
-        "Guo 2009", "click chain model: going on depends on a skip or on the relevance of the click", EM,
+        "click chain model: going on depends on a skip or on the relevance of the click", "Guo 2009", EM,
     ),
     MethodSpec(
         "naive", NAIVE, "pointwise: cross-entropy of clicks", makes="ultr.baselines.NaivePointwise", towers=_DOCUMENT

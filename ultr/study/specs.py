@@ -13,9 +13,15 @@ Need = Literal["propensity", "affine", "displays", "logging_policy", "ranks"]
 LearnsFrom = Literal["clicks", "grades", "nothing"]
 Builder = Literal["towers", "frozen", "dropout", "position-weighted", "regression"]
 
+# Networks over features by the names of `--relevance`: class, and which settings of `ModelConfig` it takes.
+NETWORK_TOWERS: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "linear": ("ultr.towers.Linear", ()),
+    "mlp": ("ultr.towers.MLP", ("hidden",)),
+    "dcn": ("ultr.towers.DCNV2", ("hidden",)),
+}
 COMPRESSED_TABLES = ("hashed", "quotient-remainder", "robe")
 TABLES = ("table", *COMPRESSED_TABLES)
-NETWORKS = ("linear", "mlp", "dcn")
+NETWORKS = tuple(NETWORK_TOWERS)
 RELEVANCE_TOWERS = ("auto", *TABLES, *NETWORKS)
 OPTIMIZERS = ("adam", "lazy-adam", "lazy-adagrad")
 
@@ -85,9 +91,7 @@ class MethodSpec:
         Raises:
           ValueError: the method has none.
         """
-        module, _, name = self.makes.rpartition(".")
-        found: type = getattr(importlib.import_module(module), name)
-        return found
+        return import_class(self.makes)
 
     def option(self, name: str) -> Option | None:
         """Finds an option of the method by name."""
@@ -96,3 +100,14 @@ class MethodSpec:
     def defaults(self) -> dict[str, object]:
         """Returns the default of each option."""
         return {option.name: option.default for option in self.options}
+
+
+def import_class(dotted: str) -> type:
+    """Imports a class by its dotted name.
+
+    Raises:
+      ValueError: the name is empty.
+    """
+    module, _, name = dotted.rpartition(".")
+    found: type = getattr(importlib.import_module(module), name)
+    return found

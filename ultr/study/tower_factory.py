@@ -12,7 +12,8 @@ from flax import nnx
 from ultr import towers
 from ultr.data import ClickLog, Collection
 from ultr.errors import ConfigError
-from ultr.study.specs import COMPRESSED_TABLES, RELEVANCE_TOWERS, TABLES
+from ultr.study.specs import COMPRESSED_TABLES, NETWORK_TOWERS, RELEVANCE_TOWERS, TABLES, import_class
+from ultr.text import did_you_mean
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,10 +24,10 @@ class ModelConfig:
       model: a method that is trained on a log (`ultr.study.registry.METHODS`), or click models joined by `+` for a
         mixture, such as `pbm+dbn`.
       relevance: what the document towers are: a table over document ids (`table`, or compressed: `hashed`,
-        `quotient-remainder`, `robe`), or a network over features (`linear`, `mlp`, `dcn`); `auto`: an MLP where the
-        log has features, else a table.
+        `quotient-remainder`, `robe`), or a network over features (a name in `specs.NETWORK_TOWERS`); `auto`: an MLP
+        where the log has features, else a table.
       rows: shared rows of a compressed table; None: a tenth of the documents.
-      hidden: widths of the hidden layers of `mlp` and `dcn`.
+      hidden: widths of the hidden layers of networks that have some.
       transform: scaling of the features, `standardise` or `log1p`.
       seed: decides the starting weights.
       options: options of the method, such as the `clip` of weighted methods; those in its row of the registry.
@@ -71,7 +72,8 @@ def resolve_relevance(name: str, data: ClickLog | Collection) -> str:
       ConfigError: an unknown name, or a network where there are no features.
     """
     if name not in RELEVANCE_TOWERS:
-        raise ConfigError(f"unknown relevance tower '{name}'; known: {', '.join(RELEVANCE_TOWERS)}")
+        hint = did_you_mean(name, RELEVANCE_TOWERS)
+        raise ConfigError(f"unknown relevance tower '{name}'{hint}; known: {', '.join(RELEVANCE_TOWERS)}")
     features = TowerInputs.of(data).features
     if name == "auto":
         return "mlp" if features else "table"
@@ -108,9 +110,9 @@ class TowerFactory:
             known = ", ".join(COMPRESSED_TABLES)
             raise ConfigError(f"rows belong to a compressed table ({known}); the relevance is '{self.relevance}'")
 
-    def make(self, kind: str) -> Any:
+    def make(self, tower: str) -> Any:
         """Makes a tower by the name that `MethodSpec.towers` gives: the name of a method of this class."""
-        return getattr(self, kind)()
+        return getattr(self, tower)()
 
     def scaler(self) -> towers.Scaler:
         """Measures the features once and returns a scaler of its own for each tower."""
@@ -126,13 +128,10 @@ class TowerFactory:
             kind = "full" if self.relevance == "table" else self.relevance
             rows = config.rows or max(self.inputs.documents // 10, 1)
             return towers.DocumentTable(self.inputs.documents, kind=kind, rows=rows, rngs=self.rngs)
+        dotted, settings = NETWORK_TOWERS[self.relevance]
+        given = {"hidden": config.hidden} if "hidden" in settings else {}
         scaler = self.scaler()
-        tower: Any
-        if self.relevance == "linear":
-            tower = towers.Linear(size, scaler=scaler, rngs=self.rngs)
-        else:
-            network = towers.MLP if self.relevance == "mlp" else towers.DCNV2
-            tower = network(size, hidden=config.hidden, scaler=scaler, rngs=self.rngs)
+        tower = import_class(dotted)(size, **given, scaler=scaler, rngs=self.rngs)
         return tower if self.stored is None else towers.Stored(tower, values=self.stored)
 
     def rank(self) -> towers.RankTable:
@@ -144,7 +143,7 @@ class TowerFactory:
         return towers.RankTable(self.inputs.ranks, pin_first=True)
 
     def rank_at_low_probability(self) -> towers.RankTable:
-        """Makes a table over ranks that starts low, for trust in irrelevant documents.
+        """Makes a table over ranks that starts at a low probability, such as that of trust in irrelevant documents.
 
         Where relevant and irrelevant documents are trusted alike at the start, relevance may as well turn out inverted.
         """
