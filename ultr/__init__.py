@@ -3,37 +3,49 @@
 The public names load their modules when first used, so that `import ultr` is quick.
 """
 
-from __future__ import annotations
+from typing import TYPE_CHECKING
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from ultr.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from ultr import (
-        baselines,
-        data,
-        evaluation,
-        identifiability,
-        ingest,
-        models,
-        plots,
-        propensity,
-        simulate,
-        study,
-        towers,
-        training,
-    )
-    from ultr.data import ClickLog, Collection, Counts, Dataset, InMemory, as_dataset, collapse, open_data
-    from ultr.errors import CheckpointError, ConfigError, DataError, UltrError
-    from ultr.evaluation import Estimate, evaluate
-    from ultr.ingest import prepare
-    from ultr.models import ClickModel
-    from ultr.sessions import Sessions
-    from ultr.training import Fitted, fit, load, save, solve
+    from ultr import baselines as baselines
+    from ultr import data as data
+    from ultr import evaluation as evaluation
+    from ultr import identifiability as identifiability
+    from ultr import ingest as ingest
+    from ultr import models as models
+    from ultr import plots as plots
+    from ultr import propensity as propensity
+    from ultr import simulate as simulate
+    from ultr import study as study
+    from ultr import towers as towers
+    from ultr import training as training
+    from ultr.data import ClickLog as ClickLog
+    from ultr.data import Collection as Collection
+    from ultr.data import Counts as Counts
+    from ultr.data import Dataset as Dataset
+    from ultr.data import InMemory as InMemory
+    from ultr.data import as_dataset as as_dataset
+    from ultr.data import collapse as collapse
+    from ultr.data import open_data as open_data
+    from ultr.errors import CheckpointError as CheckpointError
+    from ultr.errors import ConfigError as ConfigError
+    from ultr.errors import DataError as DataError
+    from ultr.errors import UltrError as UltrError
+    from ultr.evaluation import Estimate as Estimate
+    from ultr.evaluation import evaluate as evaluate
+    from ultr.ingest import prepare as prepare
+    from ultr.models import ClickModel as ClickModel
+    from ultr.sessions import Sessions as Sessions
+    from ultr.training import Fitted as Fitted
+    from ultr.training import fit as fit
+    from ultr.training import load as load
+    from ultr.training import save as save
+    from ultr.training import solve as solve
 
 __version__ = "0.1.0"
 
-_MODULES = (
+_PACKAGES = (
     "baselines",
     "data",
     "evaluation",
@@ -47,76 +59,14 @@ _MODULES = (
     "towers",
     "training",
 )
-_NAMES = {
-    "CheckpointError": "ultr.errors",
-    "ClickLog": "ultr.data",
-    "ClickModel": "ultr.models",
-    "Collection": "ultr.data",
-    "ConfigError": "ultr.errors",
-    "Counts": "ultr.data",
-    "Dataset": "ultr.data",
-    "DataError": "ultr.errors",
-    "Estimate": "ultr.evaluation",
-    "Fitted": "ultr.training",
-    "InMemory": "ultr.data",
-    "Sessions": "ultr.sessions",
-    "UltrError": "ultr.errors",
-    "as_dataset": "ultr.data",
-    "collapse": "ultr.data",
-    "evaluate": "ultr.evaluation",
-    "fit": "ultr.training",
-    "load": "ultr.training",
-    "open_data": "ultr.data",
-    "prepare": "ultr.ingest",
-    "save": "ultr.training",
-    "solve": "ultr.training",
+_EXPORTS = {
+    "data": ("ClickLog", "Collection", "Counts", "Dataset", "InMemory", "as_dataset", "collapse", "open_data"),
+    "errors": ("CheckpointError", "ConfigError", "DataError", "UltrError"),
+    "evaluation": ("Estimate", "evaluate"),
+    "ingest": ("prepare",),
+    "models": ("ClickModel",),
+    "sessions": ("Sessions",),
+    "training": ("Fitted", "fit", "load", "save", "solve"),
 }
-
-__all__ = [
-    "CheckpointError",
-    "ClickLog",
-    "ClickModel",
-    "Collection",
-    "ConfigError",
-    "Counts",
-    "DataError",
-    "Dataset",
-    "Estimate",
-    "Fitted",
-    "InMemory",
-    "Sessions",
-    "UltrError",
-    "as_dataset",
-    "baselines",
-    "collapse",
-    "data",
-    "evaluate",
-    "evaluation",
-    "fit",
-    "identifiability",
-    "ingest",
-    "load",
-    "models",
-    "open_data",
-    "plots",
-    "prepare",
-    "propensity",
-    "save",
-    "simulate",
-    "solve",
-    "study",
-    "towers",
-    "training",
-]
-
-
-def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        return importlib.import_module(f"ultr.{name}")
-    if name in _NAMES:
-        return getattr(importlib.import_module(_NAMES[name]), name)
-    raise AttributeError(f"module 'ultr' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+__all__ = [*_PACKAGES, *(name for names in _EXPORTS.values() for name in names)]
+__getattr__, __dir__ = lazy_exports(__name__, _EXPORTS, packages=_PACKAGES)

@@ -112,6 +112,17 @@ def json_values(value: Any) -> Any:
     return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
+class JsonResult:
+    """A result that converts itself for JSON; base class of dataclasses."""
+
+    __slots__ = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Converts to numbers, lists and dictionaries for `json.dumps`; numbers that are not finite become None."""
+        converted: dict[str, Any] = json_values(self)
+        return converted
+
+
 def json_digest(value: Any) -> str:
     """Computes the hex SHA-256 of a JSON value, whatever the order of its keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
@@ -121,16 +132,6 @@ def file_digest(path: str | os.PathLike[str]) -> str:
     """Computes the hex SHA-256 of a file's content."""
     with open(path, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def array_digest(*arrays: np.ndarray | None) -> str:
-    """Computes the hex SHA-256 of the types, shapes and values of arrays; those that are None are left out."""
-    total = hashlib.sha256()
-    for array in arrays:
-        if array is not None:
-            total.update(f"{array.dtype}{array.shape}".encode())
-            total.update(np.ascontiguousarray(array).data)
-    return total.hexdigest()
 
 
 def check_output_folder(out: Path, *, may_hold: Callable[[Path], bool] | Iterable[str] = ()) -> None:

@@ -116,6 +116,16 @@ class _RelevanceScored(ClickModel):
         return _logits(self.relevance, sessions.unbiased(), "relevance")
 
 
+class _RelevanceAndExamination(_RelevanceScored):
+    """A click model of two towers, relevance and examination; abstract."""
+
+    slots = ("relevance", "examination")
+
+    def __init__(self, *, relevance: TowerLike, examination: TowerLike) -> None:
+        self.relevance = as_tower(relevance)
+        self.examination = as_tower(examination)
+
+
 class ClickOrSkip(flax.struct.PyTreeNode):
     """Clicks that are independent given their rank and the last click above, by the log-probabilities of both outcomes.
 
@@ -180,19 +190,14 @@ class RDCTR(_CTR):
     """CTR by (rank, document); tower: `towers.RankDocumentTable`. Ranks by the click rate at rank 1."""
 
 
-class PBM(_RelevanceScored, LatentVariableModel):
+class PBM(_RelevanceAndExamination, LatentVariableModel):
     """Position-based model: P(click) = examination_k relevance (Richardson 2007; Craswell 2008).
 
     Only the examination relative to rank 1 is identified.
     """
 
     sufficient_statistics = "rank"
-    slots = ("relevance", "examination")
     from_latents = staticmethod(_examined)
-
-    def __init__(self, *, relevance: TowerLike, examination: TowerLike) -> None:
-        self.relevance = as_tower(relevance)
-        self.examination = as_tower(examination)
 
     def __call__(self, sessions: Sessions) -> PositionClicks:
         relevance = _logits(self.relevance, sessions, "relevance")
@@ -240,7 +245,7 @@ class TrustPBM(_RelevanceScored):
         return PositionClicks(click - skip, sessions.mask, sessions.rank_axis)
 
 
-class AdditivePBM(_RelevanceScored):
+class AdditivePBM(_RelevanceAndExamination):
     """The additive two-tower: P(click) = sigmoid(examination + relevance) (Guo 2019; Yan 2022).
 
     Not the PBM: an additive constant may move between the towers, so pin the examination of rank 1 to 0
@@ -248,11 +253,6 @@ class AdditivePBM(_RelevanceScored):
     """
 
     sufficient_statistics = "rank"
-    slots = ("relevance", "examination")
-
-    def __init__(self, *, relevance: TowerLike, examination: TowerLike) -> None:
-        self.relevance = as_tower(relevance)
-        self.examination = as_tower(examination)
 
     def __call__(self, sessions: Sessions) -> PositionClicks:
         relevance = _logits(self.relevance, sessions, "relevance")
@@ -260,7 +260,7 @@ class AdditivePBM(_RelevanceScored):
         return PositionClicks(relevance + examination, sessions.mask, sessions.rank_axis)
 
 
-class UBM(_RelevanceScored, LatentVariableModel):
+class UBM(_RelevanceAndExamination, LatentVariableModel):
     """User browsing model: examination depends on the rank and the last clicked rank (Dupret 2008).
 
     The examination tower returns logits [B, K, K+1], last axis: no click above, then the last click
@@ -268,12 +268,7 @@ class UBM(_RelevanceScored, LatentVariableModel):
     """
 
     sufficient_statistics = "last-click"
-    slots = ("relevance", "examination")
     from_latents = staticmethod(_examined)
-
-    def __init__(self, *, relevance: TowerLike, examination: TowerLike) -> None:
-        self.relevance = as_tower(relevance)
-        self.examination = as_tower(examination)
 
     def __call__(self, sessions: Sessions) -> PositionClicks:
         b, k = sessions.shape

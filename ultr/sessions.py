@@ -236,7 +236,7 @@ class Sessions(flax.struct.PyTreeNode):
         for name, value in per_rank.items():
             if value is None:
                 continue
-            array = np.asarray(value.whole() if isinstance(value, SharedFeature) else value)
+            array = np.asarray(whole_feature(value))
             if array.shape[:2] != mask.shape:
                 raise DataError(f"expected [B, K] = {mask.shape}, found {array.shape}", file=source, field=name)
             if name == "clicks":
@@ -280,7 +280,7 @@ def concatenate(batches: Sequence[Sessions]) -> Sessions:
     if len(layouts) > 1:
         raise DataError("expected batches of one layout, found some with lists first and some with ranks first")
     width = max(b.shape[b.rank_axis] for b in batches)
-    plain = [b.replace(features={n: _whole(x) for n, x in b.features.items()}).pad(width=width) for b in batches]
+    plain = [b.replace(features={n: whole_feature(x) for n, x in b.features.items()}).pad(width=width) for b in batches]
     structures = {jax.tree.structure(b) for b in plain}
     if len(structures) > 1:
         raise DataError(f"expected batches with the same fields, found {len(structures)} different sets")
@@ -291,5 +291,6 @@ def concatenate(batches: Sequence[Sessions]) -> Sessions:
     return joined
 
 
-def _whole(x: Any) -> Any:
+def whole_feature(x: Any) -> Any:
+    """Makes a `SharedFeature` a plain array; other features stay as they are."""
     return x.whole() if isinstance(x, SharedFeature) else x

@@ -1,4 +1,4 @@
-"""Tables and phrases for people: plain and Markdown tables, lists of ranks, suggestions for misspelt names."""
+"""Tables and phrases for people: plain and Markdown tables, ranks, numbers of things, hints at misspelt names."""
 
 from __future__ import annotations
 
@@ -39,6 +39,11 @@ def ranks_text(ranks: Iterable[int]) -> str:
     runs = [[rank for _, rank in run] for _, run in groupby(enumerate(given), lambda pair: pair[1] - pair[0])]
     parts = [str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs]
     return f"{'rank' if len(given) == 1 else 'ranks'} {', '.join(parts)}" if parts else "no rank"
+
+
+def counted(number: float, one: str, several: str = "") -> str:
+    """Names a number of things, such as "1 row" or "2,000 rows"; `several` where it is not `one` with an s."""
+    return f"{number:,.0f} {one if number == 1 else several or f'{one}s'}"
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

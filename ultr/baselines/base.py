@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import rax
 
 from ultr.errors import ConfigError
+from ultr.hashing import murmur32
 from ultr.rankers import Ranker
 from ultr.sessions import Array, Sessions
 from ultr.towers import TowerLike, as_tower
@@ -58,18 +59,11 @@ def ranks_of(scores: Array, mask: Array, salt: Array) -> jax.Array:
     scores, mask = jnp.asarray(jax.lax.stop_gradient(scores), jnp.float32), jnp.asarray(mask)
     row = jax.lax.broadcasted_iota(jnp.uint32, scores.shape, 0)
     column = jax.lax.broadcasted_iota(jnp.uint32, scores.shape, 1)
-    place = _mixed(_mixed(row) + column)
+    place = murmur32(murmur32(row) + column)
     bits = jnp.where(mask, jax.lax.bitcast_convert_type(scores, jnp.uint32), jnp.uint32(0))
     seed = jnp.sum(
-        jnp.where(mask, _mixed(bits + place) * (1 + 2 * jnp.asarray(salt).astype(jnp.uint32)), jnp.uint32(0))
+        jnp.where(mask, murmur32(bits + place) * (1 + 2 * jnp.asarray(salt).astype(jnp.uint32)), jnp.uint32(0))
     )
-    chance = _mixed(place ^ seed)
+    chance = murmur32(place ^ seed)
     order = jax.lax.sort((~mask, -scores, chance, column.astype(jnp.int32)), dimension=1, num_keys=3)[3]
     return jnp.argsort(order, axis=1).astype(jnp.int32) + 1
-
-
-def _mixed(x: jax.Array) -> jax.Array:
-    """Spreads 32-bit numbers (the finaliser of MurmurHash3)."""
-    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
-    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
-    return x ^ (x >> 16)

@@ -50,7 +50,10 @@ class _LazyGroup(click.Group):
             formatter.write_dl(list(COMMANDS.items()))
 
 
-@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100, "show_default": True}
+
+
+@click.group(cls=_LazyGroup, context_settings=CONTEXT)
 @click.version_option(__version__, prog_name="ultr")
 def cli() -> None:
     """Unbiased learning to rank: from a click log to a ranker freed of position and trust bias.
@@ -117,6 +120,7 @@ class MethodsCommand(click.Command):
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result alone, as JSON.")
 seed_option = click.option(
-    "--seed", default=0, show_default=True, type=click.IntRange(0, 2**31 - 1), help="Seed of everything that is random."
+    "--seed", default=0, type=click.IntRange(0, 2**31 - 1), help="Seed of everything that is random."
 )
+ranks_option = click.option("--ranks", type=click.IntRange(min=1), help="Look at ranks 1 to this only [all].")
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace what stands at --out.")

@@ -27,9 +27,7 @@ from ultr.study.registry import METHODS
 @click.option(
     "--seed", "seeds", multiple=True, type=int, help="Only this seed of the study; may be given several times."
 )
-@click.option(
-    "--jobs", default=1, show_default=True, type=click.IntRange(min=1), help="Processes; one log and seed each."
-)
+@click.option("--jobs", default=1, type=click.IntRange(min=1), help="Processes; one log and seed each.")
 @click.option("--retry", is_flag=True, help="Make those runs again that failed.")
 @click.option("--keep-logs", is_flag=True, help="Keep the simulated logs, in OUT/logs.")
 @click.option(

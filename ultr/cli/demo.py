@@ -17,14 +17,11 @@ FORMAT = "ultr-demo"
 
 
 @click.command()
-@click.option(
-    "--out", default="demo", show_default=True, type=click.Path(path_type=Path), help="Folder of the results."
-)
-@click.option("--sessions", default=100_000, show_default=True, type=click.IntRange(min=1000))
+@click.option("--out", default="demo", type=click.Path(path_type=Path), help="Folder of the results.")
+@click.option("--sessions", default=100_000, type=click.IntRange(min=1000))
 @click.option(
     "--queries",
     default=900,
-    show_default=True,
     type=click.IntRange(min=9),
     help="Queries to learn from; a ninth as many choose the epochs, five ninths as many judge the rankers.",
 )

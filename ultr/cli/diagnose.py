@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from ultr.cli import json_option, output
+from ultr.cli import json_option, output, ranks_option
 from ultr.errors import UltrError
 
 
@@ -16,22 +16,26 @@ from ultr.errors import UltrError
 @click.option(
     "--target",
     default=0.05,
-    show_default=True,
     type=click.FloatRange(0.001, 1, max_open=True),
     help="Relative standard error of the propensities that is wanted.",
 )
 @click.option("--split", help="Diagnose this split of the log only.")
-@click.option("--ranks", type=click.IntRange(min=1), help="Look at ranks 1 to this only [all].")
+@ranks_option
 @click.option(
     "--share",
     default=0.5,
-    show_default=True,
     type=click.FloatRange(0, 1, min_open=True),
     help="Share of the log's sessions of a query that the swap plan may randomise.",
 )
 @click.option("--pairs", type=click.IntRange(min=1), help="Pairs of ranks that the plan may exchange per session [50].")
 @click.option("--run", type=click.Path(path_type=Path), help="Run of `ultr train` whose bias curve to compare.")
-@click.option("--seed", default=0, type=click.IntRange(0, 2**31 - 1), help="Has no effect: nothing here is random.")
+@click.option(
+    "--seed",
+    default=0,
+    show_default=False,
+    type=click.IntRange(0, 2**31 - 1),
+    help="Has no effect: nothing here is random.",
+)
 @json_option
 def command(
     log: Path,

@@ -43,14 +43,12 @@ class _WithMetrics(click.Command):
 @click.option(
     "--empty-queries",
     default="skip",
-    show_default=True,
     type=click.Choice(["skip", "zero", "one"]),
     help="The value of a query without a relevant document; skip leaves it out.",
 )
 @click.option(
     "--cluster",
     default="session",
-    show_default=True,
     type=click.Choice(["session", "query"]),
     help="The independent units of the standard errors of click metrics.",
 )

@@ -60,7 +60,6 @@ def _column_options(command: Callable[..., None]) -> Callable[..., None]:
     "--format",
     "format_",
     default="table",
-    show_default=True,
     metavar="FORMAT",
     type=click.Choice(list(READERS)),
     help="Format of the inputs; the formats are listed below.",
@@ -74,7 +73,6 @@ def _column_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option(
     "--split-by",
     default="query",
-    show_default=True,
     type=click.Choice(["query", "session", "time"]),
     help="Draw the lists of a query together, or each list, or take the earliest lists for the first split.",
 )

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ultr import plots
-from ultr.cli import json_option, output, seed_option
+from ultr.cli import json_option, output, ranks_option, seed_option
 from ultr.errors import ConfigError, DataError
 from ultr.files import write_text
 from ultr.plots.style import check_file
@@ -44,13 +44,11 @@ class _PropensityCommand(click.Command):
     "methods",
     multiple=True,
     default=["conditional-likelihood"],
-    show_default=True,
     help="Estimator, one of those below; may be given several times.",
 )
 @click.option(
     "--errors",
     default="information",
-    show_default=True,
     type=click.Choice(["information", "query"]),
     help="For likelihoods: errors from the information matrix, right where the model is; query: robust to a wrong "
     "model, by a sandwich over queries.",
@@ -58,7 +56,6 @@ class _PropensityCommand(click.Command):
 @click.option(
     "--replicates",
     default=1000,
-    show_default=True,
     type=click.IntRange(min=40),
     help="For the other estimators: how many times queries are resampled.",
 )
@@ -68,12 +65,11 @@ class _PropensityCommand(click.Command):
 @click.option(
     "--bins",
     default=4,
-    show_default=True,
     type=click.IntRange(min=1),
     help="Number of intervals that a --context of numbers is cut into.",
 )
 @click.option("--split", help="Read this split of the log only.")
-@click.option("--ranks", type=click.IntRange(min=1), help="Look at ranks 1 to this only [all].")
+@ranks_option
 @click.option("--out", type=click.Path(path_type=Path), help="Also write the table: .csv or .json.")
 @click.option("--figure", type=click.Path(path_type=Path), help="Also draw the curves: .png, .svg or .pdf.")
 @seed_option

@@ -63,13 +63,12 @@ def _contexts(ctx: click.Context, option: click.Parameter, values: tuple[str, ..
 @click.option(
     "--model",
     default="pbm",
-    show_default=True,
     help="gctr, rctr, dctr, rdctr, pbm, trust, trust-affine, additive, ubm, cascade, dcm, sdbn, dbn, ccm, mixture; "
     "followed by -bottom-up: reading upwards; joined by +: a mixture of users.",
 )
 @click.option("--shares", callback=_numbers, help="Shares of the users of each kind, for names joined by +.")
-@click.option("--eta", default=1.0, show_default=True, help="How fast examination falls: 1 / rank^eta.")
-@click.option("--examination", default="inverse", show_default=True, help="inverse (1/rank) or joachims (a table).")
+@click.option("--eta", default=1.0, help="How fast examination falls: 1 / rank^eta.")
+@click.option("--examination", default="inverse", help="inverse (1/rank) or joachims (a table).")
 @click.option("--drift", type=float, help="eta at the end of the log, to which it changes linearly.")
 @click.option(
     "--context",
@@ -78,28 +77,18 @@ def _contexts(ctx: click.Context, option: click.Parameter, values: tuple[str, ..
     metavar="NAME=VALUE:FACTOR[:SHARE],...",
     help="A property of sessions, drawn at random, whose values multiply eta by a factor each. Repeatable.",
 )
-@click.option(
-    "--flip", default=0.0, show_default=True, help="Probability that the opposite of what the user did is recorded."
-)
-@click.option(
-    "--random-clicks", default=0.0, show_default=True, help="Probability of an accidental click on a document."
-)
-@click.option(
-    "--policy", default="linear", show_default=True, help="random, oracle, noisy, linear, boosted or strength."
-)
-@click.option(
-    "--temperature", default=0.0, show_default=True, help="Plackett-Luce randomness of the rankings; 0: none."
-)
-@click.option("--epsilon", default=0.0, show_default=True, help="Probability of a random document at each rank.")
-@click.option("--swaps", default=0.0, show_default=True, help="Probability that two neighbours are exchanged.")
-@click.option("--noise", default=1.0, show_default=True, help="noisy: standard deviation of the error, in grades.")
-@click.option("--share", default=0.01, show_default=True, help="linear, boosted: share of the queries to train on.")
-@click.option(
-    "--strength", default=1.0, show_default=True, help="strength: from -1 (the worst ranking) over 0 to 1 (the oracle)."
-)
-@click.option("--sessions", default=100_000, show_default=True, help="Number of sessions.")
-@click.option("--ranks", default=10, show_default=True, help="The most documents that a session shows.")
-@click.option("--zipf", default=0.0, show_default=True, help="Exponent of the query frequencies 1/i^zipf; 0: uniform.")
+@click.option("--flip", default=0.0, help="Probability that the opposite of what the user did is recorded.")
+@click.option("--random-clicks", default=0.0, help="Probability of an accidental click on a document.")
+@click.option("--policy", default="linear", help="random, oracle, noisy, linear, boosted or strength.")
+@click.option("--temperature", default=0.0, help="Plackett-Luce randomness of the rankings; 0: none.")
+@click.option("--epsilon", default=0.0, help="Probability of a random document at each rank.")
+@click.option("--swaps", default=0.0, help="Probability that two neighbours are exchanged.")
+@click.option("--noise", default=1.0, help="noisy: standard deviation of the error, in grades.")
+@click.option("--share", default=0.01, help="linear, boosted: share of the queries to train on.")
+@click.option("--strength", default=1.0, help="strength: from -1 (the worst ranking) over 0 to 1 (the oracle).")
+@click.option("--sessions", default=100_000, help="Number of sessions.")
+@click.option("--ranks", default=10, help="The most documents that a session shows.")
+@click.option("--zipf", default=0.0, help="Exponent of the query frequencies 1/i^zipf; 0: uniform.")
 @click.option("--times", is_flag=True, help="Write a column time, from 0 to 1; always written with --drift.")
 @click.option("--split", help="Only this split of the collection.")
 @seed_option

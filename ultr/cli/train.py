@@ -48,7 +48,6 @@ def _widths(text: str) -> tuple[int, ...]:
 @click.option(
     "--model",
     default="pbm",
-    show_default=True,
     help="A method, listed below; click models joined by + are a mixture, such as pbm+dbn.",
 )
 @click.option(
@@ -63,34 +62,30 @@ def _widths(text: str) -> tuple[int, ...]:
 @click.option(
     "--relevance",
     default="auto",
-    show_default=True,
     help=f"The relevance tower: {', '.join(RELEVANCE_TOWERS[1:])}; auto: mlp where there are features, else table.",
 )
 @click.option(
     "--rows", type=click.IntRange(min=1), help="Shared rows of a compressed table [a tenth of the documents]."
 )
-@click.option("--hidden", default="64,64", show_default=True, help="Widths of the hidden layers.")
-@click.option("--transform", default="standardise", show_default=True, help="Scaling: standardise or log1p.")
-@click.option("--split", default="train", show_default=True, help="The split to train on, where the log has splits.")
+@click.option("--hidden", default="64,64", help="Widths of the hidden layers.")
+@click.option("--transform", default="standardise", help="Scaling: standardise or log1p.")
+@click.option("--split", default="train", help="The split to train on, where the log has splits.")
 @click.option("--valid", type=click.Path(path_type=Path), help="A log whose sessions judge the epochs.")
 @click.option(
     "--valid-split",
     default="valid",
-    show_default=True,
     help="Without --valid: the split whose sessions judge the epochs.",
 )
 @click.option(
     "--valid-fraction",
     default=0.1,
     type=click.FloatRange(0, 1, max_open=True),
-    show_default=True,
     help="Without --valid and --valid-split: the share that is held out (of the sessions for tables, of "
     "the queries for networks); 0: none.",
 )
 @click.option(
     "--solver",
     default="gradient",
-    show_default=True,
     type=click.Choice(list(WITHOUT_EFFECT)),
     help="gradient: minibatches, for every model. For click models on tables, without learning rate and batches: em, "
     "lbfgs, counting (one pass).",
@@ -104,15 +99,13 @@ def _widths(text: str) -> tuple[int, ...]:
 @click.option(
     "--patience",
     default=3,
-    show_default=True,
     type=click.IntRange(min=1),
     help="Epochs without improvement before training stops.",
 )
-@click.option("--batch-size", default=512, show_default=True, type=click.IntRange(min=1))
+@click.option("--batch-size", default=512, type=click.IntRange(min=1))
 @click.option(
     "--optimizer",
     default="auto",
-    show_default=True,
     type=click.Choice(("auto", *OPTIMIZERS)),
     help="adam; lazy-adam, lazy-adagrad: only the rows of document tables that a batch reads; auto: lazy-adam where a "
     "table is large.",
@@ -120,10 +113,9 @@ def _widths(text: str) -> tuple[int, ...]:
 @click.option(
     "--learning-rate",
     default=0.003,
-    show_default=True,
     help="Learning rate of networks; of tables ten times that, of document tables under lazy-adagrad a hundred times.",
 )
-@click.option("--l2", default=0.0, show_default=True, help="Strength of a Gaussian prior on the parameters.")
+@click.option("--l2", default=0.0, help="Strength of a Gaussian prior on the parameters.")
 @click.option("--resume", is_flag=True, help="Continue the interrupted run in --out.")
 @seed_option
 @json_option

@@ -8,7 +8,7 @@ import itertools
 import json
 import os
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +21,7 @@ from ultr.data.batching import WORKERS, PaddedRows, concatenate_rows, rebatch, u
 from ultr.data.collection import Collection
 from ultr.data.columns import CONTEXT, FEATURE, RaggedRows, check_rows, unpack_columns
 from ultr.data.dataset import Dataset, Description
-from ultr.data.row_groups import RowGroup, RowGroupCache, session_columns, whole_lists, without_unseen
+from ultr.data.row_groups import RowGroup, RowGroupCache, WholeLists, session_columns, whole_lists, without_unseen
 from ultr.data.splits import OUTSIDE, assign_by_time, assign_split, check_fractions
 from ultr.data.storage import (
     COLLECTION_FORMAT,
@@ -443,7 +443,7 @@ class ClickLog(Dataset):
         self,
         rows: PaddedRows,
         width: int,
-        whole: Callable[[int, int], tuple[np.ndarray, np.ndarray]],
+        whole: WholeLists,
         share_features: bool,
     ) -> Sessions:
         lengths = rows["length"]

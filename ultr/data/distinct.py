@@ -14,6 +14,7 @@ from ultr.data.columns import CONTEXT, FEATURE, flat_lists
 from ultr.data.counting import with_all_documents
 from ultr.data.grouping import KeyedColumns, SortedGroups, group_starts
 from ultr.data.writer import LogWriter
+from ultr.hashing import murmur64, splitmix64
 
 HashSessions = Callable[[pa.RecordBatch, list[str], list[str]], tuple[np.ndarray, np.ndarray]]
 
@@ -37,15 +38,15 @@ def session_hashes(batch: pa.RecordBatch, lists: list[str], scalars: list[str]) 
     impression |= rank.astype(np.uint64) << np.uint64(1)
     impression |= click.view(np.uint8)
     out = []
-    for mixer in _MIXERS:
-        each = _mixed(impression.copy(), mixer)
+    for permute in (splitmix64, murmur64):
+        each = permute(impression.copy())
         for feature in features:
             each ^= feature.view(np.uint32)
-            each = _mixed(each, mixer)
+            each = permute(each)
         row = np.add.reduceat(each, offsets[:-1])
         for name in scalars:
             row ^= batch[name].to_numpy().view(np.uint32)
-            row = _mixed(row, mixer)
+            row = permute(row)
         out.append(row)
     return out[0], out[1]
 
@@ -143,21 +144,3 @@ def _pick_rows(
             yield batch.filter(pa.array(keep)), weight[:cut]
         number, weight = number[cut:], weight[cut:]
         start += len(batch)
-
-
-# The finalisers of splitmix64 and of MurmurHash3: in each, every input bit changes every output bit.
-_MIXERS = (
-    (30, 0xBF58476D1CE4E5B9, 27, 0x94D049BB133111EB, 31, 0x9E3779B97F4A7C15),
-    (33, 0xFF51AFD7ED558CCD, 33, 0xC4CEB9FE1A85EC53, 33, 0xD1B54A32D192ED03),
-)
-
-
-def _mixed(x: np.ndarray, mixer: tuple[int, ...]) -> np.ndarray:
-    shift1, times1, shift2, times2, shift3, add = map(np.uint64, mixer)
-    x += add
-    x ^= x >> shift1
-    x *= times1
-    x ^= x >> shift2
-    x *= times2
-    x ^= x >> shift3
-    return x

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from ultr.errors import ConfigError
+from ultr.hashing import splitmix64
 
 OUTSIDE = 255  # code of the sessions that a view does not hold
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -50,7 +51,7 @@ def assign_split(keys: np.ndarray, fractions: Mapping[str, float], seed: int, *,
     """
     check_fractions(fractions)
     start = _mix_int((_mix_int(seed & _BITS) ^ (salt & _BITS)) + _GOLDEN)
-    hashed = _mix(_mix(np.asarray(keys).astype(np.uint64) ^ np.uint64(start)))
+    hashed = splitmix64(splitmix64(np.asarray(keys).astype(np.uint64) ^ np.uint64(start)))
     uniform = (hashed >> np.uint64(11)) * 2.0**-53
     edges = np.cumsum(np.fromiter(fractions.values(), np.float64))
     return np.searchsorted(edges[:-1] / edges[-1], uniform, side="right").astype(np.uint8)
@@ -77,14 +78,5 @@ def assign_by_time(times: np.ndarray, fractions: Mapping[str, float]) -> np.ndar
     return out
 
 
-# The finaliser of splitmix64 (Steele, Lea, Flood 2014): every input bit changes every output bit.
-def _mix(x: np.ndarray) -> np.ndarray:
-    x = x + np.uint64(_GOLDEN)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    mixed: np.ndarray = x ^ (x >> np.uint64(31))
-    return mixed
-
-
 def _mix_int(x: int) -> int:
-    return int(_mix(np.array([x & _BITS], np.uint64))[0])
+    return int(splitmix64(np.array([x & _BITS], np.uint64))[0])

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
 
 import numpy as np
 
 from ultr.errors import ConfigError, DataError
 from ultr.evaluation.estimate import Estimate
-from ultr.files import json_values
+from ultr.files import JsonResult
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class ConditionalInformation:
+class ConditionalInformation(JsonResult):
     """The information between a model's scores and the logger's order, given the grades.
 
     Attributes:
@@ -31,11 +30,6 @@ class ConditionalInformation:
     chance: float
     p_value: float
     documents: int
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns plain values for JSON; numbers that are not finite become None."""
-        values: dict[str, Any] = json_values(self)
-        return values
 
 
 def cmip(

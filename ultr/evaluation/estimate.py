@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
 
 import numpy as np
 from scipy.special import ndtri, stdtrit
 
 from ultr.errors import DataError
-from ultr.files import json_values
+from ultr.files import JsonResult
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Estimate:
+class Estimate(JsonResult):
     """A metric's value with its standard error; prints as `value ± standard error`, with `-` for NaN.
 
     Attributes:
@@ -76,11 +75,6 @@ class Estimate:
         value = float(kept.mean()) if n else math.nan
         error = float(kept.std(ddof=1) / math.sqrt(n)) if n > 1 else math.nan
         return cls.of(value, error, count=n, excluded=len(values) - n)
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns plain values for JSON; numbers that are not finite become None."""
-        values: dict[str, Any] = json_values(self)
-        return values
 
     def __str__(self) -> str:
         value, error = ("-" if math.isnan(x) else f"{x:.4f}" for x in (self.value, self.standard_error))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -14,13 +13,13 @@ from ultr.data.dataset import DatasetLike, as_dataset
 from ultr.data.vocabulary import known_documents
 from ultr.errors import ConfigError, DataError
 from ultr.evaluation.estimate import Estimate, paired_difference
-from ultr.files import json_values
+from ultr.files import JsonResult
 
 HEAD_TORSO_TAIL = "head-torso-tail"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class FrequencyBucket:
+class FrequencyBucket(JsonResult):
     """Queries of similar frequency, and the mean of a metric over them.
 
     Attributes:
@@ -37,11 +36,6 @@ class FrequencyBucket:
     queries: int
     sessions: int
     value: Estimate
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns plain values for JSON; numbers that are not finite become None."""
-        values: dict[str, Any] = json_values(self)
-        return values
 
 
 def query_frequency(log: DatasetLike, queries: np.ndarray) -> np.ndarray:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import jax
 import numpy as np
@@ -16,12 +15,12 @@ from ultr.evaluation.conditional_information import ConditionalInformation, cmip
 from ultr.evaluation.contracts import Scorer
 from ultr.evaluation.estimate import Estimate
 from ultr.evaluation.evaluating import per_query
-from ultr.files import json_values
+from ultr.files import JsonResult
 from ultr.sessions import Sessions
 
 
 @dataclasses.dataclass(frozen=True)
-class Cloning:
+class Cloning(JsonResult):
     """A comparison of a model's order of documents with the logger's.
 
     Attributes:
@@ -39,11 +38,6 @@ class Cloning:
     random: Estimate
     grades: Estimate | None
     cmip: ConditionalInformation | None
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns plain values for JSON; numbers that are not finite become None."""
-        values: dict[str, Any] = json_values(self)
-        return values
 
 
 def cloning(

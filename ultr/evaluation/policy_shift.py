@@ -15,11 +15,11 @@ from ultr.evaluation.contracts import ClickPredictor, Scorer
 from ultr.evaluation.estimate import Estimate
 from ultr.evaluation.evaluating import evaluate
 from ultr.evaluation.frequency_buckets import check_shared_vocabulary
-from ultr.files import json_values
+from ultr.files import JsonResult
 
 
 @dataclasses.dataclass(frozen=True)
-class PolicyShift:
+class PolicyShift(JsonResult):
     """One metric of one model on logs of several policies.
 
     Attributes:
@@ -31,11 +31,6 @@ class PolicyShift:
     metric: str
     values: dict[str, Estimate]
     differences: dict[str, Estimate]
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns plain values for JSON; numbers that are not finite become None."""
-        values: dict[str, Any] = json_values(self)
-        return values
 
 
 def across_policies(

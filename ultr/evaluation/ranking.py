@@ -12,18 +12,12 @@ import numpy as np
 from ultr.errors import DataError
 from ultr.evaluation.metrics import RankedLists, RankingMetric
 from ultr.evaluation.moments import sum_by_key
+from ultr.hashing import lowbias32
 from ultr.sessions import Array, Sessions
 
 EMPTY_QUERIES = ("skip", "zero", "one")
 
 MetricAt = tuple[RankingMetric, int | None]  # a metric and its cutoff (None: the whole list)
-
-
-def _mix(x: jax.Array) -> jax.Array:
-    """Permutes uint32 so that each bit of the output depends on every bit of the input (Wellons' lowbias32)."""
-    x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
-    x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
-    return x ^ (x >> 16)
 
 
 def tie_seed(key: jax.Array) -> np.ndarray:
@@ -45,7 +39,7 @@ def random_ranks(scores: Array, where: Array, *, seed: Array, ids: Array) -> jax
     """
     index = jnp.arange(scores.shape[1], dtype=jnp.uint32)[None, :]
     # A hash and not jax.random, which cannot fold in a number per document without compiling for seconds.
-    chance = _mix(_mix(_mix(jnp.asarray(ids) ^ seed[0])[:, None] ^ index) ^ seed[1])
+    chance = lowbias32(lowbias32(lowbias32(jnp.asarray(ids) ^ seed[0])[:, None] ^ index) ^ seed[1])
     place = jnp.broadcast_to(index, scores.shape)
     order: jax.Array = jax.lax.sort((jnp.asarray(~where), jnp.asarray(-scores), chance, place), num_keys=3)[3]
     return jnp.argsort(order, axis=1) + 1

@@ -5,13 +5,12 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from ultr.errors import ConfigError, DataError
 from ultr.evaluation.estimate import Estimate, paired_difference
-from ultr.files import json_values
+from ultr.files import JsonResult
 
 _EXACT = 16  # up to so many differences, all sign vectors are tried
 
@@ -131,7 +130,7 @@ def holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class BaselineComparison:
+class BaselineComparison(JsonResult):
     """The comparison of one method with the baseline.
 
     Attributes:
@@ -147,11 +146,6 @@ class BaselineComparison:
     p_randomisation: float
     holm_t: float
     holm_randomisation: float
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns plain values for JSON; numbers that are not finite become None."""
-        values: dict[str, Any] = json_values(self)
-        return values
 
 
 def compare(

@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.special import chdtrc, erfc
 
 from ultr.errors import ConfigError
-from ultr.files import json_values
+from ultr.files import JsonResult
 from ultr.propensity import Propensities
 from ultr.text import ranks_text
 
@@ -22,7 +22,7 @@ LEVEL = 0.05  # of the test
 
 
 @dataclasses.dataclass(frozen=True)
-class Agreement:
+class Agreement(JsonResult):
     """A bias curve compared with estimated propensities, at the ranks where both are known.
 
     Both are relative to the first of those ranks; R are the others.
@@ -47,11 +47,6 @@ class Agreement:
     p_value: float
     agrees: bool
     notes: tuple[str, ...] = ()
-
-    def to_json(self) -> dict[str, Any]:
-        """Converts to numbers, lists and dictionaries for `json.dumps`; numbers that are not finite become None."""
-        converted: dict[str, Any] = json_values(self)
-        return converted
 
     def text(self) -> str:
         """Says in a sentence or two whether the curve agrees, and where it does not."""

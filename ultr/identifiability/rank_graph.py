@@ -11,7 +11,7 @@ import numpy as np
 from ultr.files import json_values
 from ultr.identifiability.assumed_model import AssumedModel
 from ultr.propensity.information import relative_covariance
-from ultr.text import ranks_text
+from ultr.text import counted, ranks_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,9 +60,9 @@ class RankCut:
         groups = f"{ranks_text(self.near)} and {ranks_text(self.far)}"
         if not self.documents:
             return f"no document was shown both at {groups}"
-        few = f"{self.documents:,} {'document' if self.documents == 1 else 'documents'}"
+        few = counted(self.documents, "document")
         only = "only " if self.documents <= 1000 else ""
-        times = f"{self.impressions:,.0f} {'time' if self.impressions == 1 else 'times'}"
+        times = counted(self.impressions, "time")
         return f"{groups} are compared by {only}{few}, shown {times} on the rarer side"
 
 

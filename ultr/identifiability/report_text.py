@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ultr.text import ranks_text, table
+from ultr.text import counted, ranks_text, table
 
 if TYPE_CHECKING:
     from ultr.identifiability.diagnosis import Report
@@ -137,7 +137,7 @@ def _recommendation(report: Report) -> list[str]:
     if plan.swaps:
         pairs = ", ".join(f"{i} with {j}" for i, j in list(plan.pairs)[:3])
         more = f" and {len(plan.pairs) - 3} more" if len(plan.pairs) > 3 else ""
-        n = f"{plan.queries:,} {'query' if plan.queries == 1 else 'queries'}"
+        n = counted(plan.queries, "query", "queries")
         equal, enough = percent(plan.epsilon_greedy_error), plan.epsilon_greedy_sessions
         needs = f"about {_rounded(enough)} of them reach the target"
         if enough > REALISTIC * report.sessions:
@@ -218,7 +218,7 @@ def number_tables(report: Report) -> list[str]:
             rows.append([f"{swap.sessions:,}", ", ".join(f"{i} with {j}" for i, j in swap.ranks), _short(swap.query)])
         out += ["", table(rows, left=0)]
         rest = len(swaps) - SWAP_ROWS
-        out += [f"and {rest:,} more {'row' if rest == 1 else 'rows'}: see --json"] if rest > 0 else []
+        out += [f"and {counted(rest, 'more row')}: see --json"] if rest > 0 else []
     return out
 
 

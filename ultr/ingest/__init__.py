@@ -3,18 +3,13 @@
 `prepare` is loaded when first used: the command line asks this package for its formats without loading the engine.
 """
 
-from __future__ import annotations
+from typing import TYPE_CHECKING
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from ultr.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from ultr.ingest.preparing import prepare
+    from ultr.ingest.preparing import prepare as prepare
 
-__all__ = ["prepare"]
-
-
-def __getattr__(name: str) -> Any:
-    if name == "prepare":
-        return importlib.import_module("ultr.ingest.preparing").prepare
-    raise AttributeError(f"module 'ultr.ingest' has no attribute {name!r}")
+_EXPORTS = {"preparing": ("prepare",)}
+__all__ = [name for names in _EXPORTS.values() for name in names]
+__getattr__, __dir__ = lazy_exports(__name__, _EXPORTS)

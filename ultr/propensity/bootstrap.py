@@ -10,7 +10,7 @@ import numpy as np
 from ultr.errors import ConfigError
 from ultr.propensity.arm_counts import ArmCounts
 from ultr.propensity.propensities import NO_CLICK_VARIATION, SMALLEST_LOG_ERROR, UPPER_LIMIT_ONLY, Propensities
-from ultr.text import ranks_text
+from ultr.text import counted, ranks_text
 
 MAX_GROUPS = 2000  # more queries than this are put into this many groups, of equal numbers of queries
 BLOCK_SIZE = 1 << 22  # numbers per block of replicates
@@ -116,7 +116,9 @@ def bootstrap_propensities(
         value[has_value] = np.exp(log_value[has_value])
         few = has_value & (problem.queries < TOO_FEW_QUERIES) & (np.arange(arms) > 0)
         for k in np.flatnonzero(few).tolist():
-            reasons[k] = f"no interval: {_queries(int(problem.queries[k]))} behind it, too few to resample"
+            reasons[k] = (
+                f"no interval: {counted(problem.queries[k], 'query', 'queries')} behind it, too few to resample"
+            )
         resampled = has_value & ~few
         if resampled[1:].any():
             draws = resample_groups(
@@ -165,16 +167,12 @@ def _few_queries_warning(queries: np.ndarray, thin: np.ndarray) -> str:
     which = "all ranks" if thin[1:].all() else ranks_text(np.flatnonzero(thin) + 1)
     fewest = int(queries[thin].min())
     warning = (
-        f"the intervals of {which} rest on {_queries(fewest)} or little more: percentile intervals of fewer than "
-        f"{MANY_QUERIES} queries cover a few percent less than 95 %"
+        f"the intervals of {which} rest on {counted(fewest, 'query', 'queries')} or little more: percentile intervals "
+        f"of fewer than {MANY_QUERIES} queries cover a few percent less than 95 %"
     )
     if fewest < FEW_QUERIES:
         warning += f"; resampling fewer than {FEW_QUERIES} queries says too little about the error"
     return warning
-
-
-def _queries(count: int) -> str:
-    return f"{count:,} {'query' if count == 1 else 'queries'}"
 
 
 def _covariance(draws: np.ndarray) -> np.ndarray:

@@ -21,6 +21,7 @@ from ultr.propensity.propensities import (
     log_scale_interval,
     warn_of_one_rank,
 )
+from ultr.text import counted
 
 Errors = Literal["information", "query"]
 FEW_IMPRESSIONS, FEW_QUERIES = 100, 30
@@ -181,7 +182,7 @@ def _warnings(counts: ArmCounts, method: str, errors: Errors) -> list[str]:
     queries = len(np.unique(counts.query[compared]))
     if errors == "query" and queries < FEW_QUERIES:
         out.append(
-            f"errors over queries rest on {queries} {'query' if queries == 1 else 'queries'} that compare ranks, and "
+            f"errors over queries rest on {counted(queries, 'query', 'queries')} that compare ranks, and "
             f"need at least {FEW_QUERIES}: use errors='information', which trusts the model"
         )
     return out

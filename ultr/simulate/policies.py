@@ -9,7 +9,7 @@ import numpy as np
 
 from ultr.data import Collection
 from ultr.errors import ConfigError
-from ultr.sessions import Sessions, SharedFeature
+from ultr.sessions import Sessions, whole_feature
 
 RANKERS = ("random", "oracle", "noisy", "linear", "boosted", "strength")
 _BOOSTING_ROUNDS = 100
@@ -133,7 +133,7 @@ class FittedPolicy:
             raise ConfigError(f"the policy '{ranker}' ranks by document features; these sessions have none")
         if ranker in ("oracle", "noisy", "strength") and sessions.labels is None:
             raise ConfigError(f"the policy '{ranker}' ranks by grades; these sessions have none")
-        whole = None if given is None else np.asarray(given.whole() if isinstance(given, SharedFeature) else given)
+        whole = None if given is None else np.asarray(whole_feature(given))
         features = None if whole is None else whole.reshape(-1, whole.shape[-1])
         count = shape[0] * shape[1]
         labels = np.zeros(count) if sessions.labels is None else np.asarray(sessions.labels, np.float64).reshape(-1)

@@ -49,7 +49,7 @@ def weighted_dcg(
         scores = np.asarray(compiled.scores(batch), np.float64)
         total += weighted_gains(scores, batch, weights)
         rows = np.asarray(batch.mask).any(1)
-        sessions += float(rows.sum() if batch.weight is None else np.asarray(batch.weight, np.float64)[rows].sum())
+        sessions += float(batch.row_weights()[rows].sum())
         lists += int(rows.sum())
         if lists >= max_lists:
             break
@@ -70,5 +70,4 @@ def weighted_gains(scores: np.ndarray, batch: Sessions, weights: np.ndarray) -> 
     equal = ((scores[:, None, :] == scores[:, :, None]) & mask[:, None, :]).sum(2)
     rank = above + (equal + 1) / 2
     gain = np.where(clicks & mask & (rank <= CUTOFF), weights[np.asarray(batch.position)] / np.log2(1 + rank), 0.0)
-    times = 1.0 if batch.weight is None else np.asarray(batch.weight, np.float64)[:, None]
-    return float((gain * times).sum())
+    return float((gain * batch.row_weights()[:, None]).sum())

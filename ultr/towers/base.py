@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 
 from ultr.errors import ConfigError, DataError
-from ultr.sessions import Array, Sessions, SharedFeature
+from ultr.sessions import Array, Sessions, SharedFeature, whole_feature
 
 ParameterGroup = Literal["network", "table"]
 
@@ -158,9 +158,7 @@ def whole_features(sessions: Sessions) -> Sessions:
     """Replaces every `SharedFeature` by a plain array."""
     if not any(isinstance(x, SharedFeature) for x in sessions.features.values()):
         return sessions
-    return sessions.replace(
-        features={n: x.whole() if isinstance(x, SharedFeature) else x for n, x in sessions.features.items()}
-    )
+    return sessions.replace(features={n: whole_feature(x) for n, x in sessions.features.items()})
 
 
 def read_feature(sessions: Sessions, name: str, tower: str) -> jax.Array:
@@ -172,8 +170,7 @@ def read_feature(sessions: Sessions, name: str, tower: str) -> jax.Array:
     if name not in sessions.features:
         known = ", ".join(sorted(sessions.features)) or "none"
         raise ConfigError(f"tower {tower} reads the feature '{name}'; the sessions have: {known}")
-    value = sessions.features[name]
-    return jnp.asarray(value.whole() if isinstance(value, SharedFeature) else value)
+    return jnp.asarray(whole_feature(sessions.features[name]))
 
 
 def declared(model: nnx.Module) -> list[Component]:

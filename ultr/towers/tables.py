@@ -11,6 +11,7 @@ import numpy as np
 from flax import nnx
 
 from ultr.errors import ConfigError
+from ultr.hashing import murmur32
 from ultr.sessions import Array, Sessions
 from ultr.towers.base import IndexBound, LastClickTower, ParameterGroup, Tower, read_feature
 from ultr.towers.lookup import lookup, lookup_small
@@ -195,24 +196,15 @@ class DocumentTable(TableTower):
         if self.kind == "full":
             return lookup(self.table, ids)
         rows = self.rows or 1
+        hashed = (murmur32(ids.astype(jnp.uint32)) % rows).astype(jnp.int32)
         if self.kind == "hashed":
-            return lookup(self.table, jnp.where(ids == 0, rows, (_mix(ids) % rows).astype(jnp.int32)))
+            return lookup(self.table, jnp.where(ids == 0, rows, hashed))
         direction = self.direction[...]
         if self.kind == "quotient-remainder":
             quotient = jnp.take(self.table[...], ids // rows, axis=0)
             return jnp.sum(quotient * jnp.take(direction, ids % rows, axis=0), axis=-1)
-        start = (_mix(ids) % rows).astype(jnp.int32)
-        cells = jnp.stack([(start + i) % rows for i in range(self.dimension)], axis=-1)
+        cells = jnp.stack([(hashed + i) % rows for i in range(self.dimension)], axis=-1)
         return lookup(self.table, jnp.where(ids[..., None] == 0, rows, cells)) @ direction[0]
-
-
-def _mix(ids: jax.Array) -> jax.Array:
-    """Spreads consecutive ids over 32 bits, by the finaliser of MurmurHash3."""
-    x = ids.astype(jnp.uint32)
-    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
-    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
-    mixed: jax.Array = x ^ (x >> 16)
-    return mixed
 
 
 class RankDocumentTable(TableTower):
