@@ -52,7 +52,7 @@ class WeightedMoments:
             self._products += np.reshape(products, self._products.shape)
             return
         assert group is not None
-        keys, sums = sum_by_key(group, weighted)
+        keys, sums = sum_rows_by_key(group, weighted)
         self._pending.append((keys, sums.reshape(-1, channels, width)))
         # Merging only once as much is waiting as is merged keeps the whole at O(rows log rows).
         if sum(len(k) for k, _ in self._pending) > max(len(self._keys), 1 << 16):
@@ -64,7 +64,7 @@ class WeightedMoments:
         rows = [pad_axes(r, width, (2,)) for r in (self._rows, *(r for _, r in self._pending))]
         self._pending = []
         if len(keys):
-            self._keys, self._rows = sum_by_key(keys, np.concatenate(rows))
+            self._keys, self._rows = sum_rows_by_key(keys, np.concatenate(rows))
 
     def groups(self) -> tuple[np.ndarray, np.ndarray]:
         """Returns the group ids [G], ascending, and the weighted sums of their rows [G, C, R]."""
@@ -89,7 +89,7 @@ class WeightedMoments:
         return math.sqrt(max(variance, 0.0) * units / (units - 1))
 
 
-def sum_by_key(keys: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def sum_rows_by_key(keys: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns the distinct keys, ascending, and the sum of the rows [n, ...] of each; n is at least 1."""
     order = np.argsort(keys, kind="stable")
     ordered = keys[order]

@@ -11,7 +11,7 @@ import numpy as np
 
 from ultr.errors import DataError
 from ultr.evaluation.metrics import RankedLists, RankingMetric
-from ultr.evaluation.moments import sum_by_key
+from ultr.evaluation.moments import sum_rows_by_key
 from ultr.hashing import lowbias32
 from ultr.sessions import Array, Sessions
 
@@ -148,6 +148,6 @@ def _by_query(ids: np.ndarray, values: Mapping[MetricAt, np.ndarray]) -> tuple[n
     means = {}
     for metric, value in values.items():
         there = ~np.isnan(value)
-        _, sums = sum_by_key(ids, np.stack([np.where(there, value, 0.0), there], axis=1))
+        _, sums = sum_rows_by_key(ids, np.stack([np.where(there, value, 0.0), there], axis=1))
         means[metric] = np.where(sums[:, 1] > 0, sums[:, 0] / np.maximum(sums[:, 1], 1), np.nan)
     return query, means

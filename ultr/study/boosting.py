@@ -95,7 +95,7 @@ class TreeRows:
     left_out: float = 0.0
 
 
-class _Variant(NamedTuple):
+class _TreeVariant(NamedTuple):
     value: float
     seconds: float
     settings: dict[str, Any]
@@ -138,7 +138,7 @@ def train_trees(
         train = _lightgbm if method.spec.package == "lightgbm" else _xgboost
         predict = train(module, method.model, rows, options, seed)
         value, rounds = judge(predict, int(options["rounds"]))
-        found.append(_Variant(value, time.perf_counter() - began, settings, predict, rounds))
+        found.append(_TreeVariant(value, time.perf_counter() - began, settings, predict, rounds))
     best = max(found, key=lambda v: v.value)
     chosen = {"rounds": best.rounds, "by": criterion, "settings": json_values(best.settings)}
     if len(found) > 1:

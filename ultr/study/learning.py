@@ -182,7 +182,7 @@ def _train_on_clicks(method: StudyMethod, log: PreparedLog, seed: int) -> Traine
     assert best.by is not None
     trained = _trained(found, criterion)
     nuisance = log.nuisance(best.method.propensity, best.by)
-    trained.propensity = examination_of(best.fitted.model, nuisance.log.ranks)
+    trained.propensity = curve_of(best.fitted.model, nuisance.log.ranks)
     trained.notes = notes + ([] if best.by == "query" else [TABLE_NOTE])
     return trained
 
@@ -226,7 +226,7 @@ def _trained(found: Sequence[_Variant], criterion: str) -> TrainedMethod:
     )
 
 
-def examination_of(model: Ranker, ranks: int) -> np.ndarray | None:
+def curve_of(model: Ranker, ranks: int) -> np.ndarray | None:
     """Returns the [R] examination relative to rank 1 that a method learnt or was given; None where it has none."""
     try:
         curve = model.examination_curve(ranks)
