@@ -283,7 +283,8 @@ def parse_metric(name: str) -> MetricRequest:
     if not name.strip():
         raise ConfigError("an empty metric name was given; is there a comma too many?")
     known = [form for metric in METRICS.values() for form in metric.forms]
-    hint = did_you_mean(name.partition("@")[0], METRICS)
+    stem = name.partition("@")[0]
+    hint = "" if stem in METRICS else did_you_mean(stem, METRICS)
     raise ConfigError(f"unknown metric {name!r}{hint}; known: {', '.join(known)}")
 
 
