@@ -343,3 +343,48 @@ def test_what_a_declared_row_table_holds_is_trained_row_by_row() -> None:
     em = baselines.RegressionEM(relevance=towers.DocumentTable(V), examination=towers.RankTable(K))
     assert not towers.row_tables(em)
     assert towers.row_tables(em.relevance)
+
+
+def test_a_mixin_that_computes_logits_gets_plain_features() -> None:
+    class Mixin:
+        def logits(self, sessions: Sessions) -> Any:
+            return sessions.features["features"].sum(-1)
+
+    class Mine(Mixin, towers.MLP):
+        """Its logits come from the mixin, which declares nothing."""
+
+    class Declares(Mine):
+        takes_shared_features = True
+
+    assert not Mine(F, rngs=nnx.Rngs(0)).takes_shared_features
+    assert Declares(F, rngs=nnx.Rngs(0)).takes_shared_features
+
+
+def test_a_declared_table_must_be_there() -> None:
+    class Misspelt(towers.DocumentTable):
+        row_tables = ("tabel",)
+
+    with pytest.raises(ConfigError, match="declares the table 'tabel' in row_tables and has no such attribute"):
+        towers.row_tables(models.DCTR(Misspelt(V)))
+
+
+def test_bounds_are_checked_in_both_layouts() -> None:
+    batch = sessions()
+    deep = batch.replace(position=np.where(batch.mask, 9, 0).astype(np.int32))
+    for given in (deep, deep.rank_first()):
+        with pytest.raises(DataError, match=r"row 1, field 'rank': expected ranks up to 4 in RankTable, found 10"):
+            towers.check_bounds(towers.RankTable(K), given)
+
+
+def test_a_function_that_mixes_users_gets_plain_features() -> None:
+    batch = sessions()
+    table = np.concatenate([np.zeros((1, F), np.float32), np.asarray(batch.features["features"]).reshape(-1, F)])
+    index = np.where(batch.mask, np.arange(1, B * K + 1).reshape(B, K), 0).astype(np.int32)
+    shared = batch.replace(features={**batch.features, "features": SharedFeature(table, index)})
+
+    def prior(lists: Sessions) -> Any:
+        return jnp.asarray(lists.features["features"])[:, 0, :2]
+
+    parts = [models.RCTR(towers.RankTable(K)), models.RCTR(towers.RankTable(K, initial=1.0))]
+    mixture = models.Mixture(components=parts, prior_logits=prior)
+    np.testing.assert_allclose(mixture.loss(shared)[batch.mask[:, 0]], mixture.loss(batch)[batch.mask[:, 0]], rtol=1e-5)

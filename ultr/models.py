@@ -454,8 +454,9 @@ class Mixture(ClickModel):
         self.components = nnx.List(list(components))
         if prior_logits is None:
             prior_logits = nnx.Param(jnp.zeros(len(components)))
-        elif not callable(prior_logits) and not isinstance(prior_logits, nnx.Variable):
-            prior_logits = nnx.Variable(jnp.asarray(prior_logits))
+        elif not isinstance(prior_logits, nnx.Variable):
+            given = as_tower(prior_logits) if callable(prior_logits) else nnx.Variable(jnp.asarray(prior_logits))
+            prior_logits = given
         self.prior_logits = prior_logits
 
     def _log_prior(self, sessions: Sessions) -> jax.Array:

@@ -83,7 +83,8 @@ class Tower(Component):
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         # A subclass with logits of its own may read features itself, and says so if it takes them shared.
-        if "logits" in vars(cls) and "takes_shared_features" not in vars(cls):
+        first = next(base for base in cls.__mro__ if {"logits", "takes_shared_features"} & vars(base).keys())
+        if "takes_shared_features" not in vars(first):
             cls.takes_shared_features = False
 
     @abc.abstractmethod
@@ -197,6 +198,7 @@ def check_bounds(
     Raises:
       DataError: names the field, the 1-based session and the size of the table.
     """
+    sessions = sessions.list_first()
     mask = np.asarray(sessions.mask)
     own = {"position": sessions.position, "labels": sessions.labels, "last_click": sessions.last_click}
     for module in declared(model):

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from ultr.errors import ConfigError
 from ultr.sessions import Array
 from ultr.towers.base import Component
 
@@ -73,13 +74,19 @@ def row_tables(model: nnx.Module) -> dict[tuple[Any, ...], nnx.Param[jax.Array]]
 
     Returns:
       Path -> table.
+
+    Raises:
+      ConfigError: a module declares a table that it does not have.
     """
     if isinstance(model, Component) and model.reads_whole_tables:
         return {}
-    found = {
-        (*path, name): vars(module)[name]
-        for path, module in nnx.iter_modules(model)
-        if isinstance(module, Component)
-        for name in module.row_tables
-    }
-    return {path: table for path, table in found.items() if isinstance(table, nnx.Param)}
+    found = {}
+    for path, module in nnx.iter_modules(model):
+        for name in module.row_tables if isinstance(module, Component) else ():
+            if name not in vars(module):
+                raise ConfigError(
+                    f"{type(module).__name__} declares the table '{name}' in row_tables and has no such attribute"
+                )
+            if isinstance(vars(module)[name], nnx.Param):  # a frozen table is none
+                found[(*path, name)] = vars(module)[name]
+    return found

@@ -3,7 +3,7 @@
 from ultr.training.checkpoint import load, save
 from ultr.training.device_data import SolverMemory
 from ultr.training.loop import Fitted, fit
-from ultr.training.optimizers import adam
+from ultr.training.optimizers import adam, mark_groups
 from ultr.training.rows import RowAdagrad, RowAdam, RowSparse, lazy_adagrad, lazy_adam
 from ultr.training.solver import solve, solver_methods
 
@@ -18,6 +18,7 @@ __all__ = [
     "lazy_adagrad",
     "lazy_adam",
     "load",
+    "mark_groups",
     "save",
     "solve",
     "solver_methods",

@@ -21,7 +21,8 @@ def adam(learning_rate: float = 0.003, *, tables: float = 10.0) -> optax.Gradien
     A logit in a table has to travel a distance of its own, often several units, while a network moves all its outputs
     at once: at one common rate the examination of a two-tower lags behind, and early stopping picks a biased epoch.
     Which group a parameter is in is declared by its tower (`towers.Component.parameter_group`); `fit` marks the
-    parameters accordingly. Unmarked ones are taken for those of a network.
+    parameters accordingly. In a loop of your own call `mark_groups(model)` first: parameters without a mark are taken
+    for those of a network.
 
     Args:
       learning_rate: of the weights of networks.
