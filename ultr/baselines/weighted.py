@@ -129,14 +129,14 @@ class ClickWeighted(Weighted):
         *,
         relevance: TowerLike,
         alpha: np.ndarray,
-        beta: np.ndarray | None,
-        displays: Displays | None,
+        beta: np.ndarray | None = None,
+        displays: Displays | None = None,
         form: str,
         clip: float | None,
         self_normalised: bool,
     ) -> None:
         super().__init__(relevance=relevance, form=form, clip=clip, self_normalised=self_normalised)
-        self.displays, self.ranks = displays, len(alpha)
+        self.displays, self.alpha = displays, tuple(alpha.tolist())
         if displays is None:
             self.added, self.unearned, self.shown = by_rank(alpha), None if beta is None else by_rank(beta), None
             return
@@ -148,7 +148,7 @@ class ClickWeighted(Weighted):
 
     @property
     def index_bounds(self) -> tuple[IndexBound, ...]:
-        return (IndexBound("position", self.ranks, "ranks"),) if self.displays is None else ()
+        return (IndexBound("position", len(self.alpha), "ranks"),) if self.displays is None else ()
 
     def _values(self, values: Statistic, sessions: Sessions) -> jax.Array:
         return rank_values(values[...], sessions) if self.displays is None else document_values(values[...], sessions)
@@ -169,12 +169,8 @@ class ClickWeighted(Weighted):
     def sessions_per_display(self, sessions: Sessions) -> jax.Array | None:
         return None if self.shown is None else self.clipped(inverse(self._values(self.shown, sessions)))
 
-    @abc.abstractmethod
-    def given_curve(self) -> tuple[float, ...]:
-        """Returns the examination by rank, or alpha, that the baseline was given."""
-
     def examination_curve(self, ranks: int) -> np.ndarray | None:
-        return relative_curve(self.given_curve(), ranks)
+        return relative_curve(self.alpha, ranks)
 
 
 class IPS(ClickWeighted):
@@ -226,8 +222,6 @@ class IPS(ClickWeighted):
         super().__init__(
             relevance=relevance,
             alpha=table,
-            beta=None,
-            displays=None,
             form=form,
             clip=clip,
             self_normalised=self_normalised,
@@ -243,9 +237,6 @@ class IPS(ClickWeighted):
         bound = rank_bound(self.relevance(sessions), mask)
         lost = bound if self.metric == "rank" else 1.0 - _LOG2 / jnp.log1p(bound)
         return jnp.sum(jnp.where(mask, self.targets(sessions) * lost, 0.0), axis=1)
-
-    def given_curve(self) -> tuple[float, ...]:
-        return self.propensity
 
 
 class AffineIPS(ClickWeighted):
@@ -285,15 +276,11 @@ class AffineIPS(ClickWeighted):
             relevance=relevance,
             alpha=high,
             beta=low,
-            displays=None,
             form=form,
             clip=clip,
             self_normalised=self_normalised,
         )
-        self.alpha, self.beta = tuple(high.tolist()), tuple(low.tolist())
-
-    def given_curve(self) -> tuple[float, ...]:
-        return self.alpha
+        self.beta = tuple(low.tolist())
 
 
 class PolicyAware(ClickWeighted):
@@ -332,16 +319,12 @@ class PolicyAware(ClickWeighted):
         super().__init__(
             relevance=relevance,
             alpha=table,
-            beta=None,
             displays=displays,
             form=form,
             clip=clip,
             self_normalised=self_normalised,
         )
         self.propensity = tuple(table.tolist())
-
-    def given_curve(self) -> tuple[float, ...]:
-        return self.propensity
 
 
 class InterventionAware(ClickWeighted):
@@ -383,10 +366,7 @@ class InterventionAware(ClickWeighted):
             clip=clip,
             self_normalised=self_normalised,
         )
-        self.alpha, self.beta = tuple(high.tolist()), tuple(low.tolist())
-
-    def given_curve(self) -> tuple[float, ...]:
-        return self.alpha
+        self.beta = tuple(low.tolist())
 
 
 def checked_clip(clip: float | None) -> float | None:
