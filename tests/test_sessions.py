@@ -140,6 +140,7 @@ def full() -> Sessions:
 LAYOUT_CHANGES: dict[str, Callable[[Sessions], Sessions]] = {
     "one list": lambda s: s[1],
     "the last list": lambda s: s[-1],
+    "one list by a NumPy integer": lambda s: s[np.int64(1)],
     "a slice": lambda s: s[1:],
     "an index": lambda s: s[np.array([2, 0])],
     "a mask": lambda s: s[np.array([True, False, True])],

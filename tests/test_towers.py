@@ -388,3 +388,27 @@ def test_a_function_that_mixes_users_gets_plain_features() -> None:
     parts = [models.RCTR(towers.RankTable(K)), models.RCTR(towers.RankTable(K, initial=1.0))]
     mixture = models.Mixture(components=parts, prior_logits=prior)
     np.testing.assert_allclose(mixture.loss(shared)[batch.mask[:, 0]], mixture.loss(batch)[batch.mask[:, 0]], rtol=1e-5)
+
+
+@pytest.mark.parametrize("lists", [B, K])  # as many lists as ranks: a mix-up would not show in a shape
+@pytest.mark.parametrize("last_clicks", [False, True])
+def test_a_mixture_is_the_same_in_both_layouts(lists: int, last_clicks: bool) -> None:
+    batch = sessions()[:lists]
+    pbm = models.PBM(relevance=towers.DocumentTable(V), examination=towers.RankTable(K))
+    ubm = models.UBM(relevance=towers.DocumentTable(V), examination=towers.LastClickTable(K))
+    rng = np.random.default_rng(3)
+    mixture = models.Mixture(components=[pbm, ubm if last_clicks else models.DCTR(towers.DocumentTable(V))])
+    for _, node in nnx.iter_graph(mixture):
+        if isinstance(node, nnx.Param):
+            node[...] = jnp.asarray(rng.normal(size=node[...].shape), jnp.float32)
+    assert len(np.unique(np.round(mixture.loss(batch), 6))) > 1
+    np.testing.assert_allclose(mixture.loss(batch.rank_first()), mixture.loss(batch), rtol=1e-6)
+    np.testing.assert_array_equal(mixture.score(batch.rank_first()).T, mixture.score(batch))
+
+
+def test_the_distribution_of_ubm_needs_lists_first() -> None:
+    ubm = models.UBM(relevance=towers.DocumentTable(V), examination=towers.LastClickTable(K))
+    batch = sessions()[:K]
+    with pytest.raises(ConfigError, match=r"needs lists as the first axis: give it sessions\.list_first\(\)"):
+        ubm(batch.rank_first())
+    np.testing.assert_allclose(ubm.loss(batch.rank_first()), ubm.loss(batch), rtol=1e-6)

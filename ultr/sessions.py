@@ -114,7 +114,7 @@ class Sessions(flax.struct.PyTreeNode):
 
     def __getitem__(self, rows: Any) -> Sessions:
         """Picks lists by a slice, an index array or a boolean mask; the axis of lists stays."""
-        if isinstance(rows, int):
+        if isinstance(rows, int | np.integer):
             rows = slice(rows, rows + 1) if rows != -1 else slice(-1, None)
         return self._map((lambda x: x[rows]) if self.rank_axis else (lambda x: x[:, rows]), lambda x: x[rows])
 
