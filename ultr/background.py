@@ -10,6 +10,8 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
+from ultr import stopping
+
 T = TypeVar("T")
 
 
@@ -27,10 +29,12 @@ def run_ahead(tasks: Iterable[Callable[[], T]], *, depth: int, workers: int = 1)
     with ThreadPoolExecutor(workers, thread_name_prefix="ultr-ahead") as threads:
         try:
             for task in tasks:
+                stopping.check()
                 pending.append(threads.submit(task))
                 if len(pending) > depth:
                     yield pending.popleft().result()
             while pending:
+                stopping.check()
                 yield pending.popleft().result()
         finally:
             for waiting in pending:
@@ -41,13 +45,36 @@ def iterate_ahead(items: Iterator[T], *, depth: int = 1) -> Generator[T, None, N
     """Yields the items of an iterator, while one background thread advances it.
 
     Args:
-      items: advanced in the background alone.
+      items: advanced in the background alone; a generator is closed with this one.
       depth: how many items are computed ahead.
     """
     end: Any = object()
     advance = functools.partial(next, items, end)
-    with contextlib.closing(run_ahead(itertools.repeat(advance), depth=depth)) as results:
-        for item in results:
-            if item is end:
-                return
-            yield item
+    try:
+        with contextlib.closing(run_ahead(itertools.repeat(advance), depth=depth)) as results:
+            for item in results:
+                if item is end:
+                    return
+                yield item
+    finally:
+        if isinstance(items, Generator):
+            with contextlib.suppress(ValueError):  # it runs still: Ctrl-C came a second time, while this waited for it
+                items.close()  # so that its own threads end here, not whenever it is collected
+
+
+def complete(task: Callable[[], T]) -> T:
+    """Calls a function that must not be stopped half-way, such as one whose own threads write files.
+
+    It runs in a thread of its own; Ctrl-C meanwhile is raised when it is done.
+    """
+    held: KeyboardInterrupt | None = None
+    with ThreadPoolExecutor(1, thread_name_prefix="ultr-complete") as threads:
+        future = threads.submit(task)
+        while not future.done():
+            try:
+                future.exception()
+            except KeyboardInterrupt as stop:
+                held = stop
+    if held is not None and future.exception() is None:
+        raise held
+    return future.result()

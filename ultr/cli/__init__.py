@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from ultr import __version__, compilation_cache
+from ultr import __version__, compilation_cache, stopping
 from ultr.errors import UltrError
 
 if TYPE_CHECKING:
@@ -66,6 +66,11 @@ def cli() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Runs the command line and exits; for bad use or input with one line on standard error and code 2."""
+    with stopping.on_signals():
+        _run(arguments)
+
+
+def _run(arguments: Sequence[str] | None) -> NoReturn:
     try:
         code = cli.main(arguments, prog_name="ultr", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
@@ -74,8 +79,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
         _fail(context.command_path if context else "ultr", error.format_message())
-    except click.Abort:
-        _fail("ultr", "interrupted", code=130)
+    except click.Abort as error:
+        stop = error.__cause__
+        code = stop.exit_code if isinstance(stop, stopping.Stopped) else 130
+        _fail("ultr", ". ".join(["interrupted", *getattr(stop, "__notes__", ())]), code=code)
     except UltrError as error:
         _fail("ultr", str(error))
     except OSError as error:

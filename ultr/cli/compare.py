@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -68,17 +63,16 @@ def command(
     check_out(out)
     if figure is not None and study.data.test is None:
         raise ConfigError("--figure draws a ranking metric, and the study has no 'test' lists: leave --figure out")
-    with _terminable():
-        counts = run_study(
-            study,
-            out,
-            only=only,
-            seeds=seeds,
-            jobs=jobs,
-            retry=retry,
-            keep_logs=keep_logs,
-            say=lambda line: click.echo(line, err=True),
-        )
+    counts = run_study(
+        study,
+        out,
+        only=only,
+        seeds=seeds,
+        jobs=jobs,
+        retry=retry,
+        keep_logs=keep_logs,
+        say=lambda line: click.echo(line, err=True),
+    )
     results = collect_results(study, out)
     text = results_markdown(results)
     write_json(out / "results.json", results)
@@ -92,23 +86,6 @@ def command(
         click.echo(f"note: the first that failed is {failed[0]['cell']}: {failed[0]['error']}", err=True)
     output(json_values(results | {"out": str(out), "cells": counts}), f"{text}\n{LEGEND}", as_json)
     return 1 if strict and failed else 0
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """Lets SIGTERM end the command as Ctrl-C does: processes are ended and working folders removed."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def end(number: int, _: Any) -> None:
-        raise SystemExit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def check_out(out: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from ultr import stopping
 from ultr.data.batching import PaddedRows, rebatch, used_widths
 from ultr.data.columns import RaggedRows
 from ultr.data.dataset import Dataset, Description
@@ -304,6 +305,7 @@ class Collection(Dataset):
             for number, width in enumerate(widths)
         )
         for width, rows in rebatch(pools, batch_size):
+            stopping.check()
             batch = self._batch(rows, width)
             yield batch if len(batch) == batch_size else batch.pad(rows=batch_size)
 

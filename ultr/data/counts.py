@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ultr import stopping
 from ultr.data.dataset import Dataset, Description, SufficientStatistics
 from ultr.data.grouping import group_starts
 from ultr.data.storage import (
@@ -216,6 +217,7 @@ class Counts(Dataset):
             rows = rows[np.repeat(shift, sizes) + np.arange(sizes.sum())]
             parts = np.repeat(times[order], sizes)
         for start in range(0, len(rows), batch_size):
+            stopping.check()
             part = slice(start, start + batch_size)
             yield self._batch(rows[part], parts[part], share_features).pad(rows=batch_size)
 

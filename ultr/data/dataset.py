@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 import jax
 import numpy as np
 
+from ultr import stopping
 from ultr.errors import ConfigError
 from ultr.sessions import Sessions
 
@@ -124,6 +125,7 @@ class InMemory(Dataset):
         n = len(self.sessions)
         order = np.arange(n) if seed is None else np.random.default_rng(seed).permutation(n)
         for start in range(0, n, batch_size):
+            stopping.check()
             yield self.sessions[order[start : start + batch_size]].pad(rows=batch_size)
 
 

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from ultr import stopping
+
 KeyedColumns = tuple[np.ndarray, ...]  # [n] each; the first one is the key, an unsigned integer
 Grouping = Callable[[KeyedColumns], KeyedColumns]
 
@@ -74,6 +76,7 @@ class SortedGroups:
         yield from self._ranges()
 
     def _reduce(self) -> None:
+        stopping.check()
         if self._pending:
             joined, self._pending, self._size = _joined(self._pending), [], 0
             self._runs.append(self._group(joined))
@@ -106,6 +109,7 @@ class SortedGroups:
         cuts = np.unique((sample[len(runs) :: len(runs)] >> 1) << 1)
         edges = [[0, *np.searchsorted(run.keys(), cuts).tolist(), run.rows] for run in runs]
         for piece in range(len(cuts) + 1):
+            stopping.check()
             parts = [run.read(at[piece], at[piece + 1]) for run, at in zip(runs, edges, strict=True)]
             if any(len(part[0]) for part in parts):
                 yield self._group(_joined(parts))

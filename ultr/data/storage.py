@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ultr import stopping
 from ultr.errors import DataError
 from ultr.files import file_digest, json_digest, new_folder, write_json
 
@@ -278,6 +279,7 @@ def read_row_groups(
     Raises:
       DataError: a page fails its checksum, or the file cannot be read.
     """
+    stopping.check()
     picked = list(groups)
     with parquet_errors(file), pq.ParquetFile(file, metadata=footer, page_checksum_verification=True) as source:
         table = source.read_row_groups(picked, columns=list(columns), use_threads=threads)

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from ultr import stopping
 from ultr.data.columns import CONTEXT, FEATURE, SessionColumns, cast_column, check_rows, unpack_columns
 from ultr.data.storage import CONSECUTIVE, LOG_FORMAT, SCHEMA, file_record, new_data_folder, write_metadata
 from ultr.data.vocabulary import VocabularyLike
@@ -122,6 +123,7 @@ class LogWriter:
           DataError: a column is missing, unexpected or mistyped, lists of a row differ in length, or a value
             is out of range; rows are counted from the first one written.
         """
+        stopping.check()
         if self._folder is None:
             raise RuntimeError("LogWriter.write outside its `with` block")
         if isinstance(table, pa.RecordBatch):

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from ultr import stopping
 from ultr.data.dataset import Dataset, DatasetLike, as_dataset
 from ultr.errors import ConfigError, DataError
 from ultr.evaluation.contracts import PredictedClicks, Scorer
@@ -43,6 +44,7 @@ class CompiledModel:
         Raises:
           DataError: an id or a rank beyond the tables of the model.
         """
+        stopping.check()
         if self._split is None or not isinstance(self.model, nnx.Module):
             return function(self.model, batch, *options)
         # Scores do not depend on positions, so lists of candidates may be longer than the tables over ranks.

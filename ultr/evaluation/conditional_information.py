@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 
+from ultr import stopping
 from ultr.errors import ConfigError, DataError
 from ultr.evaluation.estimate import Estimate
 from ultr.files import JsonResult
@@ -94,6 +95,7 @@ def cmip(
     drawn: list[np.ndarray] = []
     step = max(1, pairs_at_once // len(x))
     for start in range(0, permutations, step):
+        stopping.check()
         n = min(step, permutations - start)
         exchanged = np.argsort(run + rng.random((n, len(x))), axis=1)
         cell = row * bins + other[exchanged] + np.arange(n)[:, None] * len(pairs)

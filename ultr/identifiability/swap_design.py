@@ -9,6 +9,7 @@ from collections.abc import Callable
 import numpy as np
 from scipy.sparse import csr_array
 
+from ultr import stopping
 from ultr.identifiability.assumed_model import AssumedModel
 from ultr.propensity.information import (
     arm_conductances,
@@ -163,6 +164,7 @@ def epsilon_greedy_information(
     def information(randomised: float) -> np.ndarray:
         out = np.zeros((k, k))
         for low in range(0, counts.items, step):
+            stopping.check()
             high = min(low + step, counts.items)
             start, end = np.searchsorted(counts.item, [low, high])
             place = counts.item[start:end] - low, counts.arm[start:end]

@@ -8,6 +8,7 @@ import math
 
 import numpy as np
 
+from ultr import stopping
 from ultr.identifiability.assumed_model import PRIOR_SPREAD
 from ultr.identifiability.swap_design import SwapDesign, largest_standard_error, smallest_reaching
 
@@ -70,6 +71,7 @@ class SwapSearch:
         kept: list[SwapSessions] = []
         for turn in range(MAX_ROUNDS):
             for _ in range(steps):
+                stopping.check()
                 vertex = self._best_vertex(self.design.added_impressions(sessions), total, power=min(3.0 + turn, 8.0))
                 size = 2 / (2 + step)
                 kept = [v.scaled(1 - size) for v in kept if size < 1] + [vertex.scaled(size)]

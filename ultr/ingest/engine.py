@@ -17,6 +17,7 @@ import ibis.expr.types as ir
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ultr import stopping
 from ultr.errors import ConfigError, DataError
 
 BATCH_ROWS = 122_880  # rows per batch of a streamed result: the size of DuckDB's own row groups
@@ -54,11 +55,14 @@ class Engine:
             raise ConfigError(f"expected a memory limit such as '4GB', found {memory_limit!r}: {error}") from error
 
     def __enter__(self) -> Engine:
+        self._stack = contextlib.ExitStack()
+        self._stack.enter_context(stopping.interruptible(self.backend.con.interrupt))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._stack.close()
         try:
             self.backend.disconnect()
         finally:
@@ -77,6 +81,7 @@ class Engine:
         path = self.scratch / f"{name}.parquet"
         with pq.ParquetWriter(path, schema, compression="snappy") as writer:
             for batch in batches:
+                stopping.check()
                 writer.write_batch(batch)
         with _quiet(), engine_errors():
             return self.backend.read_parquet(str(path))
@@ -177,19 +182,29 @@ class EngineError(DataError):
 @contextlib.contextmanager
 def engine_errors() -> Iterator[None]:
     """Turns exceptions of the engine into `EngineError`, and an interruption into KeyboardInterrupt."""
+    stopping.check()
     try:
         yield
     except (duckdb.InterruptException, pa.ArrowCancelled) as error:
-        raise KeyboardInterrupt from error
+        raise _stop() from error
     except RuntimeError as error:
         # DuckDB's Python client checks for signals itself, and swallows the KeyboardInterrupt.
         if "interrupted" in str(error).lower():
-            raise KeyboardInterrupt from error
+            raise _stop() from error
         raise
     except (duckdb.Error, pa.ArrowException, OSError) as error:
         if "interrupt error" in str(error).lower():
-            raise KeyboardInterrupt from error
+            raise _stop() from error
         raise EngineError(error) from error
+
+
+def _stop() -> KeyboardInterrupt:
+    """Makes the exception for what a signal, or Ctrl-C in another program, has interrupted."""
+    try:
+        stopping.check()
+    except stopping.Stopped as stop:
+        return stop
+    return KeyboardInterrupt()
 
 
 @contextlib.contextmanager

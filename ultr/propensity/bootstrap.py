@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from ultr import stopping
 from ultr.errors import ConfigError
 from ultr.propensity.arm_counts import ArmCounts
 from ultr.propensity.propensities import NO_CLICK_VARIATION, SMALLEST_LOG_ERROR, UPPER_LIMIT_ONLY, Propensities
@@ -76,6 +77,7 @@ def resample_groups(
     step = max(1, block_size // max(groups, width, sums.shape[1]))
     out = []
     for start in range(0, replicates, step):
+        stopping.check()
         drawn = rng.multinomial(groups, np.full(groups, 1 / groups), size=min(step, replicates - start))
         out.append(estimate(drawn.astype(np.float64) @ sums))
     return np.concatenate(out)

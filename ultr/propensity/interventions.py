@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 
+from ultr import stopping
 from ultr.errors import ConfigError
 from ultr.propensity.arm_counts import ArmCounts
 from ultr.propensity.bootstrap import MAX_GROUPS, LogPropensities, QuerySums, group_queries
@@ -124,6 +125,7 @@ def _cell_pairs(
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Gives indices (i, j) of two cells of an item with chosen arms, arm[i] < arm[j]; every such pair once."""
     for step in range(1, int(np.bincount(counts.item).max(initial=1))):
+        stopping.check()
         i = np.flatnonzero(counts.item[step:] == counts.item[:-step])
         j = i + step
         keep = chosen(counts.arm[i], counts.arm[j])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
+from ultr import stopping
 from ultr.errors import UltrError
 
 MAX_STEPS = 200
@@ -36,6 +37,7 @@ def newton_ascent(
     """
     iterate, height = start, value(start)
     for step in range(1, MAX_STEPS + 1):
+        stopping.check()
         path, decrement = direction(iterate)
         if decrement / 2 <= tolerance:  # the last, quadratically convergent step is taken too
             last = path(1.0)

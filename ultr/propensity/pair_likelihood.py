@@ -12,6 +12,8 @@ from __future__ import annotations
 import numpy as np
 from scipy.special import xlogy
 
+from ultr import stopping
+
 # The non-clicks that each arm of a pair counts as having at least, as shares of the pair's weight, where its documents
 # were clicked whenever they were shown. The last one keeps probabilities below 1; those before it lead there, around
 # the corner that the likelihood has where both arms of a pair are close to 1.
@@ -87,6 +89,7 @@ def _newton_ascent(objective: _PairObjective, a: np.ndarray) -> tuple[np.ndarray
     clicks = np.maximum(objective.clicks.sum(1), 1e-300)
     value = objective.value(a)
     for _ in range(MAX_STEPS):
+        stopping.check()
         step, decrement = objective.direction(a)
         near = decrement <= UNCHECKED * clicks
         size = np.minimum(1.0, LONGEST_STEP / np.maximum(np.abs(step).max(1), 1e-300))

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from ultr import stopping
 from ultr.data import Collection
 from ultr.errors import ConfigError
 from ultr.models import ClickModel
@@ -65,6 +66,7 @@ def draw_sessions(
     cumulative = np.cumsum(popularity) / popularity.sum()
     cumulative[np.flatnonzero(sizes)[-1] :] = 1.0  # against the rounding of the sum
     for start in range(0, sessions, block):
+        stopping.check()
         n = min(block, sessions - start)
         query = np.searchsorted(cumulative, rng.random(n), side="right")
         shown = rankings.draw(query, rng)

@@ -7,6 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
+from ultr import stopping
 from ultr.data import Collection
 from ultr.errors import ConfigError
 from ultr.sessions import Sessions, whole_feature
@@ -209,5 +210,5 @@ def _boosted(collection: Collection, labels: np.ndarray, share: float, rng: np.r
         "seed": int(rng.integers(2**31)),
         "verbosity": -1,
     }
-    trees = lightgbm.train(options, data, num_boost_round=_BOOSTING_ROUNDS)
+    trees = lightgbm.train(options, data, num_boost_round=_BOOSTING_ROUNDS, callbacks=[lambda _: stopping.check()])
     return lambda features, grades, document: np.asarray(trees.predict(np.asarray(features, np.float64), num_threads=1))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from ultr import stopping
 from ultr.data import Collection
 from ultr.simulate.policies import Policy
 
@@ -59,6 +60,7 @@ class RankingSampler:
         out = np.zeros((len(size), self._top), np.int64)
         low, width = 0, _SMALLEST
         while low < size.max():
+            stopping.check()
             part = np.flatnonzero((size > low) & (size <= width))
             if len(part):
                 wide = min(width, exponential.shape[1])

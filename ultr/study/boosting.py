@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from ultr import stopping
 from ultr.data import Collection
 from ultr.errors import ConfigError, DataError
 from ultr.evaluation import per_query
@@ -173,7 +174,8 @@ def _lightgbm(module: Any, model: str, rows: TreeRows, options: dict[str, Any], 
         position = rows.position.astype(np.int32)
         settings["lambdarank_position_bias_regularization"] = options["position_regularisation"]
     data = module.Dataset(rows.x, label=rows.y, group=rows.sizes, position=position, params={"verbosity": -1})
-    booster = module.train(settings, data, num_boost_round=int(options["rounds"]))
+    rounds, check = int(options["rounds"]), [lambda _: stopping.check()]
+    booster = module.train(settings, data, num_boost_round=rounds, callbacks=check)
 
     def predict(x: np.ndarray, rounds: int) -> np.ndarray:
         return np.asarray(booster.predict(x, num_iteration=rounds, raw_score=True, num_threads=int(options["threads"])))

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from ultr import stopping
 from ultr.data import Collection
 from ultr.errors import ConfigError, DataError, UltrError
 from ultr.evaluation import evaluate, per_query
@@ -37,6 +38,7 @@ def make_run(
     An error becomes a fact, so that one run does not end the others. One that is not expected (no `UltrError`) is
     marked, and the run is tried again next time.
     """
+    stopping.check()
     try:
         spec = run.method.spec
         if log is not None and spec.learns_from == "clicks" and not log.log.metadata["clicks"]:

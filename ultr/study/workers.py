@@ -9,6 +9,7 @@ import os
 import platform
 import re
 import shutil
+import signal
 import tempfile
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -18,9 +19,10 @@ from typing import Any, TypeVar
 
 import jax
 
-from ultr import compilation_cache
+from ultr import compilation_cache, stopping
 
 T = TypeVar("T")
+POLL_SECONDS = 0.2
 
 
 def working_folder(folder: Path) -> Path:
@@ -68,9 +70,14 @@ def call_in_processes(
     )
     with _environment(cache), pool:
         try:
-            waiting = [pool.submit(function, *task) for task in tasks]
-            for done in concurrent.futures.as_completed(waiting):
-                yield done.result()
+            with _without_interrupts():
+                waiting = {pool.submit(function, *task) for task in tasks}
+            while waiting:
+                stopping.check()
+                done, waiting = concurrent.futures.wait(waiting, POLL_SECONDS, concurrent.futures.FIRST_COMPLETED)
+                for result in done:
+                    stopping.check()  # a signal to all processes ends this one as it does without others
+                    yield result.result()
         except BaseException:
             workers = set(multiprocessing.active_children()) - others
             pool.shutdown(wait=False, cancel_futures=True)
@@ -95,6 +102,16 @@ def end_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()
+
+
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Has processes that are started ignore Ctrl-C, which a terminal sends to all: who starts them ends them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager

@@ -6,12 +6,9 @@ loaded into a template of the same structure. Nothing is unpickled or executed.
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import json
-import signal
-import threading
-from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +18,7 @@ import numpy as np
 from flax import nnx
 
 from ultr import baselines, models, towers
+from ultr.background import complete
 from ultr.errors import CheckpointError, ConfigError
 from ultr.files import file_digest, new_folder
 from ultr.towers.base import CallableTower
@@ -131,29 +129,13 @@ def _is_key(leaf: Any) -> bool:
     return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-@contextlib.contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Holds Ctrl-C back until the block is done: a checkpoint is written by threads that cannot be stopped half-way."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    came: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if came:
-        raise KeyboardInterrupt
-
-
 def save_arrays(directory: Path, tree: Any, meta: dict[str, Any]) -> None:
     """Writes a pytree's arrays and a JSON of meta data with checksums; aside first, then by renaming.
 
     The previous content of `directory`, if any, stays until the new one is complete.
     """
-    with _uninterrupted():
-        _save_arrays(Path(directory), tree, meta)
+    # A checkpoint is written by threads that cannot be stopped half-way.
+    complete(partial(_save_arrays, Path(directory), tree, meta))
 
 
 def _save_arrays(directory: Path, tree: Any, meta: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ from functools import partial
 import jax
 import numpy as np
 
+from ultr import stopping
 from ultr.data import ClickLog, Dataset, collapse
 from ultr.data.dataset import DatasetLike
 from ultr.errors import ConfigError
@@ -80,6 +81,7 @@ class DeviceData(Dataset):
           ConfigError: there are no clicks, a feature that a table reads is missing, or the model needs whole lists.
           DataError: an id or rank beyond a table.
         """
+        stopping.check()
         if self._blocks is not None:
             yield from self._blocks
             return

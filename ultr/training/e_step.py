@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ultr import stopping
 from ultr.clicks import CascadeClicks, last_click
 from ultr.models import LatentVariable
 from ultr.sessions import Sessions
@@ -60,6 +61,7 @@ def expected_outcomes(
     small = [np.zeros((2, c.size)) for c in tables.specs if c.size <= limit]
     sums = np.zeros(3)
     for block in data.blocks():
+        stopping.check()
         large, found, new = _pass(tables, last_click_ends, limit, latents, large, block.batches, block.count)
         sums += np.asarray(new, np.float64)
         for total, part in zip(small, found, strict=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import flax.struct
@@ -12,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ultr import stopping
 from ultr.background import iterate_ahead
 from ultr.data.dataset import Dataset
 from ultr.sessions import Array, Sessions, SharedFeature
@@ -81,6 +83,7 @@ def stream_blocks(
     put: Callable[[StackedBatches], StackedBatches],
     share_features: bool = False,
     without: Collection[str] = (),
+    skip: int = 0,
     block_sessions: int = BLOCK_SESSIONS,
     block_values: int = BLOCK_VALUES,
 ) -> Generator[BatchBlock | None, None, None]:
@@ -98,14 +101,21 @@ def stream_blocks(
       put: moves the stacked arrays to the device.
       share_features: take features of documents once per document of a batch, where the dataset offers that.
       without: names of features that are left out.
+      skip: how many blocks of the first pass are left out.
       block_sessions: about how many sessions a block holds, whatever the size of a batch,
       block_values: unless they hold more numbers than this.
     """
 
     def blocks() -> Iterator[BatchBlock | None]:
+        left_out = skip
         for seed in seeds:
             batches = _batches(data, batch_size, seed, share_features, frozenset(without))
-            yield from _blocks(batches, batch_size, length, rank_first, check, put, (block_sessions, block_values))
+            make = partial(_block, rank_first=rank_first, put=put)
+            for held, steps in _held(batches, batch_size, length, check, (block_sessions, block_values)):
+                if left_out:
+                    left_out -= 1
+                else:
+                    yield make(held, steps)
             yield None
 
     return iterate_ahead(blocks(), depth=2)
@@ -128,25 +138,20 @@ def _batches(
         yield batch if share_features else whole_features(batch)
 
 
-def _blocks(
+def _held(
     batches: Iterable[Sessions],
     batch_size: int,
     length: int,
-    rank_first: bool,
     check: Callable[[Sessions], None],
-    put: Callable[[StackedBatches], StackedBatches],
     block_size: tuple[int, int],
-) -> Iterator[BatchBlock]:
+) -> Iterator[tuple[list[Sessions], int]]:
+    """Yields the batches of each block, of one shape, with the number of batches that a block of that shape has."""
     # Powers of two, so that what was compiled for one dataset serves another of about the same length.
     most = 1 << (-(-length // batch_size) - 1).bit_length()
     waiting: dict[Any, tuple[list[Sessions], int]] = {}
-
-    def block(held: list[Sessions], steps: int) -> BatchBlock:
-        shown = sum(int(np.count_nonzero(b.mask[:, 0])) for b in held) if held[0].shape[1] else 0
-        return BatchBlock(put(_stack(held, steps, rank_first)), len(held), shown)
-
     rows: dict[Any, int] = {}  # of shared features, so that batches can be stacked
     for batch in batches:
+        stopping.check()
         check(batch)
         batch = _compact(batch, rows)
         kind = (jax.tree.structure(batch), *((x.shape, x.dtype) for x in jax.tree.leaves(batch)))
@@ -157,11 +162,18 @@ def _blocks(
         held, steps = waiting[kind]
         held.append(batch)
         if len(held) == steps:
-            yield block(held, steps)
+            yield held, steps
             held.clear()
     for held, steps in waiting.values():
         if held:
-            yield block(held, steps)
+            yield held, steps
+
+
+def _block(
+    held: list[Sessions], steps: int, *, rank_first: bool, put: Callable[[StackedBatches], StackedBatches]
+) -> BatchBlock:
+    shown = sum(int(np.count_nonzero(b.mask[:, 0])) for b in held) if held[0].shape[1] else 0
+    return BatchBlock(put(_stack(held, steps, rank_first)), len(held), shown)
 
 
 def _compact(batch: Sessions, rows: dict[Any, int]) -> Sessions:

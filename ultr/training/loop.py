@@ -21,6 +21,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
+from ultr import stopping
 from ultr.data.dataset import Dataset, DatasetLike
 from ultr.errors import ConfigError
 from ultr.towers import Component, check_bounds, needs_no_features, row_tables
@@ -92,8 +93,8 @@ def fit(
       patience: stop after so many epochs without a better validation loss; None: never.
       l2: strength of a Gaussian prior around 0 on every parameter, in the unit of one session's
         log-likelihood: adds l2/2 sum(parameter^2) to the total loss.
-      directory: keeps `directory/model` at the end, and on the way, every ten seconds between two epochs,
-        `directory/state`, from which `resume` goes on.
+      directory: keeps `directory/model` at the end, and on the way, every ten seconds between two epochs and where
+        Ctrl-C stops the training, `directory/state`, from which `resume` goes on to the same result.
       resume: continue from `directory/state` where it exists; data, model, seed and `settings` must be the same.
       settings: further JSON-able facts that must not change on resuming, such as the learning rate.
       mesh: devices to split each batch over; one axis (make it with `AxisType.Auto`).
@@ -123,9 +124,11 @@ def fit(
     state = place(trainer.init())
     best = trainer.parameters(state)
     run: dict[str, Any] = {"history": [], "best": 0, "best_loss": None}
+    partial_epoch: dict[str, Any] | None = None
     setting = _setting(model, train, valid, settings, seed=seed, batch_size=batch_size, l2=l2)
     if resume and directory is not None and (directory / "state" / "meta.json").exists():
         run, (state, best) = _resume(directory / "state", setting, (state, best))
+        partial_epoch = _partial_epoch(directory / "state", run.pop("partial", None), block_sessions)
         state, best = place(state), place(best)
     scratch = place(trainer.scratch(state))
     facts = place(_facts(train, batch_size, l2))
@@ -148,36 +151,62 @@ def fit(
     first = len(run["history"]) + 1
     seeds = (int(np.random.SeedSequence([seed, e]).generate_state(1)[0]) for e in range(first, epochs + 1))
     cached = train.cached(CACHE_BYTES) if epochs > first else train
-    feed = stream_blocks(cached, batch_size, seeds=seeds, **options(train, "training data"))
+    feed = stream_blocks(
+        cached,
+        batch_size,
+        seeds=seeds,
+        skip=partial_epoch["blocks"] if partial_epoch else 0,
+        **options(train, "training data"),
+    )
+    epoch, blocks, waited, began, sums = first, 0, 0.0, 0.0, place(jnp.zeros(trainer.sums))
 
     def chosen() -> Any:
         return trainer.parameters(state) if valid is None else best
 
-    def keep() -> None:
-        if directory is not None and saved < len(run["history"]):
-            save_arrays(directory / "state", (state, chosen()), {"format": "ultr-state", "run": run} | setting)
+    def keep(so_far: dict[str, Any] | None = None) -> None:
+        if directory is not None and (so_far or saved < len(run["history"])):
+            about = {"format": "ultr-state", "run": run | ({"partial": so_far} if so_far else {})} | setting
+            save_arrays(directory / "state", (state, chosen()), about)
 
-    with contextlib.closing(feed):
+    def keep_interrupted(stop: KeyboardInterrupt) -> None:
+        """Keeps what was trained so far, with the blocks of an epoch that has not ended."""
+        if directory is None or any(x.is_deleted() for x in jax.tree.leaves((state, sums))):
+            return  # Ctrl-C came in the middle of a step: what was kept last stays
+        if blocks and epoch == len(run["history"]) + 1:
+            seconds = {"waiting": waited, "seconds": time.perf_counter() - began}
+            keep({"blocks": blocks, "block_sessions": block_sessions, "sums": np.asarray(sums).tolist()} | seconds)
+        else:
+            keep()
+        if (directory / "state" / "meta.json").exists():
+            how = "Continue with --resume (in Python: resume=True)"
+            stop.add_note(f"What was trained up to epoch {epoch} is kept in {directory / 'state'}. {how}")
+
+    with _at_interrupt(keep_interrupted), contextlib.closing(feed):
         for epoch in range(first, epochs + 1):
             if _exhausted(run, patience):
                 break
-            began, waited = time.perf_counter(), 0.0
-            sums = place(jnp.zeros(trainer.sums))
+            so_far = partial_epoch or {"blocks": 0, "sums": [0.0] * trainer.sums, "seconds": 0.0, "waiting": 0.0}
+            partial_epoch = None
+            sums = place(jnp.asarray(so_far["sums"], jnp.float32))
+            blocks, waited, began = so_far["blocks"], so_far["waiting"], time.perf_counter() - so_far["seconds"]
             with _bar(progress, f"epoch {epoch}/{epochs}", sessions) as bar:
                 for block, seconds in _timed(feed):
+                    # Between the end of a step and the count of its block nothing can be interrupted.
                     state, scratch, sums = trainer.block(state, scratch, sums, block.batches, block.count, facts)
+                    blocks += 1
                     waited += seconds
                     sums.block_until_ready()  # so that what is waited for next is the data, and nothing else
                     _advance(bar, block.sessions, sums)
+                    stopping.check()
             total = np.asarray(sums)
             loss, counted, impossible = _mean(total[:3], "training data", epoch, train)
             valid_loss = None
             if valid is not None:
                 parameters = trainer.parameters(state)
-                sums = place(jnp.zeros(3))
+                losses = place(jnp.zeros(3))
                 for block in one_pass(valid, batch_size, seed=None, **options(valid, "validation data")):
-                    sums = trainer.evaluate(parameters, sums, block.batches, block.count)
-                valid_loss, _, _ = _mean(np.asarray(sums), "validation data", epoch, valid)
+                    losses = trainer.evaluate(parameters, losses, block.batches, block.count)
+                valid_loss, _, _ = _mean(np.asarray(losses), "validation data", epoch, valid)
             if valid_loss is None or run["best_loss"] is None or valid_loss < run["best_loss"]:
                 run["best"], run["best_loss"] = epoch, loss if valid_loss is None else valid_loss
                 best = best if valid is None else parameters
@@ -193,6 +222,7 @@ def fit(
                 }
                 | _weights(total[3:], counted + impossible, train)
             )
+            blocks = 0
             if time.perf_counter() - saved_at > STATE_SECONDS:
                 keep()
                 saved, saved_at = epoch, time.perf_counter()
@@ -204,6 +234,15 @@ def fit(
         known = {"vocabulary": None if vocabulary is None else vocabulary.identity}
         save(fitted, directory / "model", extra=known | {"train": setting["train"]})
     return Fitted(fitted, run["history"], run["best"])
+
+
+@contextlib.contextmanager
+def _at_interrupt(keep: Callable[[KeyboardInterrupt], None]) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        keep(stop)
+        raise
 
 
 def has_large_table(model: nnx.Module) -> bool:
@@ -304,6 +343,19 @@ def _resume(directory: Path, setting: dict[str, Any], like: Any) -> tuple[dict[s
                 "Resume with the same settings, or start in another folder"
             )
     return meta["run"], restore_arrays(directory, like)
+
+
+def _partial_epoch(directory: Path, found: Any, block_sessions: int) -> dict[str, Any] | None:
+    """Checks what was kept of an epoch that was interrupted; None where the run was stopped between two epochs."""
+    if found is None:
+        return None
+    if found["block_sessions"] != block_sessions:
+        raise ConfigError(
+            f"{directory}: the interrupted run had another block_sessions ({found['block_sessions']}, now "
+            f"{block_sessions}), which decides what was trained of its last epoch. Resume with the same"
+        )
+    kept: dict[str, Any] = found
+    return kept
 
 
 def _differences(name: str, was: Any, now: Any) -> Iterator[tuple[str, Any, Any]]:
