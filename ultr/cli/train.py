@@ -157,6 +157,7 @@ def command(
     from ultr.study.building import build_model, build_optimizer, resolve_optimizer
     from ultr.study.tower_factory import ModelConfig, resolve_relevance
     from ultr.training import fit, save, solve
+    from ultr.training.checkpoint import facts_of
 
     _check_options(solver)
     spec = _trained_method(model)
@@ -211,7 +212,7 @@ def command(
         fitted = solve(
             untrained, train, held_out, method=cast(Solver, solver), prior=strength, iterations=epochs
         )  # fmt: skip
-        save(fitted.model, out / "model", extra={"vocabulary": train.vocabulary.identity, "train": train.identity})
+        save(fitted.model, out / "model", extra=facts_of(train))
     if "propensity" in spec.needs:
         options["propensity"] = {"source": nuisance.source, "by_rank": nuisance.propensity.tolist()}
     result: dict[str, Any] = {

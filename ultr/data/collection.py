@@ -15,6 +15,7 @@ import pyarrow as pa
 from ultr.data.batching import PaddedRows, rebatch, used_widths
 from ultr.data.columns import RaggedRows
 from ultr.data.dataset import Dataset, Description
+from ultr.data.feature_schema import FeatureSchema
 from ultr.data.splits import assign_split
 from ultr.data.storage import (
     COLLECTION_FORMAT,
@@ -219,6 +220,11 @@ class Collection(Dataset):
     def description(self) -> Description:
         """The description of the collection; rows are lists, without weights."""
         return Description(rows=len(self), documents=self.documents, vocabulary=self.vocabulary, identity=self.identity)
+
+    @property
+    def feature_schema(self) -> FeatureSchema:
+        """Names of the features of the documents."""
+        return FeatureSchema(() if self.features is None else self.vocabulary.feature_names)
 
     @property
     def queries(self) -> int:

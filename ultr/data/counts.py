@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ultr.data.dataset import Dataset, Description, SufficientStatistics
+from ultr.data.feature_schema import FeatureSchema
 from ultr.data.grouping import group_starts
 from ultr.data.storage import (
     DOCUMENTS_FILE,
@@ -174,6 +175,11 @@ class Counts(Dataset):
             vocabulary=self.vocabulary,
             identity=self.identity,
         )
+
+    @property
+    def feature_schema(self) -> FeatureSchema:
+        """Names of the features of the documents."""
+        return FeatureSchema(self.vocabulary.feature_names)
 
     def __repr__(self) -> str:
         by = self.sufficient_statistics

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 import jax
 import numpy as np
 
+from ultr.data.feature_schema import FeatureMatch, FeatureSchema
 from ultr.errors import ConfigError
 from ultr.sessions import Sessions
 
@@ -83,6 +84,11 @@ class Dataset(abc.ABC):
             weight += float(batch.row_weights()[shown].sum())
         return Description(rows, weight if weighted else None)
 
+    @property
+    def feature_schema(self) -> FeatureSchema | None:
+        """Names of the features and categories of the contexts that batches bring; None: not known."""
+        return None
+
     def __len__(self) -> int:
         """Returns the number of rows; it may count padding, which shows no document."""
         return self.description.rows
@@ -148,6 +154,41 @@ class _FromSource(Dataset):
     def batches(self, batch_size: int, *, seed: int | None = None, share_features: bool = False) -> Iterator[Sessions]:
         """Yields the batches of the object."""
         return self._source.batches(batch_size, seed=seed)
+
+
+class Matched(Dataset):
+    """A dataset whose batches have the features and categories of a model, found by their names.
+
+    Args:
+      data: the dataset.
+      match: how its batches become those of the model.
+    """
+
+    def __init__(self, data: Dataset, match: FeatureMatch) -> None:
+        self._data, self._match = data, match
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    @cached_property
+    def description(self) -> Description:
+        """The description of the dataset: rows, weights and ids stay."""
+        return self._data.description
+
+    @property
+    def feature_schema(self) -> FeatureSchema:
+        """The names that the model knows."""
+        return self._match.schema
+
+    def batches(self, batch_size: int, *, seed: int | None = None, share_features: bool = False) -> Iterator[Sessions]:
+        """Streams the batches of the dataset with the features of the model."""
+        return map(self._match.apply, self._data.batches(batch_size, seed=seed, share_features=share_features))
+
+    def count_batches(self, batch_size: int) -> int:
+        return self._data.count_batches(batch_size)
+
+    def cached(self, memory: int) -> Dataset:
+        return Matched(self._data.cached(memory), self._match)
 
 
 DatasetLike = Dataset | BatchSource | Sessions

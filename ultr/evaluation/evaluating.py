@@ -169,7 +169,7 @@ class _Evaluation:
         first = next(iter(dataset.batches(batch_size)), None)
         if first is None:
             raise DataError("expected at least one session or query to evaluate on, found none")
-        compiled = CompiledModel(model)
+        compiled = CompiledModel(model).on(dataset)
         graded = graded_lists(dataset, first)
         self._requests = _possible(
             requests,
@@ -187,7 +187,7 @@ class _Evaluation:
                 needed = any(metric.needs_max_grade for metric, _ in ranking)
                 max_grade = highest_grade(graded.source, batch_size) if needed else np.inf
             self.query, self.ranking = query_metrics(
-                compiled.scores,
+                compiled.on(graded.source).scores,
                 graded.source.batches(fitted_batch_size(batch_size, graded.source)),
                 list(ranking),
                 key=key,

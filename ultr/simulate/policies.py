@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from ultr.data import Collection
+from ultr.data.feature_schema import FeatureSchema
 from ultr.errors import ConfigError
 from ultr.sessions import Sessions, whole_feature
 
@@ -84,7 +85,8 @@ class Policy:
             raw = (_ridge if self.ranker == "linear" else _boosted)(collection, labels, self.share, rng)
         else:
             raw = _graded(self, labels, seed)
-        fitted = FittedPolicy(self, raw)
+        by_features = self.ranker in ("linear", "boosted")
+        fitted = FittedPolicy(self, raw, collection.feature_schema if by_features else None)
         scores = raw(collection.features, labels, collection.document)
         deviation = scores.std()
         fitted.centre, fitted.scale = float(scores.mean()), float(deviation) if deviation > 0 else 1.0
@@ -111,10 +113,11 @@ class FittedPolicy:
     Attributes:
       policy: the policy.
       centre, scale: mean and standard deviation of the raw scores of the collection that it was fitted on.
+      feature_schema: names of the features that it reads; None: it reads none.
     """
 
-    def __init__(self, policy: Policy, raw: _RawScores) -> None:
-        self.policy, self._raw = policy, raw
+    def __init__(self, policy: Policy, raw: _RawScores, feature_schema: FeatureSchema | None = None) -> None:
+        self.policy, self._raw, self.feature_schema = policy, raw, feature_schema
         self.centre, self.scale = 0.0, 1.0
 
     def standard(self, features: np.ndarray | None, labels: np.ndarray, document: np.ndarray) -> np.ndarray:

@@ -9,8 +9,10 @@ from __future__ import annotations
 import contextlib
 import inspect
 import json
+import os
 import signal
 import threading
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,11 +23,18 @@ import numpy as np
 from flax import nnx
 
 from ultr import baselines, models, towers
+from ultr.data.dataset import Dataset
+from ultr.data.feature_schema import FeatureSchema
 from ultr.errors import CheckpointError, ConfigError
 from ultr.files import file_digest, new_folder
+from ultr.towers import record_schema, schema_of
 from ultr.towers.base import CallableTower
 
 SCHEMA = 1
+UNNAMED = (
+    "{}: saved by an earlier version, without the names of its features. Their order cannot be checked, only their "
+    "number: give data that was prepared as the training data, or train again"
+)
 _CLASS, _SHARED = "class", "shared"
 _VARIABLES: dict[str, Any] = {"Param": nnx.Param, "Variable": nnx.Variable, "array": jnp.asarray}
 
@@ -238,15 +247,30 @@ def save(model: nnx.Module, directory: str | Path, *, extra: dict[str, Any] | No
     Args:
       model: a click model or baseline.
       directory: folder to write; an older model there is replaced only when the new one is complete.
-      extra: further JSON-able facts to keep; `fit` keeps the identities of the training data and its vocabulary.
+      extra: further JSON-able facts to keep; `fit` keeps the identities of the training data and its vocabulary, and
+        where the vocabulary is.
     """
     try:
         description = describe(model)
     except ConfigError as error:
         description = {"custom": str(error)}
     directory = Path(directory)
-    save_arrays(directory, nnx.state(model), {"format": "ultr-model", "model": description, "extra": extra or {}})
+    schema = schema_of(model)
+    meta = {"format": "ultr-model", "model": description, "extra": extra or {}}
+    save_arrays(directory, nnx.state(model), meta | {"inputs": None if schema is None else schema.to_json()})
     return directory
+
+
+def facts_of(train: Dataset) -> dict[str, Any]:
+    """Collects what a saved model keeps of its training data: identities, and where the names of documents are.
+
+    The names themselves are not copied: they may be larger than the model.
+    """
+    vocabulary = train.description.vocabulary
+    facts: dict[str, Any] = {"vocabulary": None if vocabulary is None else vocabulary.identity}
+    if vocabulary is not None and vocabulary.path.is_dir():
+        facts["vocabulary_path"] = os.path.abspath(vocabulary.path)
+    return facts | {"train": train.description.identity}
 
 
 def load(directory: str | Path, *, like: nnx.Module | None = None) -> Any:
@@ -258,6 +282,9 @@ def load(directory: str | Path, *, like: nnx.Module | None = None) -> Any:
 
     Raises:
       CheckpointError: missing or damaged files, another schema, or arrays that do not fit.
+
+    Warns:
+      UserWarning: an earlier version saved it, without the names of its features.
     """
     directory = Path(directory)
     meta = read_meta(directory)
@@ -273,4 +300,12 @@ def load(directory: str | Path, *, like: nnx.Module | None = None) -> Any:
         except ConfigError as error:
             raise CheckpointError(f"{directory / 'meta.json'}: {error}") from error
     graphdef, state = nnx.split(like)
-    return nnx.merge(graphdef, restore_arrays(directory, state))
+    model = nnx.merge(graphdef, restore_arrays(directory, state))
+    if "inputs" not in meta:
+        warnings.warn(UNNAMED.format(directory), stacklevel=2)
+    elif meta["inputs"] is not None:
+        try:
+            record_schema(model, FeatureSchema.from_json(meta["inputs"]))
+        except ConfigError as error:
+            raise CheckpointError(f"{directory / 'meta.json'}: the file is damaged: {error}") from error
+    return model
