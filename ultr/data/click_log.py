@@ -21,7 +21,7 @@ from ultr.data.batching import WORKERS, PaddedRows, concatenate_rows, rebatch, u
 from ultr.data.collection import Collection
 from ultr.data.columns import CONTEXT, FEATURE, RaggedRows, check_rows, unpack_columns
 from ultr.data.dataset import Dataset, Description
-from ultr.data.feature_schema import FeatureSchema
+from ultr.data.input_schema import InputSchema
 from ultr.data.row_groups import RowGroup, RowGroupCache, WholeLists, session_columns, whole_lists, without_unseen
 from ultr.data.splits import OUTSIDE, assign_by_time, assign_split, check_fractions
 from ultr.data.storage import (
@@ -183,10 +183,11 @@ class ClickLog(Dataset):
         )
 
     @property
-    def feature_schema(self) -> FeatureSchema:
-        """Names of the features of documents and of impressions, and the context columns."""
+    def input_schema(self) -> InputSchema:
+        """Names of the features of documents and impressions, the context columns, and the documents."""
         layout = self._layout
-        return FeatureSchema.of(self.vocabulary.feature_names, layout.impression_features, layout.context)
+        names = self.vocabulary.feature_names
+        return InputSchema.of(names, layout.impression_features, layout.context, vocabulary=self.vocabulary)
 
     @property
     def identity(self) -> dict[str, Any]:

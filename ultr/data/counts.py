@@ -14,9 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ultr.data.dataset import Dataset, Description, SufficientStatistics
-from ultr.data.feature_schema import FeatureSchema
 from ultr.data.grouping import group_starts
+from ultr.data.input_schema import InputSchema
 from ultr.data.storage import (
+    COUNTS_FORMAT,
     DOCUMENTS_FILE,
     METADATA_FILE,
     PARQUET_OPTIONS,
@@ -37,7 +38,6 @@ from ultr.data.vocabulary import Vocabulary
 from ultr.errors import ConfigError, DataError
 from ultr.sessions import Sessions, SharedFeature
 
-COUNTS_FORMAT = "ultr-counts"
 COUNTS_FILE = "counts.parquet"
 COUNTS_BY = ("rank", "last-click")
 
@@ -177,9 +177,9 @@ class Counts(Dataset):
         )
 
     @property
-    def feature_schema(self) -> FeatureSchema:
-        """Names of the features of the documents."""
-        return FeatureSchema(self.vocabulary.feature_names)
+    def input_schema(self) -> InputSchema:
+        """Names of the features of the documents, and the documents."""
+        return InputSchema.of(self.vocabulary.feature_names, vocabulary=self.vocabulary)
 
     def __repr__(self) -> str:
         by = self.sufficient_statistics

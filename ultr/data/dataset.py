@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 import jax
 import numpy as np
 
-from ultr.data.feature_schema import FeatureMatch, FeatureSchema
+from ultr.data.input_schema import InputMatch, InputSchema
 from ultr.errors import ConfigError
 from ultr.sessions import Sessions
 
@@ -85,8 +85,8 @@ class Dataset(abc.ABC):
         return Description(rows, weight if weighted else None)
 
     @property
-    def feature_schema(self) -> FeatureSchema | None:
-        """Names of the features and categories of the contexts that batches bring; None: not known."""
+    def input_schema(self) -> InputSchema | None:
+        """Names of the features, contexts and documents that batches bring; None: not known."""
         return None
 
     def __len__(self) -> int:
@@ -164,7 +164,7 @@ class Matched(Dataset):
       match: how its batches become those of the model.
     """
 
-    def __init__(self, data: Dataset, match: FeatureMatch) -> None:
+    def __init__(self, data: Dataset, match: InputMatch) -> None:
         self._data, self._match = data, match
 
     def __len__(self) -> int:
@@ -172,11 +172,12 @@ class Matched(Dataset):
 
     @cached_property
     def description(self) -> Description:
-        """The description of the dataset: rows, weights and ids stay."""
-        return self._data.description
+        """The description of the dataset, but for the largest id of a document where these are those of the model."""
+        about = self._data.description
+        return about if self._match.documents is None else dataclasses.replace(about, documents=None)
 
     @property
-    def feature_schema(self) -> FeatureSchema:
+    def input_schema(self) -> InputSchema:
         """The names that the model knows."""
         return self._match.schema
 

@@ -12,12 +12,12 @@ import numpy as np
 from flax import nnx
 
 from ultr.data.dataset import Dataset, DatasetLike, as_dataset
-from ultr.data.feature_schema import FeatureMatch
+from ultr.data.input_schema import InputMatch
 from ultr.errors import ConfigError, DataError
 from ultr.evaluation.contracts import PredictedClicks, Scorer
 from ultr.models import ClickModel
 from ultr.sessions import Array, Sessions
-from ultr.towers import check_bounds, feature_match
+from ultr.towers import check_bounds, input_match
 
 
 class CompiledModel:
@@ -32,7 +32,7 @@ class CompiledModel:
 
     def __init__(self, model: object) -> None:
         self.model = model
-        self._match: FeatureMatch | None = None
+        self._match: InputMatch | None = None
         self._split: tuple[Any, Any] | None = None
         if isinstance(model, nnx.Module):
             copy = nnx.merge(*nnx.split(model))
@@ -47,7 +47,7 @@ class CompiledModel:
           DataError: the dataset lacks a feature or context that the model was trained on; names both lists.
         """
         bound = copy.copy(self)
-        bound._match = feature_match(self.model, data, name=name)
+        bound._match = input_match(self.model, data, name=name)
         return bound
 
     def __call__(self, function: Callable[..., Any], batch: Sessions, *options: Hashable) -> Any:

@@ -11,14 +11,14 @@ import numpy as np
 from flax import nnx
 
 from ultr.data import Collection
-from ultr.data.feature_schema import FeatureSchema
+from ultr.data.input_schema import InputSchema
 from ultr.errors import ConfigError
 from ultr.models import ClickModel
 from ultr.sessions import Sessions
 from ultr.simulate.entropy import Entropies, EntropyTotals, ExactEntropies, entropies, exact_entropies
 from ultr.simulate.examination_curves import Context
 from ultr.simulate.ranking_sampler import RankingSampler
-from ultr.towers import check_bounds, feature_match
+from ultr.towers import check_bounds, input_match
 
 
 class DrawnSessions(NamedTuple):
@@ -104,8 +104,9 @@ class ClickSampler:
         graph, self._state = nnx.split(model)
         self._model, self._collection, self._block = model, collection, block
         drawn = tuple((context.name, tuple(map(str, context.values))) for context in contexts)
-        schema = FeatureSchema(collection.feature_schema.features, drawn)
-        self._match = feature_match(model, schema, name="collection")
+        about = collection.input_schema
+        schema = InputSchema(about.features, drawn, about.documents)
+        self._match = input_match(model, schema, name="collection")
         self._key = jax.random.key(seed)
         self._step = jax.jit(partial(_sample, graph))
         self._exact_entropies = partial(_exact_entropies, graph)

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from ultr.data import Collection
-from ultr.data.feature_schema import FeatureSchema
+from ultr.data.input_schema import InputSchema
 from ultr.errors import ConfigError, DataError
 from ultr.evaluation import per_query
 from ultr.files import json_values
@@ -61,11 +61,9 @@ def package_version(spec: MethodSpec) -> str | None:
 class TreeRanker:
     """Ranks by the first rounds of boosted trees over features [D, F], whose names it may know."""
 
-    def __init__(
-        self, predict: Predict, rounds: int, features: int, feature_schema: FeatureSchema | None = None
-    ) -> None:
+    def __init__(self, predict: Predict, rounds: int, features: int, input_schema: InputSchema | None = None) -> None:
         self._predict, self._rounds, self._features = predict, rounds, features
-        self.feature_schema = feature_schema
+        self.input_schema = input_schema
 
     def score(self, sessions: Sessions) -> np.ndarray:
         """Computes the scores [B, K]."""
@@ -98,7 +96,7 @@ class TreeRows:
     position: np.ndarray
     sizes: np.ndarray
     left_out: float = 0.0
-    schema: FeatureSchema | None = None
+    schema: InputSchema | None = None
 
 
 class _TreeVariant(NamedTuple):
@@ -262,7 +260,7 @@ def rows_of_clicks(log: PreparedLog, *, max_rows: int, seed: int) -> TreeRows:
         rank - 1,
         size,
         left_out,
-        FeatureSchema(part.vocabulary.feature_names),
+        InputSchema(part.vocabulary.feature_names),
     )
 
 
@@ -277,7 +275,7 @@ def rows_of_grades(train: Collection) -> TreeRows:
     sizes = np.diff(train.offsets)
     y = np.maximum(np.nan_to_num(train.labels), 0)
     position = np.arange(len(y)) - np.repeat(train.offsets[:-1], sizes)
-    return TreeRows(train.features, y, position, sizes, schema=train.feature_schema)
+    return TreeRows(train.features, y, position, sizes, schema=train.input_schema)
 
 
 def _judged_rounds(rounds: int) -> list[int]:
@@ -301,7 +299,7 @@ def judge_by_clicks(log: PreparedLog, weights: np.ndarray) -> Judge:
     return judge
 
 
-def judge_by_grades(lists: Collection, *, metric: str, seed: int, schema: FeatureSchema | None = None) -> Judge:
+def judge_by_grades(lists: Collection, *, metric: str, seed: int, schema: InputSchema | None = None) -> Judge:
     """Returns a judge of trees by a metric on graded lists with features; of equal values, the fewest rounds win.
 
     Args:

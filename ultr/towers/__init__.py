@@ -14,7 +14,7 @@ from ultr.towers.base import (
     parameter_groups,
     read_feature,
 )
-from ultr.towers.feature_names import feature_match, matched, record_schema, schema_of, trained_schema
+from ultr.towers.inputs import input_match, matched, record_schema, schema_of, trained_schema
 from ultr.towers.lookup import lookup, lookup_small, read_by, row_tables
 from ultr.towers.networks import DCNV2, MLP, FeatureNetwork, Linear
 from ultr.towers.scaling import Scaler, Statistic
@@ -67,8 +67,8 @@ __all__ = [
     "as_tower",
     "check_bounds",
     "examination_of",
-    "feature_match",
     "indexed_fields",
+    "input_match",
     "logits_of",
     "lookup",
     "lookup_small",

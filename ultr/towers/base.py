@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from ultr.data.feature_schema import FeatureSchema
+from ultr.data.input_schema import InputSchema
 from ultr.errors import ConfigError, DataError
 from ultr.sessions import Array, Sessions, SharedFeature, whole_feature
 
@@ -45,13 +45,13 @@ class Component(nnx.Module):
         arrays.
       reads_whole_tables: whether training reads tables other than by `towers.lookup`, so that none of them, be they of
         towers inside, can be trained row by row.
-      feature_schema: names of the features that the module was trained on, where it reads some; None: not known.
+      input_schema: names of the features that the module was trained on, where it reads some; None: not known.
     """
 
     parameter_group: ClassVar[ParameterGroup] = "network"
     takes_shared_features: ClassVar[bool] = False
     reads_whole_tables: ClassVar[bool] = False
-    feature_schema: FeatureSchema | None = None
+    input_schema: InputSchema | None = None
 
     @property
     def reads(self) -> frozenset[str] | None:

@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 
 from ultr.data.dataset import Dataset, DatasetLike, as_dataset
-from ultr.data.feature_schema import FEATURES, FeatureSchema
+from ultr.data.input_schema import FEATURES, InputSchema
 from ultr.errors import ConfigError, DataError
 from ultr.sessions import Array, Sessions, SharedFeature
 from ultr.towers.base import read_feature
@@ -30,11 +30,11 @@ class Scaler(nnx.Module):
       transform: `standardise`; or `log1p`: sign(x) log(1 + |x|) first, for counts and other long tails.
 
     Attributes:
-      feature_schema: names of the features that were measured; None: not known.
+      input_schema: names of the features that were measured; None: not known.
     """
 
     transforms = ("standardise", "log1p")
-    feature_schema: FeatureSchema | None = None
+    input_schema: InputSchema | None = None
 
     def __init__(self, size: int, *, transform: str = "standardise") -> None:
         if transform not in self.transforms:
@@ -66,7 +66,7 @@ class Scaler(nnx.Module):
         count, total, square = 0.0, np.zeros(self.size), np.zeros(self.size)
         shift: np.ndarray | None = None
         given = as_dataset(data)
-        names = None if given.feature_schema is None else given.feature_schema.features
+        names = None if given.input_schema is None else given.input_schema.features
         for x, times in _shown_features(given, feature, self.size, batch_size):
             if self.transform == "log1p":
                 x = np.sign(x) * np.log1p(np.abs(x))
@@ -85,9 +85,9 @@ class Scaler(nnx.Module):
         constant = deviation <= 4 * np.finfo(np.float32).eps * np.abs(mean + shift)
         self.mean[...] = jnp.asarray(mean + shift, jnp.float32)
         self.scale[...] = jnp.asarray(np.where(constant, 1.0, deviation), jnp.float32)
-        if given.feature_schema is not None:
-            measured = given.feature_schema.only([feature] if isinstance(feature, str) else feature)
-            self.feature_schema = measured if measured.fields else None
+        if given.input_schema is not None:
+            measured = given.input_schema.only([feature] if isinstance(feature, str) else feature)
+            self.input_schema = measured if measured.fields else None
         return self
 
 

@@ -7,9 +7,9 @@ loaded into a template of the same structure. Nothing is unpickled or executed.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import inspect
 import json
-import os
 import signal
 import threading
 import warnings
@@ -24,10 +24,12 @@ from flax import nnx
 
 from ultr import baselines, models, towers
 from ultr.data.dataset import Dataset
-from ultr.data.feature_schema import FeatureSchema
+from ultr.data.input_schema import InputSchema
+from ultr.data.known_documents import KnownVocabulary, open_vocabulary
+from ultr.data.vocabulary import HasVocabulary
 from ultr.errors import CheckpointError, ConfigError
 from ultr.files import file_digest, new_folder
-from ultr.towers import record_schema, schema_of
+from ultr.towers import Component, record_schema, schema_of
 from ultr.towers.base import CallableTower
 
 SCHEMA = 1
@@ -247,8 +249,10 @@ def save(model: nnx.Module, directory: str | Path, *, extra: dict[str, Any] | No
     Args:
       model: a click model or baseline.
       directory: folder to write; an older model there is replaced only when the new one is complete.
-      extra: further JSON-able facts to keep; `fit` keeps the identities of the training data and its vocabulary, and
-        where the vocabulary is.
+      extra: further JSON-able facts to keep; `fit` keeps the identities of the training data and its vocabulary.
+
+    The names of features and categories are kept too, and of a model that reads document ids the place of the training
+    data's vocabulary; not the names of the documents, which may be larger than the model.
     """
     try:
         description = describe(model)
@@ -262,26 +266,26 @@ def save(model: nnx.Module, directory: str | Path, *, extra: dict[str, Any] | No
 
 
 def facts_of(train: Dataset) -> dict[str, Any]:
-    """Collects what a saved model keeps of its training data: identities, and where the names of documents are.
-
-    The names themselves are not copied: they may be larger than the model.
-    """
+    """Collects what a saved model keeps of its training data: its identity and that of its vocabulary."""
     vocabulary = train.description.vocabulary
-    facts: dict[str, Any] = {"vocabulary": None if vocabulary is None else vocabulary.identity}
-    if vocabulary is not None and vocabulary.path.is_dir():
-        facts["vocabulary_path"] = os.path.abspath(vocabulary.path)
-    return facts | {"train": train.description.identity}
+    known = None if vocabulary is None else vocabulary.identity
+    return {"vocabulary": known, "train": train.description.identity}
 
 
-def load(directory: str | Path, *, like: nnx.Module | None = None) -> Any:
-    """Loads a saved model with its parameters and feature statistics.
+def load(
+    directory: str | Path, *, like: nnx.Module | None = None, vocabulary: str | Path | HasVocabulary | None = None
+) -> Any:
+    """Loads a saved model with its parameters, feature statistics and the names of its inputs.
 
     Args:
       directory: folder that `save` wrote.
       like: a model of the same structure; needed only when it has towers of your own classes.
+      vocabulary: the training data, opened or its folder, where it is not in its place any more: its names tell which
+        documents of data with other ids the model knows.
 
     Raises:
       CheckpointError: missing or damaged files, another schema, or arrays that do not fit.
+      DataError: a vocabulary that is not that of the training data.
 
     Warns:
       UserWarning: an earlier version saved it, without the names of its features.
@@ -301,11 +305,25 @@ def load(directory: str | Path, *, like: nnx.Module | None = None) -> Any:
             raise CheckpointError(f"{directory / 'meta.json'}: {error}") from error
     graphdef, state = nnx.split(like)
     model = nnx.merge(graphdef, restore_arrays(directory, state))
-    if "inputs" not in meta:
+    try:
+        schema = _saved_schema(meta)
+    except ConfigError as error:
+        raise CheckpointError(f"{directory / 'meta.json'}: the file is damaged: {error}") from error
+    if vocabulary is not None and schema.documents is not None:
+        names = vocabulary.vocabulary if isinstance(vocabulary, HasVocabulary) else open_vocabulary(vocabulary)
+        schema = dataclasses.replace(schema, documents=schema.documents.at(names))
+    record_schema(model, schema)
+    reads = model.reads if isinstance(model, Component) else None
+    if "inputs" not in meta and (reads is None or reads - {"document"}):
         warnings.warn(UNNAMED.format(directory), stacklevel=2)
-    elif meta["inputs"] is not None:
-        try:
-            record_schema(model, FeatureSchema.from_json(meta["inputs"]))
-        except ConfigError as error:
-            raise CheckpointError(f"{directory / 'meta.json'}: the file is damaged: {error}") from error
     return model
+
+
+def _saved_schema(meta: dict[str, Any]) -> InputSchema:
+    """Reads what a saved model knows of its inputs; of an earlier version, the identity of its documents alone."""
+    found = meta.get("inputs")
+    schema = InputSchema() if found is None else InputSchema.from_json(found)
+    known = meta["extra"].get("vocabulary") if isinstance(meta.get("extra"), dict) else None
+    if schema.documents is None and known is not None:
+        schema = dataclasses.replace(schema, documents=KnownVocabulary.from_json({"identity": known, "path": "?"}))
+    return schema

@@ -11,7 +11,7 @@ import numpy as np
 
 from ultr.data import ClickLog, Dataset, collapse
 from ultr.data.dataset import DatasetLike
-from ultr.data.feature_schema import FeatureSchema
+from ultr.data.input_schema import InputSchema
 from ultr.errors import ConfigError
 from ultr.models import LatentVariableModel
 from ultr.sessions import Sessions
@@ -62,7 +62,7 @@ class DeviceData(Dataset):
         given: DatasetLike,
         name: str,
         memory: SolverMemory,
-        schema: FeatureSchema | None = None,
+        schema: InputSchema | None = None,
     ) -> None:
         self._model, self._features, self._name, self.memory = model, features, name, memory
         data = self._collapsed(training_data(given, model, name))
@@ -78,9 +78,9 @@ class DeviceData(Dataset):
         return data
 
     @property
-    def feature_schema(self) -> FeatureSchema | None:
+    def input_schema(self) -> InputSchema | None:
         """The names of the features of the data."""
-        return self._data.feature_schema
+        return self._data.input_schema
 
     def blocks(self) -> Iterator[BatchBlock]:
         """Passes over the data once.

@@ -22,7 +22,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 from ultr.data.dataset import Dataset, DatasetLike
-from ultr.data.feature_schema import FeatureSchema
+from ultr.data.input_schema import InputSchema
 from ultr.errors import ConfigError
 from ultr.towers import (
     Component,
@@ -290,7 +290,7 @@ def _exhausted(run: dict[str, Any], patience: int | None) -> bool:
 
 def _setting(
     model: nnx.Module,
-    schema: FeatureSchema | None,
+    schema: InputSchema | None,
     train: Dataset,
     valid: Dataset | None,
     settings: Mapping[str, Any] | None,

@@ -13,10 +13,11 @@ import pytest
 from conftest import Ultr
 from flax import nnx
 from named_logs import named_collection, named_log
+from narrowing import present
 
 from ultr import models, simulate, towers
 from ultr.data import ClickLog, Collection, collapse
-from ultr.data.feature_schema import FeatureSchema
+from ultr.data.input_schema import InputSchema
 from ultr.errors import CheckpointError, ConfigError, DataError
 from ultr.evaluation import calibration, cloning, counterfactual, evaluate, per_query, write_run
 from ultr.sessions import Sessions
@@ -72,7 +73,9 @@ DOORS: dict[str, Callable[[Any, ClickLog, Path], Any]] = {
     "calibration": lambda model, log, _: calibration(model, log).to_json(),
     "write a run": run_file,
     "cloning": lambda model, log, _: cloning(model, log, key=KEY).model.value,
-    "counterfactual": lambda model, log, _: counterfactual(log, model, propensity=[1, 0.5, 0.3, 0.25], key=KEY).to_json(),
+    "counterfactual": lambda model, log, _: counterfactual(
+        log, model, propensity=[1, 0.5, 0.3, 0.25], key=KEY
+    ).to_json(),
     "regression of a counterfactual": lambda model, log, _: counterfactual(
         log, model, propensity=[1, 0.5, 0.3, 0.25], method="dr", regression=model, key=KEY
     ).to_json(),
@@ -151,7 +154,7 @@ def test_a_scaler_knows_what_it_measured(logs: dict[Any, ClickLog]) -> None:
     expected = fit(network(measured), measured, **options)
     other = fit(network(measured), logs["stock", "price"], **options)
     assert other.history[0]["loss"] == expected.history[0]["loss"]
-    assert schema_of(other.model) == FeatureSchema(("price", "stock"))
+    assert schema_of(other.model) == InputSchema(("price", "stock"))
     with pytest.raises(DataError, match=LISTS):
         fit(network(measured), logs["weight", "age"], **options)
 
@@ -163,13 +166,13 @@ def test_parts_of_different_training_do_not_join(trained: Any, logs: dict[Any, C
         evaluate(mixed, logs["price", "stock"], key=KEY)
     # A table of ranks reads no features: it may come from anywhere.
     joined = models.PBM(relevance=trained.relevance, examination=other.examination)
-    assert schema_of(joined) == FeatureSchema(("price", "stock"))
+    assert schema_of(joined) == InputSchema(("price", "stock"))
 
 
 def test_saved_models_keep_the_names(trained: Any, logs: dict[Any, ClickLog], tmp_path: Path) -> None:
     save(trained, tmp_path / "model")
     again = load(tmp_path / "model")
-    assert schema_of(again) == FeatureSchema(("price", "stock"))
+    assert schema_of(again) == InputSchema(("price", "stock"))
     expected = numbers(evaluate(trained, logs["price", "stock"], key=KEY))
     assert numbers(evaluate(again, logs["stock", "price"], key=KEY)) == expected
     with pytest.raises(DataError, match=LISTS):
@@ -217,12 +220,12 @@ def test_numbered_columns_are_counted(logs: dict[Any, ClickLog]) -> None:
 def test_features_of_impressions_are_found_among_those_of_documents(logs: dict[Any, ClickLog], tmp_path: Path) -> None:
     mixed = named_log(tmp_path / "mixed", ("stock",), impressions=("price",))
     model = fit(network(mixed), mixed, epochs=1, batch_size=32, seed=0).model
-    assert schema_of(model) == FeatureSchema(("stock", "price"))
+    assert schema_of(model) == InputSchema(("stock", "price"))
     expected = numbers(evaluate(model, mixed, metrics=["log_likelihood"], key=KEY))
     for order in [("price", "stock"), *ORDERS]:
         assert numbers(evaluate(model, logs[order], metrics=["log_likelihood"], key=KEY)) == expected
     both = named_log(tmp_path / "both", ("stock", "price"), impressions=("price",))
-    assert both.feature_schema.features == ("stock", "price", "impression.price")
+    assert both.input_schema.features == ("stock", "price", "impression.price")
 
 
 # Categories of contexts
@@ -242,7 +245,7 @@ def test_categories_are_matched_by_value(kind: str, tmp_path: Path) -> None:
     else:
         table = towers.DocumentTable(2, feature="device")
         model = solve(models.PBM(relevance=table, examination=towers.RankTable(4)), train, other).model
-    assert schema_of(model) == FeatureSchema((), (("device", ("phone", "desk")),))
+    assert present(schema_of(model)).context == (("device", ("phone", "desk")),)
     expected = numbers(evaluate(model, train, metrics=["log_likelihood"], key=KEY))
     assert numbers(evaluate(model, other, metrics=["log_likelihood"], key=KEY)) == expected
     with pytest.raises(DataError, match=r"reads the contexts \(device\), found \(\)"):

@@ -1,4 +1,4 @@
-"""`FeatureSchema`: names and order of features and categories of contexts, by which data is matched to a model."""
+"""`InputSchema`: names of features, categories and documents, by which data is matched to a model."""
 
 from __future__ import annotations
 
@@ -9,25 +9,29 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from ultr.data.known_documents import KnownVocabulary
+from ultr.data.vocabulary import Vocabulary
 from ultr.errors import ConfigError, DataError
 from ultr.sessions import Sessions, SharedFeature
 
-FEATURES = "features"  # the field of a batch that holds the numbers of each impression
+FEATURES, DOCUMENT = "features", "document"  # fields of a batch: the numbers and the id of each impression
 
 
 @dataclasses.dataclass(frozen=True)
-class FeatureSchema:
-    """Names the features that batches bring, or that a model reads.
+class InputSchema:
+    """Names what batches bring, or what a model reads: features, contexts and documents.
 
     Attributes:
       features: names of the columns of the field `features`, in their order: features of documents, then of
         impressions.
       context: (name, categories) of each context column; code i stands for category i - 1 and 0 for an unknown one. The
         categories of a column of numbers are None.
+      documents: the vocabulary behind the document ids; None: not known, or not read.
     """
 
     features: tuple[str, ...] = ()
     context: tuple[tuple[str, tuple[str, ...] | None], ...] = ()
+    documents: KnownVocabulary | None = None
 
     @classmethod
     def of(
@@ -35,23 +39,26 @@ class FeatureSchema:
         documents: Sequence[str] = (),
         impressions: Sequence[str] = (),
         context: Mapping[str, Mapping[str, Any]] | None = None,
-    ) -> FeatureSchema:
+        *,
+        vocabulary: Vocabulary | None = None,
+    ) -> InputSchema:
         """Makes the schema of a dataset.
 
         Args:
           documents: names of the features of documents.
           impressions: names of the features of impressions; "impression.<name>" where a document feature has the name.
           context: name -> {"kind": "category", "values": [...]} or {"kind": "number"}.
+          vocabulary: the documents behind the ids.
         """
         own = [f"impression.{name}" if name in documents else name for name in impressions]
         columns = tuple(
             (name, tuple(str(v) for v in about["values"]) if about["kind"] == "category" else None)
             for name, about in (context or {}).items()
         )
-        return cls((*documents, *own), columns)
+        return cls((*documents, *own), columns, None if vocabulary is None else KnownVocabulary.of(vocabulary))
 
     @classmethod
-    def from_json(cls, value: Any) -> FeatureSchema:
+    def from_json(cls, value: Any) -> InputSchema:
         """Reads what `to_json` wrote.
 
         Raises:
@@ -59,7 +66,8 @@ class FeatureSchema:
         """
         try:
             context = tuple((str(n), None if v is None else tuple(map(str, v))) for n, v in value["context"])
-            return cls(tuple(map(str, value[FEATURES])), context)
+            documents = None if value["documents"] is None else KnownVocabulary.from_json(value["documents"])
+            return cls(tuple(map(str, value[FEATURES])), context, documents)
         except (TypeError, KeyError, ValueError) as error:
             raise ConfigError(f"expected the names of features and contexts, found {str(value)[:80]}") from error
 
@@ -67,7 +75,8 @@ class FeatureSchema:
         """Returns the schema as plain values for JSON."""
         return {
             FEATURES: list(self.features),
-            "context": [[n, None if v is None else list(v)] for n, v in self.context],
+            "context": [[name, None if values is None else list(values)] for name, values in self.context],
+            "documents": None if self.documents is None else self.documents.to_json(),
         }
 
     @property
@@ -78,16 +87,18 @@ class FeatureSchema:
     @property
     def fields(self) -> frozenset[str]:
         """Names of the fields of a batch that the schema describes."""
-        return frozenset([FEATURES] * bool(self.features) + [name for name, _ in self.context])
+        there = [FEATURES] * bool(self.features) + [DOCUMENT] * (self.documents is not None)
+        return frozenset([*there, *(name for name, _ in self.context)])
 
-    def only(self, fields: Collection[str] | None) -> FeatureSchema:
+    def only(self, fields: Collection[str] | None) -> InputSchema:
         """Returns the part about these fields of a batch; None: all of it."""
         if fields is None:
             return self
         context = tuple(column for column in self.context if column[0] in fields)
-        return FeatureSchema(self.features if FEATURES in fields else (), context)
+        features = self.features if FEATURES in fields else ()
+        return InputSchema(features, context, self.documents if DOCUMENT in fields else None)
 
-    def joined(self, other: FeatureSchema) -> FeatureSchema:
+    def joined(self, other: InputSchema) -> InputSchema:
         """Adds the fields that another schema describes alone.
 
         Raises:
@@ -102,16 +113,22 @@ class FeatureSchema:
         for name in mine.keys() & theirs.keys():
             if mine[name] != theirs[name]:
                 raise ConfigError(f"parts of the model were trained on different categories of the context '{name}'")
-        return FeatureSchema(self.features or other.features, tuple((mine | theirs).items()))
+        documents = self.documents or other.documents
+        if self.documents is not None and other.documents is not None:
+            if (shared := self.documents.shared(other.documents)) is None:
+                raise ConfigError("parts of the model were trained with unrelated document ids")
+            documents = other.documents if self.documents.size == shared else self.documents  # that with more of them
+        return InputSchema(self.features or other.features, tuple((mine | theirs).items()), documents)
 
     def match(
-        self, own: FeatureSchema, *, required: Collection[str] | None, name: str, file: str | os.PathLike[str] | None
-    ) -> FeatureMatch | None:
+        self, own: InputSchema, *, required: Collection[str] | None, name: str, file: str | os.PathLike[str] | None
+    ) -> InputMatch | None:
         """Finds how the batches of data become those of this schema; None where they are so already.
 
         Features are found by name: their order does not matter, and further ones are left out. Categories are found by
         their values; those that this schema does not have become code 0, unknown. Columns without names (`positional`)
-        are only counted.
+        are only counted. Documents keep their ids where one vocabulary extends the other; elsewhere they are found by
+        the names of query and document, and those that this schema does not have become id 0, unknown.
 
         Args:
           own: the schema of the data.
@@ -120,11 +137,14 @@ class FeatureSchema:
           file: where it is.
 
         Raises:
-          DataError: a feature or context is missing or of another kind; names both lists.
+          DataError: a feature or context is missing or of another kind, naming both lists; or documents have
+            unrelated ids, and their names do not help.
         """
         columns = self._columns(own, required, name, file)
         codes: dict[str, np.ndarray] = {}
         unknown: dict[str, tuple[str, ...]] = {}
+        if (documents := self._documents(own, required, name)) is not None:
+            codes[DOCUMENT] = documents
         theirs = dict(own.context)
         for field, values in self.context:
             if field not in theirs:
@@ -153,10 +173,21 @@ class FeatureSchema:
             unknown[field] = tuple(value for value in found if value not in place)
         if columns is None and not codes:
             return None
-        return FeatureMatch(self, columns, codes, unknown)
+        return InputMatch(self, columns, codes, unknown)
+
+    def _documents(self, own: InputSchema, required: Collection[str] | None, name: str) -> np.ndarray | None:
+        """Returns the id of each document of the data, [1 + V]; None where the ids are the same."""
+        if self.documents is None or own.documents is None or self.documents.shared(own.documents) is not None:
+            return None
+        try:
+            return self.documents.ids_of(own.documents, name=name)
+        except DataError:
+            if required is None or DOCUMENT not in required:  # documents may not matter; if they do, all are unknown
+                return np.zeros(own.documents.size + 1, np.int32)
+            raise
 
     def _columns(
-        self, own: FeatureSchema, required: Collection[str] | None, name: str, file: str | os.PathLike[str] | None
+        self, own: InputSchema, required: Collection[str] | None, name: str, file: str | os.PathLike[str] | None
     ) -> np.ndarray | None:
         """Returns the column [F] of the data for each feature; None where all are in place."""
         if not self.features or (not own.features and (required is None or FEATURES not in required)):
@@ -184,21 +215,29 @@ class FeatureSchema:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class FeatureMatch:
+class InputMatch:
     """How batches of data become batches with the features and categories of a model.
 
     Attributes:
       schema: of the model.
       columns: [F] column of the data for each feature; None: they are in place.
-      codes: context -> [1 + categories of the data] code of the model.
+      codes: context -> [1 + categories of the data] code of the model, and "document" -> [1 + V] id of the model.
       unknown: context -> categories of the data that the model does not know.
     """
 
-    schema: FeatureSchema
+    schema: InputSchema
     columns: np.ndarray | None
     codes: Mapping[str, np.ndarray]
     unknown: Mapping[str, tuple[str, ...]]
     _picked: list[tuple[Any, np.ndarray]] = dataclasses.field(default_factory=list)  # (shared table, its columns)
+
+    @property
+    def documents(self) -> tuple[int, int] | None:
+        """How many documents of the data were found by name, and how many were not; None: ids are the same."""
+        if (ids := self.codes.get(DOCUMENT)) is None:
+            return None
+        found = int(np.count_nonzero(ids))
+        return found, len(ids) - 1 - found
 
     def apply(self, batch: Sessions) -> Sessions:
         """Picks the columns and translates the codes of a batch on the host."""
@@ -209,7 +248,8 @@ class FeatureMatch:
             else:
                 features[FEATURES] = np.asarray(given)[..., self.columns]
         for name, codes in self.codes.items():
-            features[name] = codes[np.asarray(features[name])]
+            if name in features:
+                features[name] = codes[np.asarray(features[name])]
         return batch.replace(features=features)
 
     def _table(self, values: Any) -> np.ndarray:
@@ -223,11 +263,11 @@ class FeatureMatch:
 
 
 @runtime_checkable
-class KnowsFeatures(Protocol):
-    """Data or a model that knows the names of its features: a dataset, a trained model, a fitted scaler."""
+class KnowsInputs(Protocol):
+    """Data or a model that knows the names of its inputs: a dataset, a trained model, a fitted scaler."""
 
     @property
-    def feature_schema(self) -> FeatureSchema | None:
+    def input_schema(self) -> InputSchema | None:
         """The names; None: not known."""
         ...
 
