@@ -75,6 +75,16 @@ class RankTable(nnx.Module):
         return self.dropout(self.logits[...][sessions.position])
 
 
+class OwnDocumentTable(nnx.Module):
+    """A table over documents that declares nothing."""
+
+    def __init__(self, documents: int) -> None:
+        self.logits = nnx.Param(jnp.zeros(documents + 1))
+
+    def __call__(self, sessions: Sessions):
+        return self.logits[...][sessions.features["document"]]
+
+
 class DocumentTable(nnx.Module):
     def __init__(self, logits) -> None:
         self.logits = nnx.Param(jnp.asarray(logits, jnp.float32))

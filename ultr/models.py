@@ -55,6 +55,7 @@ class ClickModel(Ranker):
     """
 
     slots: ClassVar[tuple[str, ...]] = ()
+    reads_by_towers = True
 
     @abc.abstractmethod
     def __call__(self, sessions: Sessions) -> ClickDistribution:

@@ -7,10 +7,11 @@ from typing import ClassVar, NamedTuple
 
 import jax
 import numpy as np
+from flax import nnx
 
 from ultr.data.dataset import SufficientStatistics
 from ultr.sessions import Sessions
-from ultr.towers.base import Component, ParameterGroup
+from ultr.towers.base import Component, ParameterGroup, Tower
 
 
 class ImpressionWeights(NamedTuple):
@@ -36,10 +37,22 @@ class Ranker(Component):
 
     Click models and baselines are rankers. `ultr.fit` trains any `nnx.Module` with `loss` and `score`; one that derives
     from this class says more of itself.
+
+    Attributes:
+      reads_by_towers: whether all the features that the ranker reads are read by the towers and rankers inside it.
     """
 
     parameter_group: ClassVar[ParameterGroup] = "table"
     takes_shared_features = True  # features are read by towers, or by `towers.read_feature`
+    reads_by_towers: ClassVar[bool] = False
+
+    @property
+    def reads(self) -> frozenset[str] | None:
+        if not self.reads_by_towers:
+            return None
+        inside = [module for path, module in nnx.iter_modules(self) if path and isinstance(module, Tower | Ranker)]
+        found = [module.reads for module in inside]
+        return None if None in found else frozenset().union(*(names for names in found if names is not None))
 
     @property
     def sufficient_statistics(self) -> SufficientStatistics:

@@ -105,6 +105,7 @@ class PositionWeighted(Ranker):
 
     sufficient_statistics = "rank"
     weighs_impressions = True
+    reads_by_towers = True
 
     def __init__(self, model: Ranker, *, displays: Displays, clip: float | None = None) -> None:
         if not isinstance(model, Ranker) or model.sufficient_statistics != "rank":

@@ -20,6 +20,8 @@ class Baseline(Ranker):
       relevance: tower whose logits are the scores.
     """
 
+    reads_by_towers = True
+
     def __init__(self, *, relevance: TowerLike) -> None:
         self.relevance = as_tower(relevance)
 

@@ -99,6 +99,11 @@ class LoggingPolicy(Ranker):
         self.inner = nnx.Linear(width, hidden, rngs=rngs)
         self.outer = nnx.Linear(hidden, 1, rngs=rngs)
 
+    @property
+    def reads(self) -> frozenset[str]:
+        names = (self.feature,) if isinstance(self.feature, str) else self.feature
+        return frozenset([*(names if self.size else ["document"]), *([self.scores] if self.scores else [])])
+
     def summary(self, sessions: Sessions) -> jax.Array:
         """Sums each document up in a vector, [B, K, width]."""
         if not self.size:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
 
 from ultr.cli import json_option, output, ranks_option
+from ultr.cli.inputs import load_model
 from ultr.errors import UltrError
 
 
@@ -63,7 +63,7 @@ def command(
     from ultr.identifiability import agreement, report
     from ultr.propensity import conditional_likelihood
 
-    model = _load_model(run) if run else None
+    model = load_model(run)[0] if run else None
     found = report(open_counted(log, split=split), target=target, ranks=ranks, share=share, pairs=pairs)
     result, text = found.to_json(), found.text()
     if model is not None:
@@ -76,9 +76,3 @@ def command(
             sentence = f"The learned curve cannot be compared: {str(e).rstrip('.')}."
         text = f"{sentence}\n\n{text}"
     output(result, text, as_json)
-
-
-def _load_model(run: Path) -> Any:
-    from ultr.training import load
-
-    return load(run / "model" if (run / "model").is_dir() else run)

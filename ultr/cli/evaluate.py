@@ -9,6 +9,7 @@ import click
 
 from ultr import plots
 from ultr.cli import json_option, output, seed_option
+from ultr.cli.inputs import load_model, match_notes, open_known
 from ultr.errors import ConfigError
 from ultr.text import table
 
@@ -61,6 +62,20 @@ class _WithMetrics(click.Command):
     help="Also average the metrics by how many sessions LOG, such as the training log, has of a query "
     "[ndcg@10 or perplexity].",
 )
+@click.option(
+    "--candidates",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Judged documents to rank in place of those of DATA: a table with the columns query, document, the features "
+    "of the model and label [the grades of DATA], or a prepared collection.",
+)
+@click.option(
+    "--vocabulary",
+    metavar="LOG",
+    type=click.Path(path_type=Path),
+    help="The log that the model was trained on, whose names tell which documents of other data it knows [where it was "
+    "then].",
+)
 @seed_option
 @json_option
 def command(
@@ -73,6 +88,8 @@ def command(
     calibration: bool,
     figure: Path | None,
     by_frequency: Path | None,
+    candidates: Path | None,
+    vocabulary: Path | None,
     seed: int,
     as_json: bool,
 ) -> None:
@@ -81,6 +98,8 @@ def command(
     \b
     Example:
       ultr evaluate run collection --metrics ndcg@10,mrr@10
+    Example: of a log whose features are per impression, with the features of the judged documents
+      ultr evaluate run log --candidates candidates.csv
     Example: of documents with a predicted chance of 10 %, are 10 % clicked?
       ultr evaluate run log --calibration --figure calibration.png
     """
@@ -90,26 +109,30 @@ def command(
     import jax
 
     from ultr import evaluation
-    from ultr.data import open_data
-    from ultr.towers import indexed_fields
-    from ultr.training import load
-    from ultr.training.checkpoint import read_meta
+    from ultr.towers import indexed_fields, input_match
 
-    folder = run / "model" if (run / "model").is_dir() else run
-    model = load(folder)
-    trained_on = read_meta(folder)["extra"]
-    by_document = "document" in indexed_fields(model)
-    opened = open_data(data, split=split, vocabulary=trained_on.get("vocabulary") if by_document else None)
+    model, trained_on = load_model(run, vocabulary=vocabulary)
+    known = trained_on.get("vocabulary") if "document" in indexed_fields(model) else None
+    opened = open_known(data, known, split=split)
+    match = input_match(model, opened, name="evaluation data")
+    judged = None if candidates is None else _read_candidates(candidates, model, opened)
     if calibration:
         _check_calibration(model, opened)
     asked = [m.strip() for m in metrics.split(",")] if metrics else None
     key = jax.random.key(seed)
-    found = evaluation.evaluate(model, opened, metrics=asked, key=key, empty_queries=empty_queries, cluster=cluster)
+    ranking: dict[str, Any] = {"empty_queries": empty_queries, "candidates": judged}
+    found = evaluation.evaluate(model, opened, metrics=asked, key=key, cluster=cluster, **ranking)
+    notes = match_notes(match)
+    notes += [f"no {kind} metrics: {why}" for kind, why in found.not_computed.items()]
     if _saw_sessions(trained_on.get("train"), opened.identity):
-        click.echo(
-            "note: the model was trained on sessions of this log; hold some out with `prepare --split`", err=True
-        )
+        notes.append("the model was trained on sessions of this log; hold some out with `prepare --split`")
+    for note in notes:
+        click.echo(f"note: {note}", err=True)
     result: dict[str, Any] = {name: estimate.to_json() for name, estimate in found.items()}
+    if match is not None and match.documents is not None:
+        result["documents"] = dict(zip(("found_by_name", "unknown"), match.documents, strict=True))
+    if found.not_computed:
+        result["not_computed"] = dict(found.not_computed)
     text = table([["metric", *_HEAD], *([name, *_estimate_row(e)] for name, e in found.items())])
     if calibration:
         calibrated = evaluation.calibration(model, opened, cluster=cluster)
@@ -123,7 +146,7 @@ def command(
         log = ClickLog.open(by_frequency)
         evaluation.check_shared_vocabulary(log, opened)
         chosen = asked or [next(name for name in ("ndcg@10", "perplexity") if name in found)]
-        each = evaluation.per_query(model, opened, metrics=chosen, key=key, empty_queries=empty_queries)
+        each = evaluation.per_query(model, opened, metrics=chosen, key=key, **ranking)
         result["by_frequency"] = {}
         for name in [name for name in each if name != "query"]:
             buckets = evaluation.by_frequency(each["query"], each[name], log)
@@ -132,6 +155,18 @@ def command(
             text += f"\n\n{name} by frequency of the query\n"
             text += table([["queries", "sessions each", "sessions", *_HEAD], *rows])
     output(result, text, as_json)
+
+
+def _read_candidates(path: Path, model: object, opened: ClickLog | Collection) -> Collection:
+    """Opens a prepared collection, or reads a table of the features that the model knows by name."""
+    from ultr.data import Collection
+    from ultr.ingest.candidates import read_candidates
+    from ultr.towers import schema_of
+
+    if path.is_dir():
+        return Collection.open(path)
+    schema = schema_of(model)
+    return read_candidates(path, schema.features if schema else (), graded_by=opened.vocabulary)
 
 
 def _check_calibration(model: object, opened: ClickLog | Collection) -> None:

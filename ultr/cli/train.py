@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import click
 
 from ultr.cli import MethodsCommand, json_option, output, seed_option
+from ultr.cli.inputs import open_known
 from ultr.errors import ConfigError, DataError
 from ultr.files import check_output_folder, json_values, write_json
 from ultr.study.registry import METHODS, method_spec
@@ -157,6 +158,7 @@ def command(
     from ultr.study.building import build_model, build_optimizer, resolve_optimizer
     from ultr.study.tower_factory import ModelConfig, resolve_relevance
     from ultr.training import fit, save, solve
+    from ultr.training.checkpoint import facts_of
 
     _check_options(solver)
     spec = _trained_method(model)
@@ -211,7 +213,7 @@ def command(
         fitted = solve(
             untrained, train, held_out, method=cast(Solver, solver), prior=strength, iterations=epochs
         )  # fmt: skip
-        save(fitted.model, out / "model", extra={"vocabulary": train.vocabulary.identity, "train": train.identity})
+        save(fitted.model, out / "model", extra=facts_of(train))
     if "propensity" in spec.needs:
         options["propensity"] = {"source": nuisance.source, "by_rank": nuisance.propensity.tolist()}
     result: dict[str, Any] = {
@@ -357,7 +359,10 @@ def _splits(
         )
     train = ClickLog.open(path, split=split if splits else None)
     if valid is not None:
-        return train, ClickLog.open(valid, vocabulary=train)
+        found = open_known(valid, train)
+        if not isinstance(found, ClickLog):
+            raise DataError("expected a click log, found a collection", file=valid)
+        return train, found
     if valid_split in splits and valid_split != split:
         return train, ClickLog.open(path, split=valid_split)
     if not fraction:

@@ -21,6 +21,7 @@ from ultr.data.batching import WORKERS, PaddedRows, concatenate_rows, rebatch, u
 from ultr.data.collection import Collection
 from ultr.data.columns import CONTEXT, FEATURE, RaggedRows, check_rows, unpack_columns
 from ultr.data.dataset import Dataset, Description
+from ultr.data.input_schema import InputSchema
 from ultr.data.row_groups import RowGroup, RowGroupCache, WholeLists, session_columns, whole_lists, without_unseen
 from ultr.data.splits import OUTSIDE, assign_by_time, assign_split, check_fractions
 from ultr.data.storage import (
@@ -180,6 +181,13 @@ class ClickLog(Dataset):
             vocabulary=self.vocabulary,
             identity=self.identity,
         )
+
+    @property
+    def input_schema(self) -> InputSchema:
+        """Names of the features of documents and impressions, the context columns, and the documents."""
+        layout = self._layout
+        names = self.vocabulary.feature_names
+        return InputSchema.of(names, layout.impression_features, layout.context, vocabulary=self.vocabulary)
 
     @property
     def identity(self) -> dict[str, Any]:

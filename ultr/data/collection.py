@@ -16,6 +16,7 @@ from ultr import stopping
 from ultr.data.batching import PaddedRows, rebatch, used_widths
 from ultr.data.columns import RaggedRows
 from ultr.data.dataset import Dataset, Description
+from ultr.data.input_schema import InputSchema
 from ultr.data.splits import assign_split
 from ultr.data.storage import (
     COLLECTION_FORMAT,
@@ -28,7 +29,7 @@ from ultr.data.storage import (
     read_metadata,
     write_metadata,
 )
-from ultr.data.vocabulary import Vocabulary, known_documents
+from ultr.data.vocabulary import Vocabulary, known_documents, name_places
 from ultr.data.vocabulary_writing import write_vocabulary
 from ultr.errors import ConfigError, DataError
 from ultr.sessions import Sessions
@@ -66,6 +67,7 @@ class Collection(Dataset):
         self.documents = vocabulary.documents if documents is None else documents
         self.metadata: Mapping[str, Any] = metadata or {}
         self._lineage: str | None = None  # how the part was picked
+        self._query_ids: np.ndarray | None = None  # ids in another vocabulary, which batches give
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, split: str | None = None, vocabulary: Any = None) -> Collection:
@@ -222,6 +224,12 @@ class Collection(Dataset):
         return Description(rows=len(self), documents=self.documents, vocabulary=self.vocabulary, identity=self.identity)
 
     @property
+    def input_schema(self) -> InputSchema:
+        """Names of the features of the documents, and the documents."""
+        names = () if self.features is None else self.vocabulary.feature_names
+        return InputSchema.of(names, vocabulary=self.vocabulary)
+
+    @property
     def queries(self) -> int:
         """How many query ids there are; a collection may hold lists for some of them only."""
         return self.vocabulary.queries
@@ -269,10 +277,25 @@ class Collection(Dataset):
             documents=self.documents,
             metadata=self.metadata,
         )
-        part._lineage = self._lineage
+        part._lineage, part._query_ids = self._lineage, self._query_ids
         if not np.array_equal(picked, np.arange(len(self))):
             drawn = hashlib.sha256(np.ascontiguousarray(part.query, "<i4").data).hexdigest()
             part._lineage = f"{len(part)} queries {drawn}"
+        return part
+
+    def with_queries_of(self, vocabulary: Vocabulary) -> Collection:
+        """Picks the lists of queries that another vocabulary has, by name; batches give their ids there.
+
+        Raises:
+          DataError: it has none of them.
+        """
+        places = name_places(self.vocabulary.query_names, vocabulary.query_names)
+        part = self.select(places[self.query] >= 0)
+        if not len(part):
+            raise DataError(
+                "expected lists of the same queries, found none in common", file=self.vocabulary.path, field="query"
+            )
+        part._query_ids = places.astype(np.int32)
         return part
 
     def split(self, fractions: Mapping[str, float], *, by: str = "query", seed: int = 0) -> dict[str, Collection]:
@@ -322,7 +345,7 @@ class Collection(Dataset):
             position=np.where(mask, np.arange(width, dtype=np.int32), np.int32(0)),
             features=features,
             labels=np.where(mask, self.labels[at], np.float32(0)),
-            query=rows["query"],
+            query=rows["query"] if self._query_ids is None else self._query_ids[rows["query"]],
         )
 
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:

@@ -16,7 +16,9 @@ import pyarrow.parquet as pq
 from ultr import stopping
 from ultr.data.dataset import Dataset, Description, SufficientStatistics
 from ultr.data.grouping import group_starts
+from ultr.data.input_schema import InputSchema
 from ultr.data.storage import (
+    COUNTS_FORMAT,
     DOCUMENTS_FILE,
     METADATA_FILE,
     PARQUET_OPTIONS,
@@ -37,7 +39,6 @@ from ultr.data.vocabulary import Vocabulary
 from ultr.errors import ConfigError, DataError
 from ultr.sessions import Sessions, SharedFeature
 
-COUNTS_FORMAT = "ultr-counts"
 COUNTS_FILE = "counts.parquet"
 COUNTS_BY = ("rank", "last-click")
 
@@ -175,6 +176,11 @@ class Counts(Dataset):
             vocabulary=self.vocabulary,
             identity=self.identity,
         )
+
+    @property
+    def input_schema(self) -> InputSchema:
+        """Names of the features of the documents, and the documents."""
+        return InputSchema.of(self.vocabulary.feature_names, vocabulary=self.vocabulary)
 
     def __repr__(self) -> str:
         by = self.sufficient_statistics

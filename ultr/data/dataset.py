@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from ultr import stopping
+from ultr.data.input_schema import InputMatch, InputSchema
 from ultr.errors import ConfigError
 from ultr.sessions import Sessions
 
@@ -84,6 +85,11 @@ class Dataset(abc.ABC):
             weight += float(batch.row_weights()[shown].sum())
         return Description(rows, weight if weighted else None)
 
+    @property
+    def input_schema(self) -> InputSchema | None:
+        """Names of the features, contexts and documents that batches bring; None: not known."""
+        return None
+
     def __len__(self) -> int:
         """Returns the number of rows; it may count padding, which shows no document."""
         return self.description.rows
@@ -150,6 +156,42 @@ class _FromSource(Dataset):
     def batches(self, batch_size: int, *, seed: int | None = None, share_features: bool = False) -> Iterator[Sessions]:
         """Yields the batches of the object."""
         return self._source.batches(batch_size, seed=seed)
+
+
+class Matched(Dataset):
+    """A dataset whose batches have the features and categories of a model, found by their names.
+
+    Args:
+      data: the dataset.
+      match: how its batches become those of the model.
+    """
+
+    def __init__(self, data: Dataset, match: InputMatch) -> None:
+        self._data, self._match = data, match
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    @cached_property
+    def description(self) -> Description:
+        """The description of the dataset, but for the largest id of a document where these are those of the model."""
+        about = self._data.description
+        return about if self._match.documents is None else dataclasses.replace(about, documents=None)
+
+    @property
+    def input_schema(self) -> InputSchema:
+        """The names that the model knows."""
+        return self._match.schema
+
+    def batches(self, batch_size: int, *, seed: int | None = None, share_features: bool = False) -> Iterator[Sessions]:
+        """Streams the batches of the dataset with the features of the model."""
+        return map(self._match.apply, self._data.batches(batch_size, seed=seed, share_features=share_features))
+
+    def count_batches(self, batch_size: int) -> int:
+        return self._data.count_batches(batch_size)
+
+    def cached(self, memory: int) -> Dataset:
+        return Matched(self._data.cached(memory), self._match)
 
 
 DatasetLike = Dataset | BatchSource | Sessions

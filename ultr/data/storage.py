@@ -22,6 +22,7 @@ from ultr.files import file_digest, json_digest, new_folder, write_json
 SCHEMA = 1
 LOG_FORMAT = "ultr-click-log"
 COLLECTION_FORMAT = "ultr-collection"
+COUNTS_FORMAT = "ultr-counts"
 QUERIES_FILE = "queries.parquet"
 DOCUMENTS_FILE = "documents.parquet"
 METADATA_FILE = "metadata.json"

@@ -59,6 +59,7 @@ class Vocabulary:
         self.has_labels = "label" in columns[DOCUMENTS_FILE]
         self.has_splits = "split" in columns[QUERIES_FILE]
         self.has_own = "own" in columns[QUERIES_FILE]
+        self._ids_in: tuple[str, np.ndarray] | None = None
         self._read = read  # (file, columns) -> the tables of its row groups in order
 
     @classmethod
@@ -190,6 +191,15 @@ class Vocabulary:
             out[first : first + len(values)] = values
         return out
 
+    def ids_in(self, other: Vocabulary) -> np.ndarray:
+        """Finds the id in another vocabulary of each document, [V + 1] int32, by name; 0: it does not have it.
+
+        What was found is kept for the next call.
+        """
+        if self._ids_in is None or self._ids_in[0] != other.fingerprint:
+            self._ids_in = other.fingerprint, _match_names(self, other)
+        return self._ids_in[1]
+
     def feature_blocks(self) -> Iterator[tuple[int, np.ndarray]]:
         """Yields the document features in blocks, without holding all: (first document id, features [n, F])."""
         for start, table in self._pieces(["features"]):
@@ -260,18 +270,45 @@ def known_documents(own: Vocabulary, other: VocabularyLike, *, file: Path) -> in
     Raises:
       DataError: neither vocabulary extends the other, so that their ids stand for different documents.
     """
-    theirs, ours = _lineage(identity_of(other)), _lineage(own.identity)
-    if (known := ours.get(next(iter(theirs)))) is None:
-        known = theirs.get(own.fingerprint)
-    if known is None:
-        raise DataError(
-            f"prepared with other document ids ({own.fingerprint[:12]}) than those of the training data "
-            f"({next(iter(theirs))[:12]})",
-            fix="Prepare it against the training data: `ultr prepare ... --vocabulary TRAINING_LOG`.",
-            file=file,
-            field="vocabulary",
-        )
+    identity = identity_of(other)
+    if (known := shared_documents(own.identity, identity)) is None:
+        raise other_ids(own.identity, identity, file=file)
     return known
+
+
+def shared_documents(own: Mapping[str, Any], other: Mapping[str, Any]) -> int | None:
+    """Counts the documents that two vocabularies know by the same ids, those of 1 to that number.
+
+    Args:
+      own, other: their `identity`.
+
+    Returns:
+      None where neither extends the other.
+    """
+    theirs, ours = _lineage(other), _lineage(own)
+    known = ours.get(next(iter(theirs)))
+    return theirs.get(str(own["fingerprint"])) if known is None else known
+
+
+def other_ids(
+    own: Mapping[str, Any], other: Mapping[str, Any], *, file: Path, name: str = "", why: str = ""
+) -> DataError:
+    """Makes the error about data whose document ids are unrelated to those of the training data.
+
+    Args:
+      own, other: `identity` of the vocabularies of the data and of the training data.
+      file: the folder of the data.
+      name: what to call the data.
+      why: why its documents are not found by name.
+    """
+    called = f"{name}: " if name else ""
+    return DataError(
+        f"{called}prepared with other document ids ({own['fingerprint'][:12]}) than those of the training data "
+        f"({other['fingerprint'][:12]}){'. ' if why else ''}{why}",
+        fix="Prepare it against the training data: `ultr prepare ... --vocabulary TRAINING_LOG`.",
+        file=file,
+        field="vocabulary",
+    )
 
 
 def _lineage(identity: Mapping[str, Any]) -> dict[str, int]:
@@ -341,3 +378,32 @@ def feature_rows(chunk: pa.FixedSizeListArray, file: Path, start: int) -> np.nda
         row = start + int(pc.index(chunk.is_null(), True).as_py()) + 1 if chunk.null_count else None
         raise DataError("expected finite numbers, found nulls", file=file, row=row, field="features")
     return as_numpy(values).reshape(len(chunk), chunk.type.list_size)
+
+
+def _match_names(own: Vocabulary, other: Vocabulary) -> np.ndarray:
+    """Finds the id in another vocabulary of each document of one, [V + 1] int32; 0: it has no such query or document.
+
+    Both lists of names are in memory meanwhile.
+    """
+    query = name_places(own.query_names, other.query_names)
+    distinct = other.document_names.unique()
+    size = max(len(distinct), 1)
+    keys = other.document_query[1:].astype(np.int64) * size + name_places(other.document_names, distinct)
+    order = np.argsort(keys, kind="stable")
+    owner, document = query[own.document_query[1:]], name_places(own.document_names, distinct)
+    known = (owner >= 0) & (document >= 0)
+    wanted = np.where(known, owner * size + document, -1)
+    place = np.minimum(np.searchsorted(keys[order], wanted), max(len(keys) - 1, 0))
+    out = np.zeros(own.documents + 1, np.int32)
+    if len(keys):
+        found = order[place]
+        out[1:] = np.where(known & (keys[found] == wanted), found + 1, 0)
+    return out
+
+
+def name_places(values: pa.ChunkedArray, among: pa.Array | pa.ChunkedArray) -> np.ndarray:
+    """Finds where each value [n] stands among others, int64; -1: nowhere."""
+    among = among.combine_chunks() if isinstance(among, pa.ChunkedArray) else among
+    found = pc.fill_null(pc.index_in(values, value_set=among), -1)
+    out: np.ndarray = found.to_numpy().astype(np.int64)
+    return out

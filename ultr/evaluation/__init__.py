@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from ultr.evaluation.counterfactual_values import counterfactual as counterfactual
     from ultr.evaluation.estimate import Estimate as Estimate
     from ultr.evaluation.estimate import paired_difference as paired_difference
+    from ultr.evaluation.evaluating import Estimates as Estimates
     from ultr.evaluation.evaluating import evaluate as evaluate
     from ultr.evaluation.evaluating import per_query as per_query
     from ultr.evaluation.frequency_buckets import FrequencyBucket as FrequencyBucket
@@ -62,7 +63,7 @@ _EXPORTS = {
     "contracts": ("ClickPredictor", "PredictedClicks", "Scorer"),
     "counterfactual_values": ("CounterfactualValues", "LogSupport", "counterfactual"),
     "estimate": ("Estimate", "paired_difference"),
-    "evaluating": ("evaluate", "per_query"),
+    "evaluating": ("Estimates", "evaluate", "per_query"),
     "frequency_buckets": ("FrequencyBucket", "by_frequency", "check_shared_vocabulary", "query_frequency"),
     "logger_cloning": ("Cloning", "cloning", "logged_order"),
     "metrics": ("METRICS", "ClickMetric", "RankingMetric"),

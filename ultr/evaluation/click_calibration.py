@@ -142,7 +142,7 @@ def calibration(
             f"and {bins}"
         )
     dataset, batch_size = evaluation_data(log, batch_size)
-    compiled = CompiledModel(model)
+    compiled = CompiledModel(model).on(dataset)
     sums = _FineBins()
     for batch, unit in _sessions_with_clicks(compiled, dataset, batch_size, cluster):
         log_prob = np.asarray(jax.device_get(compiled(_log_prob_of_click, batch, conditional)), np.float64)

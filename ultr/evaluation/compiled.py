@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable, Hashable
 from typing import Any
@@ -12,11 +13,12 @@ from flax import nnx
 
 from ultr import stopping
 from ultr.data.dataset import Dataset, DatasetLike, as_dataset
+from ultr.data.input_schema import InputMatch
 from ultr.errors import ConfigError, DataError
 from ultr.evaluation.contracts import PredictedClicks, Scorer
 from ultr.models import ClickModel
 from ultr.sessions import Array, Sessions
-from ultr.towers import check_bounds
+from ultr.towers import check_bounds, input_match
 
 
 class CompiledModel:
@@ -31,12 +33,23 @@ class CompiledModel:
 
     def __init__(self, model: object) -> None:
         self.model = model
+        self._match: InputMatch | None = None
         self._split: tuple[Any, Any] | None = None
         if isinstance(model, nnx.Module):
             copy = nnx.merge(*nnx.split(model))
             # What `copy.eval()` does, which has no type annotations.
             copy.set_attributes(deterministic=True, use_running_average=True, raise_if_not_found=False)
             self._split = nnx.split(copy)
+
+    def on(self, data: Dataset, *, name: str = "evaluation data") -> CompiledModel:
+        """Returns the same model for the batches of a dataset, whose features it finds by name.
+
+        Raises:
+          DataError: the dataset lacks a feature or context that the model was trained on; names both lists.
+        """
+        bound = copy.copy(self)
+        bound._match = input_match(self.model, data, name=name)
+        return bound
 
     def __call__(self, function: Callable[..., Any], batch: Sessions, *options: Hashable) -> Any:
         """Computes `function(model, batch, *options)`; a function is compiled once for each value of the options.
@@ -45,6 +58,7 @@ class CompiledModel:
           DataError: an id or a rank beyond the tables of the model.
         """
         stopping.check()
+        batch = batch if self._match is None else self._match.apply(batch)
         if self._split is None or not isinstance(self.model, nnx.Module):
             return function(self.model, batch, *options)
         # Scores do not depend on positions, so lists of candidates may be longer than the tables over ranks.
@@ -74,6 +88,7 @@ class CompiledModel:
             return True
         if not callable(self.model):
             return False
+        batch = batch if self._match is None else self._match.apply(batch)
         if self._split is None:
             return isinstance(self.model(batch), PredictedClicks)
         graph, state = self._split

@@ -189,10 +189,10 @@ def counterfactual(
             f"these propensities, found {clip:g}: all weights would be cut off to it and be equal. Raise it"
         )
     reranking = Reranking(
-        {name: CompiledModel(model) for name, model in named.items()},
+        {name: CompiledModel(model).on(dataset) for name, model in named.items()},
         table,
         cutoff=int(match[1]) if match[1] else None,
-        regression=None if regression is None else CompiledModel(regression),
+        regression=None if regression is None else CompiledModel(regression).on(dataset),
         seed=tie_seed(key),
     )
     if candidates is not None:

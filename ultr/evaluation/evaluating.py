@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
 
-from ultr.data.dataset import DatasetLike
+from ultr.data import ClickLog, Collection
+from ultr.data.dataset import Dataset, DatasetLike
+from ultr.data.input_schema import FEATURES
 from ultr.errors import ConfigError, DataError
 from ultr.evaluation.click_totals import ClickTotals, observed_log_probs
 from ultr.evaluation.compiled import CompiledModel, evaluation_data, fitted_batch_size
 from ultr.evaluation.contracts import ClickPredictor, Scorer
 from ultr.evaluation.estimate import Estimate
-from ultr.evaluation.graded import GradedLists, graded_lists, highest_grade
+from ultr.evaluation.graded import GradedLists, candidate_lists, graded_lists, highest_grade
 from ultr.evaluation.metrics import (
     ClickMetric,
     Metric,
@@ -24,6 +26,17 @@ from ultr.evaluation.metrics import (
 )
 from ultr.evaluation.ranking import EMPTY_QUERIES, MetricAt, query_metrics
 from ultr.sessions import Sessions
+from ultr.towers import Component, schema_of
+
+
+class Estimates(dict[str, Estimate]):
+    """The metrics of a model by name, and those that could not be computed.
+
+    Attributes:
+      not_computed: "ranking" where the data has grades and the metrics of rankings can still not be computed -> why.
+    """
+
+    not_computed: Mapping[str, str] = {}
 
 
 def evaluate(
@@ -36,7 +49,8 @@ def evaluate(
     empty_queries: str = "skip",
     cluster: str = "session",
     max_grade: float | None = None,
-) -> dict[str, Estimate]:
+    candidates: Collection | None = None,
+) -> Estimates:
     """Computes how good a model is on data: metric name -> value with standard error, interval and counts.
 
     `METRICS` describes the metrics of both kinds.
@@ -68,11 +82,16 @@ def evaluate(
       cluster: "session" when sessions are independent; "query" when sessions of one query are not (standard errors over
         queries; memory grows with the number of queries).
       max_grade: highest grade of the scale, for ERR; None: the highest in the data.
+      candidates: graded lists to rank in place of those of the data, for its queries (by name). A log whose features
+        are per impression has none for its judged candidates: here they are.
+
+    Returns:
+      Metric name -> estimate; `not_computed` says which of the metrics that the data is made for are missing, and why.
 
     Raises:
       ConfigError: an unknown metric or option, or a metric name that is empty or no string.
       DataError: data or model cannot give a metric that was asked for, a document id or rank lies beyond the model's
-        tables, or the model gives NaN.
+        tables, the model gives NaN, or the data lacks a feature or context that the model was trained on.
     """
     if cluster not in ("session", "query"):
         raise ConfigError(f"unknown cluster {cluster!r}; known: session, query")
@@ -85,8 +104,10 @@ def evaluate(
         empty_queries=empty_queries,
         by_query=cluster == "query",
         max_grade=max_grade,
+        candidates=candidates,
     )
-    estimates = {}
+    estimates = Estimates()
+    estimates.not_computed = evaluation.not_computed
     for name, metric, at in evaluation.names():
         if isinstance(metric, RankingMetric):
             estimates[name] = Estimate.mean(evaluation.ranking[metric, at])
@@ -104,6 +125,7 @@ def per_query(
     batch_size: int = 4096,
     empty_queries: str = "skip",
     max_grade: float | None = None,
+    candidates: Collection | None = None,
 ) -> dict[str, np.ndarray]:
     """Computes the metrics of `evaluate` for each query, for paired comparisons on the same data.
 
@@ -124,6 +146,7 @@ def per_query(
         empty_queries=empty_queries,
         by_query=True,
         max_grade=max_grade,
+        candidates=candidates,
     )
     columns = {}
     for name, metric, at in evaluation.names():
@@ -146,6 +169,7 @@ class _Evaluation:
       query: ids [Q] of the queries with graded lists, ascending; empty where no ranking metric was asked for.
       ranking: (metric, cutoff) -> values [Q].
       clicks: totals of the click metrics; without sessions where none was asked for.
+      not_computed: as of `Estimates`.
     """
 
     def __init__(
@@ -159,6 +183,7 @@ class _Evaluation:
         empty_queries: str,
         by_query: bool,
         max_grade: float | None,
+        candidates: Collection | None,
     ) -> None:
         if empty_queries not in EMPTY_QUERIES:
             raise ConfigError(f"unknown empty_queries {empty_queries!r}; known: {', '.join(EMPTY_QUERIES)}")
@@ -169,15 +194,12 @@ class _Evaluation:
         first = next(iter(dataset.batches(batch_size)), None)
         if first is None:
             raise DataError("expected at least one session or query to evaluate on, found none")
-        compiled = CompiledModel(model)
-        graded = graded_lists(dataset, first)
-        self._requests = _possible(
-            requests,
-            {
-                RankingMetric.kind: _why_no_ranking(model, graded),
-                ClickMetric.kind: _why_no_clicks(compiled, first),
-            },
-        )
+        compiled = CompiledModel(model).on(dataset)
+        graded = graded_lists(dataset, first) if candidates is None else candidate_lists(candidates, dataset)
+        why = _why_no_ranking(compiled, graded, dataset if candidates is None else None)
+        self.not_computed = {RankingMetric.kind: why} if why is not None and graded is not None else {}
+        obstacles = {RankingMetric.kind: why, ClickMetric.kind: _why_no_clicks(compiled, first)}
+        self._requests = _possible(requests, obstacles)
         self.query = np.zeros(0, np.int64)
         self.ranking: dict[MetricAt, np.ndarray] = {}
         ranking = dict.fromkeys((r.metric, r.at) for r in self._requests if isinstance(r.metric, RankingMetric))
@@ -187,7 +209,7 @@ class _Evaluation:
                 needed = any(metric.needs_max_grade for metric, _ in ranking)
                 max_grade = highest_grade(graded.source, batch_size) if needed else np.inf
             self.query, self.ranking = query_metrics(
-                compiled.scores,
+                compiled.on(graded.source).scores,
                 graded.source.batches(fitted_batch_size(batch_size, graded.source)),
                 list(ranking),
                 key=key,
@@ -246,10 +268,28 @@ def _possible(requests: list[MetricRequest] | None, obstacles: dict[str, str | N
     return requests
 
 
-def _why_no_ranking(model: object, graded: GradedLists | None) -> str | None:
+def _why_no_ranking(compiled: CompiledModel, graded: GradedLists | None, data: Dataset | None) -> str | None:
+    """Says why a model cannot rank graded lists, those of `data` or others; None where it can."""
+    model = compiled.model
     if graded is None:
         return "the data has no labels"
-    return None if isinstance(model, Scorer) else f"{type(model).__name__} has no method score(sessions)"
+    if not isinstance(model, Scorer):
+        return f"{type(model).__name__} has no method score(sessions)"
+    own = data.metadata["impression_features"] if isinstance(data, ClickLog) else []
+    if not own:
+        return None
+    reads = model.reads if isinstance(model, Component) else None
+    lacks = reads is not None and FEATURES in reads and schema_of(model) is None
+    try:
+        compiled.on(graded.source, name="judged documents")
+    except DataError:
+        lacks = True
+    if not lacks:
+        return None
+    return (
+        f"the features {', '.join(own)} of the log are of impressions, and its judged documents have none. Give these "
+        "with their features: --candidates FILE (in Python: candidates=)"
+    )
 
 
 def _why_no_clicks(compiled: CompiledModel, first: Sessions) -> str | None:

@@ -8,6 +8,7 @@ import numpy as np
 
 from ultr.data import ClickLog, Collection
 from ultr.data.dataset import Dataset
+from ultr.data.vocabulary import HasVocabulary
 from ultr.sessions import Sessions
 
 
@@ -31,6 +32,19 @@ def graded_lists(data: Dataset, first: Sessions) -> GradedLists | None:
     if isinstance(data, ClickLog) and (collection := data.collection()) is not None:
         return GradedLists(collection, shown_queries(data))
     return GradedLists(data) if first.labels is not None else None
+
+
+def candidate_lists(candidates: Collection, data: Dataset) -> GradedLists:
+    """Takes candidates for the graded lists of data: those of its queries, found by name where it has names.
+
+    Raises:
+      DataError: there are none of its queries.
+    """
+    if not isinstance(data, HasVocabulary):
+        return GradedLists(candidates)
+    queries = data.query if isinstance(data, Collection) else None
+    queries = shown_queries(data) if isinstance(data, ClickLog) else queries
+    return GradedLists(candidates.with_queries_of(data.vocabulary), queries)
 
 
 def shown_queries(log: ClickLog) -> np.ndarray:

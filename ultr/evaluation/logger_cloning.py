@@ -151,7 +151,7 @@ class _DocumentScores:
 def _scores(model: Scorer, lists: Collection, batch_size: int) -> np.ndarray:
     """Computes the model's scores [V + 1] by document id; 0 for documents outside the lists."""
     out = np.zeros(lists.vocabulary.documents + 1)
-    compiled = CompiledModel(model)
+    compiled = CompiledModel(model).on(lists)
     grades = lists.vocabulary.labels
     for batch in lists.batches(batch_size):
         mask, document = np.asarray(batch.mask), np.asarray(batch.features["document"])

@@ -85,7 +85,7 @@ class Reranking:
         examined, false = self._table.at(batch)
         mask = np.asarray(batch.mask)
         plain = batch.unbiased()
-        relevance = self._relevance(plain)
+        relevance = self._relevance(plain, self._regression)
         excess = np.where(mask, click - false - examined * relevance, 0.0)
         if self._examination is None:
             query = self._list_numbers(batch)
@@ -134,6 +134,8 @@ class Reranking:
         examination[1:] /= np.maximum(sessions[owner[1:]], np.finfo(np.float64).tiny)
         self._examination = examination
         names = list(self._rankers)
+        rankers = {name: ranker.on(candidates, name="candidates") for name, ranker in self._rankers.items()}
+        regression = None if self._regression is None else self._regression.on(candidates, name="candidates")
         self._candidates = {name: _RankedCandidates(np.zeros(documents), np.zeros(queries)) for name in names}
         self.unsupported = dict.fromkeys(names, 0)
         for batch in candidates.batches(batch_size):
@@ -141,8 +143,8 @@ class Reranking:
             mask = np.asarray(batch.mask) & (sessions[query] > 0)[:, None]
             document = np.where(mask, np.asarray(batch.features["document"]), 0)
             plain = batch.unbiased()
-            relevance = self._relevance(plain)
-            for name, ranker in self._rankers.items():
+            relevance = self._relevance(plain, regression)
+            for name, ranker in rankers.items():
                 discount = self._discount(self._ranks(ranker, plain, mask, query), mask)
                 self.unsupported[name] += int(((examination[document] == 0) & (discount > 0)).sum())
                 self._candidates[name].discount[document[mask]] = discount[mask]
@@ -165,12 +167,12 @@ class Reranking:
         counts = mask if self._cutoff is None else mask & (ranks <= self._cutoff)
         return np.where(counts, 1 / np.log2(ranks + 1.0), 0.0)
 
-    def _relevance(self, batch: Sessions) -> np.ndarray:
+    def _relevance(self, batch: Sessions, regression: CompiledModel | None) -> np.ndarray:
         """Computes [B, K] relevance by the regression; 0 on padding and without one."""
         mask = np.asarray(batch.mask)
-        if self._regression is None:
+        if regression is None:
             return np.zeros(mask.shape)
-        scores = np.where(mask, self._regression.scores(batch), 0.0)
+        scores = np.where(mask, regression.scores(batch), 0.0)
         return np.where(mask, expit(scores.astype(np.float64)), 0.0)
 
     def _list_numbers(self, batch: Sessions) -> np.ndarray:

@@ -142,7 +142,7 @@ def _graded_collection(data: Collection | ClickLog) -> Collection:
 def _scores(model: Scorer | np.ndarray, collection: Collection) -> Callable[[np.ndarray, Sessions], np.ndarray]:
     """Makes a function of (index of each list's first document [B], batch) that returns scores [B, K]."""
     if isinstance(model, Scorer):
-        compiled = CompiledModel(model)
+        compiled = CompiledModel(model).on(collection)
         return lambda start, batch: compiled.scores(batch)
     values = np.asarray(model)
     if values.dtype.kind not in "biuf" or values.shape != collection.document.shape:

@@ -12,13 +12,14 @@ from flax import nnx
 
 from ultr import stopping
 from ultr.data import Collection
+from ultr.data.input_schema import InputSchema
 from ultr.errors import ConfigError
 from ultr.models import ClickModel
 from ultr.sessions import Sessions
 from ultr.simulate.entropy import Entropies, EntropyTotals, ExactEntropies, entropies, exact_entropies
 from ultr.simulate.examination_curves import Context
 from ultr.simulate.ranking_sampler import RankingSampler
-from ultr.towers import check_bounds
+from ultr.towers import check_bounds, input_match
 
 
 class DrawnSessions(NamedTuple):
@@ -86,14 +87,28 @@ class ClickSampler:
       block: sessions of a step; fewer are padded.
       top: ranks.
       seed: decides the clicks.
+      contexts: drawn for each session.
 
     Attributes:
       entropy_totals: running totals of the entropies of the sampled sessions.
     """
 
-    def __init__(self, model: ClickModel, collection: Collection, *, block: int, top: int, seed: int) -> None:
+    def __init__(
+        self,
+        model: ClickModel,
+        collection: Collection,
+        *,
+        block: int,
+        top: int,
+        seed: int,
+        contexts: Sequence[Context] = (),
+    ) -> None:
         graph, self._state = nnx.split(model)
         self._model, self._collection, self._block = model, collection, block
+        drawn = tuple((context.name, tuple(map(str, context.values))) for context in contexts)
+        about = collection.input_schema
+        schema = InputSchema(about.features, drawn, about.documents)
+        self._match = input_match(model, schema, name="collection")
         self._key = jax.random.key(seed)
         self._step = jax.jit(partial(_sample, graph))
         self._exact_entropies = partial(_exact_entropies, graph)
@@ -114,7 +129,7 @@ class ClickSampler:
         if self._features is None:
             exact, self._features = self._inspect_user(drawn)
             self.entropy_totals = EntropyTotals(self._top, exact)
-        batch = _batch(self._collection, drawn, self._features)
+        batch = self._matched(drawn, self._features)
         return batch if len(batch) == self._block else batch.pad(rows=self._block)
 
     def _inspect_user(self, drawn: DrawnSessions) -> tuple[ExactEntropies, bool]:
@@ -125,11 +140,15 @@ class ClickSampler:
         context = {name: x[:1] for name, x in drawn.context.items()}
         one = DrawnSessions(0, drawn.query[:1], drawn.shown[:1], drawn.time[:1], context)
         try:
-            return self._exact_entropies(self._state, _batch(self._collection, one, False)), False
+            return self._exact_entropies(self._state, self._matched(one, False)), False
         except (ConfigError, KeyError):
             if self._collection.features is None:
                 raise
-            return self._exact_entropies(self._state, _batch(self._collection, one, True)), True
+            return self._exact_entropies(self._state, self._matched(one, True)), True
+
+    def _matched(self, drawn: DrawnSessions, with_features: bool) -> Sessions:
+        batch = _batch(self._collection, drawn, with_features)
+        return batch if self._match is None else self._match.apply(batch)
 
 
 def _exact_entropies(graph: Any, state: Any, batch: Sessions) -> ExactEntropies:

@@ -94,7 +94,7 @@ def clicks(
     scores = policy.scores(collection, seed=seed)
     rankings = RankingSampler(collection, policy, scores, top=top, seed=seed)
     block = max(1, min(sessions, candidates_at_once // width))
-    sampler = ClickSampler(model, collection, block=block, top=top, seed=seed)
+    sampler = ClickSampler(model, collection, block=block, top=top, seed=seed, contexts=contexts)
     truth |= describe_user(model, contexts, top)
     total = 0.0
     queries, documents = collection.vocabulary.tables()

@@ -9,6 +9,7 @@ import numpy as np
 
 from ultr import stopping
 from ultr.data import Collection
+from ultr.data.input_schema import InputSchema
 from ultr.errors import ConfigError
 from ultr.sessions import Sessions, whole_feature
 
@@ -85,7 +86,8 @@ class Policy:
             raw = (_ridge if self.ranker == "linear" else _boosted)(collection, labels, self.share, rng)
         else:
             raw = _graded(self, labels, seed)
-        fitted = FittedPolicy(self, raw)
+        by_features = self.ranker in ("linear", "boosted")
+        fitted = FittedPolicy(self, raw, collection.input_schema if by_features else None)
         scores = raw(collection.features, labels, collection.document)
         deviation = scores.std()
         fitted.centre, fitted.scale = float(scores.mean()), float(deviation) if deviation > 0 else 1.0
@@ -112,10 +114,11 @@ class FittedPolicy:
     Attributes:
       policy: the policy.
       centre, scale: mean and standard deviation of the raw scores of the collection that it was fitted on.
+      input_schema: names of the features that it reads; None: it reads none.
     """
 
-    def __init__(self, policy: Policy, raw: _RawScores) -> None:
-        self.policy, self._raw = policy, raw
+    def __init__(self, policy: Policy, raw: _RawScores, input_schema: InputSchema | None = None) -> None:
+        self.policy, self._raw, self.input_schema = policy, raw, input_schema
         self.centre, self.scale = 0.0, 1.0
 
     def standard(self, features: np.ndarray | None, labels: np.ndarray, document: np.ndarray) -> np.ndarray:

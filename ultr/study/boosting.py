@@ -19,6 +19,7 @@ import numpy as np
 
 from ultr import stopping
 from ultr.data import Collection
+from ultr.data.input_schema import InputSchema
 from ultr.errors import ConfigError, DataError
 from ultr.evaluation import per_query
 from ultr.files import json_values
@@ -59,10 +60,11 @@ def package_version(spec: MethodSpec) -> str | None:
 
 
 class TreeRanker:
-    """Ranks by the first rounds of boosted trees over features [D, F]."""
+    """Ranks by the first rounds of boosted trees over features [D, F], whose names it may know."""
 
-    def __init__(self, predict: Predict, rounds: int, features: int) -> None:
+    def __init__(self, predict: Predict, rounds: int, features: int, input_schema: InputSchema | None = None) -> None:
         self._predict, self._rounds, self._features = predict, rounds, features
+        self.input_schema = input_schema
 
     def score(self, sessions: Sessions) -> np.ndarray:
         """Computes the scores [B, K]."""
@@ -87,6 +89,7 @@ class TreeRows:
     Attributes:
       x: [N, F] features. y: [N] clicks or gains. position: [N] from 0. sizes: [G] rows of each group.
       left_out: share of the sessions with a click that was left out for room.
+      schema: names of the features.
     """
 
     x: np.ndarray
@@ -94,6 +97,7 @@ class TreeRows:
     position: np.ndarray
     sizes: np.ndarray
     left_out: float = 0.0
+    schema: InputSchema | None = None
 
 
 class _TreeVariant(NamedTuple):
@@ -119,7 +123,8 @@ def train_trees(
     module = import_package(method.spec)
     notes: list[str] = []
     if method.spec.learns_from == "grades":
-        rows, judge = rows_of_grades(lists["train"]), judge_by_grades(lists["vali"], metric=metric, seed=seed)
+        rows = rows_of_grades(lists["train"])
+        judge = judge_by_grades(lists["vali"], metric=metric, seed=seed, schema=rows.schema)
         criterion = f"{metric} on the validation grades"
     else:
         assert log is not None
@@ -147,7 +152,7 @@ def train_trees(
             {"settings": json_values(v.settings), "rounds": v.rounds, "value": v.value} for v in found
         ]  # fmt: skip
     return TrainedMethod(
-        ranker=TreeRanker(best.predict, best.rounds, rows.x.shape[1]),
+        ranker=TreeRanker(best.predict, best.rounds, rows.x.shape[1], rows.schema),
         by=None if log is None else "query",
         chosen=chosen,
         seconds=best.seconds,
@@ -251,7 +256,14 @@ def rows_of_clicks(log: PreparedLog, *, max_rows: int, seed: int) -> TreeRows:
         left_out = 1 - float(keep.mean())
         rows = np.repeat(keep, size)
         size, document, rank, click = size[keep], document[rows], rank[rows], click[rows]
-    return TreeRows(table[document], (click != 0).astype(np.float32), rank - 1, size, left_out)
+    return TreeRows(
+        table[document],
+        (click != 0).astype(np.float32),
+        rank - 1,
+        size,
+        left_out,
+        InputSchema(part.vocabulary.feature_names),
+    )
 
 
 def rows_of_grades(train: Collection) -> TreeRows:
@@ -265,7 +277,7 @@ def rows_of_grades(train: Collection) -> TreeRows:
     sizes = np.diff(train.offsets)
     y = np.maximum(np.nan_to_num(train.labels), 0)
     position = np.arange(len(y)) - np.repeat(train.offsets[:-1], sizes)
-    return TreeRows(train.features, y, position, sizes)
+    return TreeRows(train.features, y, position, sizes, schema=train.input_schema)
 
 
 def _judged_rounds(rounds: int) -> list[int]:
@@ -289,15 +301,21 @@ def judge_by_clicks(log: PreparedLog, weights: np.ndarray) -> Judge:
     return judge
 
 
-def judge_by_grades(lists: Collection, *, metric: str, seed: int) -> Judge:
-    """Returns a judge of trees by a metric on graded lists with features; of equal values, the fewest rounds win."""
+def judge_by_grades(lists: Collection, *, metric: str, seed: int, schema: InputSchema | None = None) -> Judge:
+    """Returns a judge of trees by a metric on graded lists with features; of equal values, the fewest rounds win.
+
+    Args:
+      schema: names of the features of the trees, by which those of the lists are found; None: they are the same.
+    """
     assert lists.features is not None
-    features = lists.features.shape[1]
+    features = lists.features.shape[1] if schema is None else len(schema.features)
 
     def judge(predict: Predict, rounds: int) -> tuple[float, int]:
         found = []
         for n in _judged_rounds(rounds):
-            values = per_query(TreeRanker(predict, n, features), lists, metrics=[metric], key=jax.random.key(seed))
+            values = per_query(
+                TreeRanker(predict, n, features, schema), lists, metrics=[metric], key=jax.random.key(seed)
+            )
             found.append((float(np.nanmean(values[metric])), n))
         return max(found, key=lambda f: (f[0], -f[1]))
 

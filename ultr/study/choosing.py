@@ -42,10 +42,11 @@ def weighted_dcg(
       weights: [R] by displayed rank.
       max_lists: how many of the distinct lists are judged, the first ones.
     """
-    compiled = CompiledModel(ranker)
+    valid = log.distinct("valid", by)
+    compiled = CompiledModel(ranker).on(valid)
     total = sessions = 0.0
     lists = 0
-    for batch in log.distinct("valid", by).batches(4096):
+    for batch in valid.batches(4096):
         scores = np.asarray(compiled.scores(batch), np.float64)
         total += weighted_gains(scores, batch, weights)
         rows = np.asarray(batch.mask).any(1)

@@ -14,6 +14,7 @@ from ultr.towers.base import (
     parameter_groups,
     read_feature,
 )
+from ultr.towers.inputs import input_match, matched, record_schema, schema_of, trained_schema
 from ultr.towers.lookup import lookup, lookup_small, read_by, row_tables
 from ultr.towers.networks import DCNV2, MLP, FeatureNetwork, Linear
 from ultr.towers.scaling import Scaler, Statistic
@@ -67,12 +68,17 @@ __all__ = [
     "check_bounds",
     "examination_of",
     "indexed_fields",
+    "input_match",
     "logits_of",
     "lookup",
     "lookup_small",
+    "matched",
     "needs_no_features",
     "parameter_groups",
     "read_by",
     "read_feature",
+    "record_schema",
     "row_tables",
+    "schema_of",
+    "trained_schema",
 ]

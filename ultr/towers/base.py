@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from ultr.data.input_schema import InputSchema
 from ultr.errors import ConfigError, DataError
 from ultr.sessions import Array, Sessions, SharedFeature, whole_feature
 
@@ -44,11 +45,18 @@ class Component(nnx.Module):
         arrays.
       reads_whole_tables: whether training reads tables other than by `towers.lookup`, so that none of them, be they of
         towers inside, can be trained row by row.
+      input_schema: names of the features that the module was trained on, where it reads some; None: not known.
     """
 
     parameter_group: ClassVar[ParameterGroup] = "network"
     takes_shared_features: ClassVar[bool] = False
     reads_whole_tables: ClassVar[bool] = False
+    input_schema: InputSchema | None = None
+
+    @property
+    def reads(self) -> frozenset[str] | None:
+        """Names of the features that the module reads; None: not known."""
+        return None
 
     @property
     def pointwise(self) -> bool:
@@ -90,11 +98,6 @@ class Tower(Component):
     @abc.abstractmethod
     def logits(self, sessions: Sessions) -> Array:
         """Computes the logit of each impression, [B, K]; in the slots that say so, of other shapes."""
-
-    @property
-    def reads(self) -> frozenset[str] | None:
-        """Names of the features that the tower reads; None: not known."""
-        return None
 
     def __call__(self, sessions: Sessions) -> jax.Array:
         """Computes the logits [B, K] of the sessions."""

@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 
 from ultr.data.dataset import Dataset, DatasetLike, as_dataset
+from ultr.data.input_schema import FEATURES, InputSchema
 from ultr.errors import ConfigError, DataError
 from ultr.sessions import Array, Sessions, SharedFeature
 from ultr.towers.base import read_feature
@@ -27,9 +28,13 @@ class Scaler(nnx.Module):
     Args:
       size: number of features F.
       transform: `standardise`; or `log1p`: sign(x) log(1 + |x|) first, for counts and other long tails.
+
+    Attributes:
+      input_schema: names of the features that were measured; None: not known.
     """
 
     transforms = ("standardise", "log1p")
+    input_schema: InputSchema | None = None
 
     def __init__(self, size: int, *, transform: str = "standardise") -> None:
         if transform not in self.transforms:
@@ -60,12 +65,15 @@ class Scaler(nnx.Module):
         """
         count, total, square = 0.0, np.zeros(self.size), np.zeros(self.size)
         shift: np.ndarray | None = None
-        for x, times in _shown_features(as_dataset(data), feature, self.size, batch_size):
+        given = as_dataset(data)
+        names = None if given.input_schema is None else given.input_schema.features
+        for x, times in _shown_features(given, feature, self.size, batch_size):
             if self.transform == "log1p":
                 x = np.sign(x) * np.log1p(np.abs(x))
             if not np.isfinite(x).all():
                 column = int(np.argwhere(~np.isfinite(x))[0, 1])
-                raise DataError("expected finite features, found NaN or infinity", field=f"{feature}[{column}]")
+                named = names[column] if names and feature == FEATURES else column
+                raise DataError("expected finite features, found NaN or infinity", field=f"{feature}[{named}]")
             shift = x.mean(0) if shift is None else shift
             count += times.sum()
             total += times @ (x - shift)
@@ -77,6 +85,9 @@ class Scaler(nnx.Module):
         constant = deviation <= 4 * np.finfo(np.float32).eps * np.abs(mean + shift)
         self.mean[...] = jnp.asarray(mean + shift, jnp.float32)
         self.scale[...] = jnp.asarray(np.where(constant, 1.0, deviation), jnp.float32)
+        if given.input_schema is not None:
+            measured = given.input_schema.only([feature] if isinstance(feature, str) else feature)
+            self.input_schema = measured if measured.fields else None
         return self
 
 

@@ -6,8 +6,10 @@ loaded into a template of the same structure. Nothing is unpickled or executed.
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import json
+import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,11 +21,20 @@ from flax import nnx
 
 from ultr import baselines, models, towers
 from ultr.background import complete
+from ultr.data.dataset import Dataset
+from ultr.data.input_schema import InputSchema
+from ultr.data.known_documents import KnownVocabulary, open_vocabulary
+from ultr.data.vocabulary import HasVocabulary
 from ultr.errors import CheckpointError, ConfigError
 from ultr.files import file_digest, new_folder
+from ultr.towers import Component, record_schema, schema_of
 from ultr.towers.base import CallableTower
 
 SCHEMA = 1
+UNNAMED = (
+    "{}: saved by an earlier version, without the names of its features. Their order cannot be checked, only their "
+    "number: give data that was prepared as the training data, or train again"
+)
 _CLASS, _SHARED = "class", "shared"
 _VARIABLES: dict[str, Any] = {"Param": nnx.Param, "Variable": nnx.Variable, "array": jnp.asarray}
 
@@ -221,25 +232,45 @@ def save(model: nnx.Module, directory: str | Path, *, extra: dict[str, Any] | No
       model: a click model or baseline.
       directory: folder to write; an older model there is replaced only when the new one is complete.
       extra: further JSON-able facts to keep; `fit` keeps the identities of the training data and its vocabulary.
+
+    The names of features and categories are kept too, and of a model that reads document ids the place of the training
+    data's vocabulary; not the names of the documents, which may be larger than the model.
     """
     try:
         description = describe(model)
     except ConfigError as error:
         description = {"custom": str(error)}
     directory = Path(directory)
-    save_arrays(directory, nnx.state(model), {"format": "ultr-model", "model": description, "extra": extra or {}})
+    schema = schema_of(model)
+    meta = {"format": "ultr-model", "model": description, "extra": extra or {}}
+    save_arrays(directory, nnx.state(model), meta | {"inputs": None if schema is None else schema.to_json()})
     return directory
 
 
-def load(directory: str | Path, *, like: nnx.Module | None = None) -> Any:
-    """Loads a saved model with its parameters and feature statistics.
+def facts_of(train: Dataset) -> dict[str, Any]:
+    """Collects what a saved model keeps of its training data: its identity and that of its vocabulary."""
+    vocabulary = train.description.vocabulary
+    known = None if vocabulary is None else vocabulary.identity
+    return {"vocabulary": known, "train": train.description.identity}
+
+
+def load(
+    directory: str | Path, *, like: nnx.Module | None = None, vocabulary: str | Path | HasVocabulary | None = None
+) -> Any:
+    """Loads a saved model with its parameters, feature statistics and the names of its inputs.
 
     Args:
       directory: folder that `save` wrote.
       like: a model of the same structure; needed only when it has towers of your own classes.
+      vocabulary: the training data, opened or its folder, where it is not in its place any more: its names tell which
+        documents of data with other ids the model knows.
 
     Raises:
       CheckpointError: missing or damaged files, another schema, or arrays that do not fit.
+      DataError: a vocabulary that is not that of the training data.
+
+    Warns:
+      UserWarning: an earlier version saved it, without the names of its features.
     """
     directory = Path(directory)
     meta = read_meta(directory)
@@ -255,4 +286,26 @@ def load(directory: str | Path, *, like: nnx.Module | None = None) -> Any:
         except ConfigError as error:
             raise CheckpointError(f"{directory / 'meta.json'}: {error}") from error
     graphdef, state = nnx.split(like)
-    return nnx.merge(graphdef, restore_arrays(directory, state))
+    model = nnx.merge(graphdef, restore_arrays(directory, state))
+    try:
+        schema = _saved_schema(meta)
+    except ConfigError as error:
+        raise CheckpointError(f"{directory / 'meta.json'}: the file is damaged: {error}") from error
+    if vocabulary is not None and schema.documents is not None:
+        names = vocabulary.vocabulary if isinstance(vocabulary, HasVocabulary) else open_vocabulary(vocabulary)
+        schema = dataclasses.replace(schema, documents=schema.documents.at(names))
+    record_schema(model, schema)
+    reads = model.reads if isinstance(model, Component) else None
+    if "inputs" not in meta and (reads is None or reads - {"document"}):
+        warnings.warn(UNNAMED.format(directory), stacklevel=2)
+    return model
+
+
+def _saved_schema(meta: dict[str, Any]) -> InputSchema:
+    """Reads what a saved model knows of its inputs; of an earlier version, the identity of its documents alone."""
+    found = meta.get("inputs")
+    schema = InputSchema() if found is None else InputSchema.from_json(found)
+    known = meta["extra"].get("vocabulary") if isinstance(meta.get("extra"), dict) else None
+    if schema.documents is None and known is not None:
+        schema = dataclasses.replace(schema, documents=KnownVocabulary.from_json({"identity": known, "path": "?"}))
+    return schema

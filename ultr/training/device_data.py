@@ -12,10 +12,11 @@ import numpy as np
 from ultr import stopping
 from ultr.data import ClickLog, Dataset, collapse
 from ultr.data.dataset import DatasetLike
+from ultr.data.input_schema import InputSchema
 from ultr.errors import ConfigError
 from ultr.models import LatentVariableModel
 from ultr.sessions import Sessions
-from ultr.towers import check_bounds, read_feature
+from ultr.towers import check_bounds, matched, read_feature
 from ultr.training.feed import BLOCK_SESSIONS, BatchBlock, largest_indices, one_pass
 from ultr.training.inputs import count_rows, session_sums, training_data
 
@@ -48,6 +49,7 @@ class DeviceData(Dataset):
       given: a log, its counts, or sessions in memory.
       name: what to call the data in errors.
       memory: how the data is cut into pieces.
+      schema: names of the features of the model; None: what it says itself.
 
     Raises:
       ConfigError: counts that are not enough for the model.
@@ -61,9 +63,11 @@ class DeviceData(Dataset):
         given: DatasetLike,
         name: str,
         memory: SolverMemory,
+        schema: InputSchema | None = None,
     ) -> None:
         self._model, self._features, self._name, self.memory = model, features, name, memory
-        self._data = self._collapsed(training_data(given, model, name))
+        data = self._collapsed(training_data(given, model, name))
+        self._data = matched(model, data, name=name, schema=schema)
         self._rows = count_rows(self._data, name)
         self._blocks: list[BatchBlock] | None = None
 
@@ -73,6 +77,11 @@ class DeviceData(Dataset):
             if not data.metadata["impression_features"]:  # which counts cannot have, and no table reads
                 return collapse(data, "rank" if needed == "rank" else "last-click")
         return data
+
+    @property
+    def input_schema(self) -> InputSchema | None:
+        """The names of the features of the data."""
+        return self._data.input_schema
 
     def blocks(self) -> Iterator[BatchBlock]:
         """Passes over the data once.

@@ -23,9 +23,18 @@ from tqdm import tqdm
 
 from ultr import stopping
 from ultr.data.dataset import Dataset, DatasetLike
+from ultr.data.input_schema import InputSchema
 from ultr.errors import ConfigError
-from ultr.towers import Component, check_bounds, needs_no_features, row_tables
-from ultr.training.checkpoint import describe, read_meta, restore_arrays, save, save_arrays
+from ultr.towers import (
+    Component,
+    check_bounds,
+    matched,
+    needs_no_features,
+    record_schema,
+    row_tables,
+    trained_schema,
+)
+from ultr.training.checkpoint import describe, facts_of, read_meta, restore_arrays, save, save_arrays
 from ultr.training.feed import BLOCK_SESSIONS, BatchBlock, StackedBatches, largest_indices, one_pass, stream_blocks
 from ultr.training.inputs import batch_weight, count_rows, session_sums, training_data
 from ultr.training.optimizers import adam
@@ -82,7 +91,9 @@ def fit(
     Args:
       model: has `loss(sessions) -> [B]`; it is left as it is, the result holds a trained copy.
       train: a `ClickLog`, `Counts`, a `Collection`, another dataset, or sessions in memory. Of a log, up to 1 GiB of
-        decoded rows stay in memory between the epochs.
+        decoded rows stay in memory between the epochs. The trained model knows the names of its features and their
+        order; data that comes to it later is matched by these, and so is `train` where parts of the model were trained
+        before.
       valid: data by whose loss the best epoch is chosen; None: the last epoch counts as the best.
       optimizer: an optax transformation, or `ultr.training.lazy_adam` and its kind, whose steps cost what a batch
         touches of the tables; None: `adam()`, .003 for networks and .03 for tables, and `lazy_adam()`, the same row
@@ -106,7 +117,7 @@ def fit(
       and counted.
 
     Raises:
-      DataError: an id or rank beyond a table, or data without sessions.
+      DataError: an id or rank beyond a table, data without sessions, or without a feature that the model knows.
       UltrError: the loss is not finite.
     """
     if epochs < 0 or batch_size < 1:
@@ -115,8 +126,11 @@ def fit(
         raise ConfigError(f"expected seed >= 0, a finite l2 >= 0 and patience >= 1, found {seed}, {l2} and {patience}")
     if resume and directory is None:
         raise ConfigError("resume needs directory=, the folder of the interrupted run")
-    train = training_data(train, model, "training data")
-    valid = None if valid is None else training_data(valid, model, "validation data")
+    train = matched(model, training_data(train, model, "training data"), name="training data")
+    schema = trained_schema(model, train)
+    if valid is not None:
+        valid = training_data(valid, model, "validation data")
+        valid = matched(model, valid, name="validation data", schema=schema)
     directory = None if directory is None else Path(directory)
     sessions = count_rows(train, "training data")
     trainer = Trainer(model, optimizer or (lazy_adam() if has_large_table(model) else adam()))
@@ -125,7 +139,7 @@ def fit(
     best = trainer.parameters(state)
     run: dict[str, Any] = {"history": [], "best": 0, "best_loss": None}
     partial_epoch: dict[str, Any] | None = None
-    setting = _setting(model, train, valid, settings, seed=seed, batch_size=batch_size, l2=l2)
+    setting = _setting(model, schema, train, valid, settings, seed=seed, batch_size=batch_size, l2=l2)
     if resume and directory is not None and (directory / "state" / "meta.json").exists():
         run, (state, best) = _resume(directory / "state", setting, (state, best))
         partial_epoch = _partial_epoch(directory / "state", run.pop("partial", None), block_sessions)
@@ -229,10 +243,9 @@ def fit(
 
     keep()
     fitted = trainer.model(chosen())
+    record_schema(fitted, schema)
     if directory is not None:
-        vocabulary = train.description.vocabulary
-        known = {"vocabulary": None if vocabulary is None else vocabulary.identity}
-        save(fitted, directory / "model", extra=known | {"train": setting["train"]})
+        save(fitted, directory / "model", extra=facts_of(train))
     return Fitted(fitted, run["history"], run["best"])
 
 
@@ -315,14 +328,20 @@ def _exhausted(run: dict[str, Any], patience: int | None) -> bool:
 
 
 def _setting(
-    model: nnx.Module, train: Dataset, valid: Dataset | None, settings: Mapping[str, Any] | None, **numbers: Any
+    model: nnx.Module,
+    schema: InputSchema | None,
+    train: Dataset,
+    valid: Dataset | None,
+    settings: Mapping[str, Any] | None,
+    **numbers: Any,
 ) -> dict[str, Any]:
     """Collects what must be the same on resuming, as JSON gives it back."""
     identities = {
         "train": train.description.identity,
         "valid": None if valid is None else valid.description.identity,
     }
-    setting = numbers | {"model": _description(model)} | identities | {"settings": dict(settings or {})}
+    setting: dict[str, Any] = {"inputs": None if schema is None else schema.to_json()}  # told first where it differs
+    setting |= numbers | {"model": _description(model)} | identities | {"settings": dict(settings or {})}
     found: dict[str, Any] = json.loads(json.dumps(setting))
     return found
 
@@ -337,6 +356,8 @@ def _description(model: Any) -> Any:
 def _resume(directory: Path, setting: dict[str, Any], like: Any) -> tuple[dict[str, Any], Any]:
     meta = read_meta(directory)
     for name, value in setting.items():
+        if name == "inputs" and name not in meta:  # a state of an earlier version
+            continue
         for key, was, now in _differences(name, meta.get(name), value):
             raise ConfigError(
                 f"{directory}: the interrupted run had another {key} ({was!r}, now {now!r}). "

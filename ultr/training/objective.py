@@ -10,6 +10,7 @@ import numpy as np
 
 from ultr.data.dataset import DatasetLike
 from ultr.models import DBN, DCM, DCTR, GCTR, RCTR, RDCTR, SDBN, CascadeModel, LatentVariableModel
+from ultr.towers import record_schema, trained_schema
 from ultr.training.device_data import DeviceData, SolverMemory
 from ultr.training.e_step import ExpectedOutcomes, expected_outcomes
 from ultr.training.model_tables import ModelTables
@@ -42,6 +43,7 @@ class PenalisedLikelihood:
     Attributes:
       tables: the tables of the model.
       start: their logits at the start.
+      schema: names of the features that the tables read; None: not known.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class PenalisedLikelihood:
         self.tables = ModelTables.of(model)
         self.start = self.tables.read(model)
         self._data = DeviceData(model, self.tables.features, train, "training data", memory)
+        self.schema = trained_schema(model, self._data)
         specs = self.tables.specs
         self._prior: list[tuple[float, float]] = []  # of each table, as outcomes of both kinds; from the first pass on
         seen = OBSERVED_SLOTS.get(type(model), ()) if prior == "fitted" else ()
@@ -113,8 +116,10 @@ class PenalisedLikelihood:
         ]
 
     def fitted(self, logits: list[jax.Array]) -> Any:
-        """Copies the model and writes the given logits into its tables."""
-        return self.tables.with_logits(self._model, logits)
+        """Copies the model and writes the given logits into its tables, and the names of its features."""
+        model = self.tables.with_logits(self._model, logits)
+        record_schema(model, self.schema)
+        return model
 
 
 def _share(yes: float, no: float) -> float:

@@ -111,8 +111,8 @@ def _validation_loss(
     model: LatentVariableModel, objective: PenalisedLikelihood, valid: DatasetLike, memory: SolverMemory
 ) -> Callable[[list[jax.Array]], float]:
     """Returns a function from logits to the mean loss per session of the validation data."""
-    data = DeviceData(model, objective.tables.features, valid, "validation data", memory)
-    graph = nnx.graphdef(model)
+    data = DeviceData(model, objective.tables.features, valid, "validation data", memory, objective.schema)
+    graph = nnx.graphdef(objective.fitted(objective.start))
 
     def mean(logits: list[jax.Array]) -> float:
         state = nnx.state(objective.fitted(logits))

@@ -1,0 +1,126 @@
+"""Reads tables of candidates: the documents of queries with their features, to rank and to judge."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ultr.data.collection import Collection
+from ultr.data.columns import FEATURE
+from ultr.data.vocabulary import Vocabulary
+from ultr.errors import DataError
+from ultr.ingest.engine import Engine, EngineError
+from ultr.ingest.positions import file_and_row
+from ultr.ingest.readers.qrels import DOCUMENT, LABEL, QUERY
+from ultr.ingest.sources import csv_error, expand_inputs, reported_row, scan_table
+from ultr.ingest.values import as_name, convert_columns, raise_first_bad
+
+KEYS = ("query", "document")
+
+
+def read_candidates(
+    path: str | os.PathLike[str], features: Sequence[str], *, graded_by: Vocabulary | None = None
+) -> Collection:
+    """Reads the candidates of queries as a collection: a row of a CSV, TSV or Parquet table each.
+
+    The table has the columns query and document (other usual names are recognised, as in a table of grades), the
+    features, and where it has a column label, the grades. Candidates without a grade are left out.
+
+    Args:
+      path: the file.
+      features: names of the columns of features, in the order of the collection.
+      graded_by: a vocabulary with grades, which are taken where the table has no column of its own.
+
+    Raises:
+      DataError: a column is missing, a feature is not a finite number, a candidate comes twice, or none has a grade;
+        names the file, row and field.
+    """
+    (file,) = expand_inputs([path])
+    with tempfile.TemporaryDirectory(prefix="ultr-") as folder, Engine(beside=Path(folder)) as engine:
+        raw = scan_table(engine, file, 0)
+        chosen = _columns(file, list(raw.columns), features)
+        table = raw.table.select(at=raw.at, **{ours: raw.columns[name] for ours, name in chosen.items()})
+        types = {name: "label" if name == "label" else "feature" for name in chosen if name not in KEYS}
+        named = table.mutate(query=as_name(table["query"]), document=as_name(table["document"]))
+        try:
+            staged = engine.stage("candidates", convert_columns(named, types))
+        except EngineError as error:
+            raise csv_error([file], error) from error
+        where = partial(file_and_row, [file], reported_row=reported_row)
+        raise_first_bad(engine, staged, where, chosen)
+        rows = engine.table(staged.order_by("at"))
+
+        def reject(bad: np.ndarray, problem: str, field: str) -> None:
+            if bad.any():
+                raise DataError(problem, field=field, **where(rows["at"][int(bad.argmax())].as_py()))
+
+        for name in KEYS:
+            reject(rows[name].is_null().to_numpy(), f"expected the name of a {name}, found nothing", chosen[name])
+        query, document = (rows[name].combine_chunks().dictionary_encode().indices.to_numpy() for name in KEYS)
+        _, first = np.unique(query.astype(np.int64) * (len(rows) + 1) + document, return_index=True)
+        again = np.ones(len(rows), bool)
+        again[first] = False
+        reject(again, "expected each candidate of a query once, found it twice", chosen["document"])
+    label = _grades(rows, graded_by)
+    there = ~np.isnan(label)
+    if not there.any():
+        raise DataError(
+            "expected candidates with a grade, found none",
+            fix="Add a column label, or give a log that was prepared with --labels for these queries and documents",
+            file=file,
+            field="label",
+        )
+    kept = rows.filter(pa.array(there))
+    columns = [kept[FEATURE + name].to_numpy() for name in features]
+    return Collection.from_arrays(
+        query=kept["query"].to_pylist(),
+        label=label[there],
+        features=np.stack(columns, 1) if columns else None,
+        document=kept["document"].to_pylist(),
+        feature_names=list(features) if columns else None,
+    )
+
+
+def _columns(file: Path, found: list[str], features: Sequence[str]) -> dict[str, str]:
+    """Finds the columns: ours -> the name in the file."""
+    by_name = {name.lower(): name for name in reversed(found)}
+    chosen: dict[str, str] = {}
+    for ours, known in (("query", QUERY), ("document", DOCUMENT), ("label", LABEL)):
+        if (name := next((by_name[name] for name in known if name in by_name), None)) is not None:
+            chosen[ours] = name
+        elif ours != "label":
+            raise DataError(
+                f"expected a column for the {ours}, one of {list(known)}, found the columns {found}",
+                file=file,
+                field=ours,
+            )
+    if missing := [name for name in features if name not in found]:
+        raise DataError(
+            f"expected the features that the model reads, {list(features)}, found the columns {found}",
+            fix="Give each candidate every feature, under the name of the training data",
+            file=file,
+            field=missing[0],
+        )
+    return chosen | {FEATURE + name: name for name in features}
+
+
+def _grades(rows: pa.Table, graded_by: Vocabulary | None) -> np.ndarray:
+    """Returns the grade of each candidate, [n] float32; NaN: none."""
+    if "label" in rows.column_names:
+        own = rows["label"].cast(pa.float32())
+        values: np.ndarray = pc.fill_null(own, float("nan")).to_numpy()
+        return values
+    none = np.full(len(rows), np.nan, np.float32)
+    if graded_by is None or graded_by.labels is None:
+        return none
+    coded = rows["query"].combine_chunks().dictionary_encode()
+    documents = pa.table({"query": coded.indices.cast(pa.int32()), "document": rows["document"]})
+    ids = Vocabulary.from_tables(pa.table({"query": coded.dictionary}), documents).ids_in(graded_by)[1:]
+    return np.where(ids > 0, graded_by.labels[ids], none)
