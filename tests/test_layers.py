@@ -14,7 +14,18 @@ import ultr
 
 PACKAGE = Path(ultr.__file__).parent
 LAYERS = [
-    ["errors", "files", "text", "lazy", "background", "hashing", "logspace", "compilation_cache", "sessions"],
+    [
+        "arguments",
+        "errors",
+        "files",
+        "text",
+        "lazy",
+        "background",
+        "hashing",
+        "logspace",
+        "compilation_cache",
+        "sessions",
+    ],
     ["clicks", "data"],
     ["towers", "ingest"],
     ["rankers"],

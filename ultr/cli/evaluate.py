@@ -52,6 +52,11 @@ class _WithMetrics(click.Command):
     type=click.Choice(["session", "query"]),
     help="The independent units of the standard errors of click metrics.",
 )
+@click.option(
+    "--max-grade",
+    type=click.FloatRange(min=0, min_open=True),
+    help="The highest grade of the scale, for err [that of the data].",
+)
 @click.option("--calibration", is_flag=True, help="Also compare predicted with observed clicks by rank.")
 @click.option("--figure", type=click.Path(path_type=Path), help="Also draw the --calibration: .png, .svg or .pdf.")
 @click.option(
@@ -70,6 +75,7 @@ def command(
     metrics: str | None,
     empty_queries: str,
     cluster: str,
+    max_grade: float | None,
     calibration: bool,
     figure: Path | None,
     by_frequency: Path | None,
@@ -91,6 +97,7 @@ def command(
 
     from ultr import evaluation
     from ultr.data import open_data
+    from ultr.evaluation.metrics import parse_metric
     from ultr.towers import indexed_fields
     from ultr.training import load
     from ultr.training.checkpoint import read_meta
@@ -104,13 +111,25 @@ def command(
         _check_calibration(model, opened)
     asked = [m.strip() for m in metrics.split(",")] if metrics else None
     key = jax.random.key(seed)
-    found = evaluation.evaluate(model, opened, metrics=asked, key=key, empty_queries=empty_queries, cluster=cluster)
+    found = evaluation.evaluate(
+        model,
+        opened,
+        metrics=asked,
+        key=key,
+        empty_queries=empty_queries,
+        cluster=cluster,
+        max_grade=max_grade,
+    )
     if _saw_sessions(trained_on.get("train"), opened.identity):
         click.echo(
             "note: the model was trained on sessions of this log; hold some out with `prepare --split`", err=True
         )
     result: dict[str, Any] = {name: estimate.to_json() for name, estimate in found.items()}
     text = table([["metric", *_HEAD], *([name, *_estimate_row(e)] for name, e in found.items())])
+    if scaled := [name for name in found if parse_metric(name).metric.needs_max_grade]:
+        scale, whence = _grade_scale(opened, max_grade)
+        result["max_grade"] = scale
+        text += f"\n{', '.join(scaled)}: on a scale of grades from 0 to {scale:g}, {whence}"
     if calibration:
         calibrated = evaluation.calibration(model, opened, cluster=cluster)
         result["calibration"] = calibrated.to_json()
@@ -123,7 +142,9 @@ def command(
         log = ClickLog.open(by_frequency)
         evaluation.check_shared_vocabulary(log, opened)
         chosen = asked or [next(name for name in ("ndcg@10", "perplexity") if name in found)]
-        each = evaluation.per_query(model, opened, metrics=chosen, key=key, empty_queries=empty_queries)
+        each = evaluation.per_query(
+            model, opened, metrics=chosen, key=key, empty_queries=empty_queries, max_grade=max_grade
+        )
         result["by_frequency"] = {}
         for name in [name for name in each if name != "query"]:
             buckets = evaluation.by_frequency(each["query"], each[name], log)
@@ -132,6 +153,24 @@ def command(
             text += f"\n\n{name} by frequency of the query\n"
             text += table([["queries", "sessions each", "sessions", *_HEAD], *rows])
     output(result, text, as_json)
+
+
+def _grade_scale(opened: ClickLog | Collection, stated: float | None) -> tuple[float, str]:
+    """Returns the highest grade of the scale that metrics refer to, and says where it comes from."""
+    from ultr.data import Collection
+
+    if stated is not None:
+        return stated, "as --max-grade says"
+    if opened.vocabulary.max_grade is not None:
+        return opened.vocabulary.max_grade, "that of the data"
+    lists = opened if isinstance(opened, Collection) else opened.collection()
+    assert lists is not None  # a metric of it was computed
+    click.echo(
+        "note: this folder was prepared before the scale of grades was kept: the highest grade found counts as the "
+        "highest there is. Give it with --max-grade, or prepare the data again",
+        err=True,
+    )
+    return lists.max_grade, "the highest found"
 
 
 def _check_calibration(model: object, opened: ClickLog | Collection) -> None:

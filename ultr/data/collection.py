@@ -27,7 +27,7 @@ from ultr.data.storage import (
     read_metadata,
     write_metadata,
 )
-from ultr.data.vocabulary import Vocabulary, known_documents
+from ultr.data.vocabulary import Vocabulary, grade_scale, known_documents
 from ultr.data.vocabulary_writing import write_vocabulary
 from ultr.errors import ConfigError, DataError
 from ultr.sessions import Sessions
@@ -152,6 +152,7 @@ class Collection(Dataset):
         document: Sequence[str] | None = None,
         ids: Any = None,
         feature_names: Sequence[str] | None = None,
+        max_grade: float | None = None,
     ) -> Collection:
         """Makes a collection of arrays with one entry per graded document.
 
@@ -163,9 +164,12 @@ class Collection(Dataset):
           document: [D] names; None names documents by their ids.
           ids: [D] document ids, 1 to D in any order; None numbers the documents as they stand.
           feature_names: F names; None names them "0", "1", ...
+          max_grade: the highest grade of the scale, which parts of the collection keep; None: the highest grade.
 
         Raises:
-          DataError: arrays differ in length or hold something else; names the 1-based row and the field.
+          ConfigError: `max_grade` is no number above 0.
+          DataError: arrays differ in length or hold something else, or a grade lies above the scale; names the 1-based
+            row and the field.
         """
         keys = np.asarray(query)
         count = len(keys) if keys.ndim == 1 else -1
@@ -205,7 +209,9 @@ class Collection(Dataset):
         if table is not None:
             columns["features"] = pa.FixedSizeListArray.from_arrays(pa.array(table[back].ravel()), width)
         rows = pa.table({"query": pa.array(names, pa.string())})
-        made = cls.from_vocabulary(Vocabulary.from_tables(rows, pa.table(columns), features=titled))
+        scale = grade_scale(grades, stated=max_grade)
+        words = Vocabulary.from_tables(rows, pa.table(columns), features=titled, max_grade=scale)
+        made = cls.from_vocabulary(words)
         assert made is not None  # every document has a grade
         return made
 
@@ -219,6 +225,17 @@ class Collection(Dataset):
     def description(self) -> Description:
         """The description of the collection; rows are lists, without weights."""
         return Description(rows=len(self), documents=self.documents, vocabulary=self.vocabulary, identity=self.identity)
+
+    @property
+    def max_grade(self) -> float:
+        """The highest grade of the scale, which parts of the collection keep.
+
+        Of folders that do not tell it (those prepared by versions before it was recorded) the highest grade of these
+        lists, at least 0.
+        """
+        scale = self.vocabulary.max_grade
+        highest = np.max(self.labels, where=~np.isnan(self.labels), initial=0)
+        return float(highest) if scale is None else scale
 
     @property
     def queries(self) -> int:
@@ -240,6 +257,7 @@ class Collection(Dataset):
             if array is not None:
                 total.update(f"{array.dtype}{array.shape}".encode())
                 total.update(np.ascontiguousarray(array).data)
+        total.update(str(self.vocabulary.max_grade).encode())
         return {"fingerprint": total.hexdigest(), "split": self._lineage}
 
     @property
@@ -342,6 +360,7 @@ class Collection(Dataset):
             splits=self.vocabulary.query_splits,
             split_names=list(self.metadata.get("splits", ())),
             parent=self.vocabulary.parent,
+            max_grade=self.vocabulary.max_grade or None,
             report=self.metadata.get("report"),
             overwrite=overwrite,
         )
@@ -357,6 +376,7 @@ def write_collection(
     split_names: Sequence[str] = (),
     own: np.ndarray | None = None,
     parent: Any = None,
+    max_grade: float | None = None,
     report: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> None:
@@ -372,6 +392,7 @@ def write_collection(
       own: [Q] bool, the queries of the data itself, whose lists the collection has; the grades of others, those of the
         vocabulary that it extends, are only kept for what is prepared against it. None: all.
       parent: the ClickLog, Collection or vocabulary identity whose ids this collection extends, or None.
+      max_grade: the highest grade of the scale; None: that of the parent, or the highest grade where that is higher.
       report: a JSON value for the metadata.
       overwrite: whether a click log or collection that stands at `path` may be replaced.
 
@@ -382,7 +403,14 @@ def write_collection(
         if "label" not in documents.column_names or documents["label"].null_count == len(documents):
             raise DataError("expected graded documents, found none", file=path, field="label")
         described = write_vocabulary(
-            folder, queries=queries, documents=documents, features=features, splits=splits, own=own, parent=parent
+            folder,
+            queries=queries,
+            documents=documents,
+            features=features,
+            splits=splits,
+            own=own,
+            parent=parent,
+            max_grade=max_grade,
         )
         listed = documents.select(["query", "label"])
         if own is not None:

@@ -284,6 +284,7 @@ class Counts(Dataset):
                 "known": self.documents,
                 "ranks": self.ranks,
                 "features": list(self.vocabulary.feature_names),
+                "max_grade": self.vocabulary.max_grade,
                 "files": [file_record(folder / COUNTS_FILE, len(self))],
                 "identity": self.identity,
                 "vocabulary": {
