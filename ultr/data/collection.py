@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from ultr.arguments import number_array, whole_array
 from ultr.data.batching import PaddedRows, rebatch, used_widths
 from ultr.data.columns import RaggedRows
 from ultr.data.dataset import Dataset, Description
@@ -171,16 +173,16 @@ class Collection(Dataset):
           DataError: arrays differ in length or hold something else, or a grade lies above the scale; names the 1-based
             row and the field.
         """
-        keys = np.asarray(query)
-        count = len(keys) if keys.ndim == 1 else -1
+        given = np.asarray(query, object) if isinstance(query, list | tuple) else np.asanyarray(query)
+        count = len(given) if given.ndim == 1 else -1
         if count < 1:
-            raise DataError(f"expected [D] query ids or names, found shape {keys.shape}", field="query")
-        if keys.dtype.kind in "iu":
-            _reject((keys < 0) | (keys >= 2**31 - 1), "query", "query ids of 0 to 2147483646")
-            owner, names = keys.astype(np.int32), [str(i) for i in range(int(keys.max()) + 1)]
-        else:
-            coded = pa.array([str(x) for x in keys.tolist()]).dictionary_encode()
+            raise DataError(f"expected [D] query ids or names, found shape {given.shape}", field="query")
+        if given.dtype.kind in "SU" or (given.dtype.kind in "OT" and isinstance(given[0], str)):
+            coded = pa.array(_names(given, "query")).dictionary_encode()
             owner, names = coded.indices.to_numpy(), coded.dictionary.to_pylist()
+        else:
+            keys = whole_array(given, "query")
+            owner, names = keys.astype(np.int32), [str(i) for i in range(int(keys.max()) + 1)]
         grades = _column(label, "label", (count,))
         _reject(~np.isfinite(grades), "label", "finite grades")
         table = None
@@ -189,13 +191,13 @@ class Collection(Dataset):
             _reject(~np.isfinite(table).all(1), "features", "finite numbers")
         numbers = np.arange(1, count + 1, dtype=np.int32)
         if ids is not None:
-            given = np.asarray(ids)
-            if given.shape != (count,) or not np.array_equal(np.sort(given), numbers):
+            own = whole_array(ids, "ids", least=1)
+            if own.shape != (count,) or not np.array_equal(np.sort(own), numbers):
                 raise DataError(f"expected every id of 1 to {count} once", field="ids")
-            numbers = given.astype(np.int32)
-        if document is not None and len(document) != count:
-            raise DataError(f"expected {count} names, found {len(document)}", field="document")
-        titles = numbers.astype(str).tolist() if document is None else [str(x) for x in document]
+            numbers = own.astype(np.int32)
+        titles = numbers.astype(str).tolist() if document is None else _names(document, "document")
+        if len(titles) != count:
+            raise DataError(f"expected {count} names, found {len(titles)}", field="document")
         width = 0 if table is None else table.shape[1]
         titled = [str(i) for i in range(width)] if feature_names is None else list(feature_names)
         if len(titled) != width:
@@ -272,7 +274,12 @@ class Collection(Dataset):
 
     def select(self, queries: Any) -> Collection:
         """Picks lists by a boolean mask [Q], an index array or a slice, in that order; ids stay."""
-        picked = np.arange(len(self))[queries]
+        try:
+            picked = np.arange(len(self))[queries]
+        except (IndexError, TypeError, ValueError) as error:
+            raise ConfigError(f"expected a mask, indices or a slice of {len(self):,} lists, found {error}") from error
+        if picked.ndim != 1:
+            raise ConfigError(f"expected a mask, indices or a slice of {len(self):,} lists, found {queries!r:.60}")
         lengths = np.diff(self.offsets)[picked]
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         rows = np.repeat(self.offsets[picked] - offsets[:-1], lengths) + np.arange(offsets[-1])
@@ -441,13 +448,22 @@ def split_counts(
 
 
 def _column(values: Any, field: str, shape: tuple[int, ...]) -> np.ndarray:
-    try:
-        array = np.asarray(values, np.float32)
-    except (TypeError, ValueError) as error:
-        raise DataError(f"expected numbers, found {error}", field=field) from error
+    array = number_array(values, field)
     if array.ndim != len(shape) or array.shape[0] != shape[0]:
         raise DataError(f"expected shape {shape}, found {array.shape}", field=field)
-    return array
+    with np.errstate(over="ignore"):
+        return array.astype(np.float32)
+
+
+def _names(given: Any, field: str) -> list[str]:
+    """Makes names of strings and whole numbers."""
+    if isinstance(given, str | bytes) or not isinstance(given, Iterable) or getattr(given, "ndim", 1) == 0:
+        raise DataError(f"expected names, found {type(given).__name__}", field=field)
+    found = [x.decode() if isinstance(x, bytes) else x for x in given]
+    for row, name in enumerate(found, 1):
+        if isinstance(name, bool | np.bool_) or not isinstance(name, str | Integral):
+            raise DataError(f"expected names (text or whole numbers), found {name!r:.60}", row=row, field=field)
+    return [str(name) for name in found]
 
 
 def _reject(bad: np.ndarray, field: str, expected: str) -> None:

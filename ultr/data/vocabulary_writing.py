@@ -83,10 +83,10 @@ def write_vocabulary(
     _check_documents(documents, len(queries))
     labels = documents["label"] if "label" in documents.column_names else None
 
-    def name(row: int) -> str:
+    def named(row: int) -> str:
         return f"document '{documents['document'][row]}' of query '{queries[documents['query'][row].as_py()]}'"
 
-    scale = grade_scale(labels, stated=max_grade, least=_scale_of(parent), file="documents", document=name)
+    scale = grade_scale(labels, stated=max_grade, least=_scale_of(parent), file="documents", document=named)
     file = folder / QUERIES_FILE
     optional = {"split": splits, "own": None if own is None else pa.array(own)}
     rows = pa.table({"query": queries} | {name: column for name, column in optional.items() if column is not None})
