@@ -17,6 +17,7 @@ from ultr.towers.base import (
 from ultr.towers.lookup import lookup, lookup_small, read_by, row_tables
 from ultr.towers.networks import DCNV2, MLP, FeatureNetwork, Linear
 from ultr.towers.scaling import Scaler, Statistic
+from ultr.towers.shown_ranks import ShownRanks, note_shown_ranks, supported_curve, withheld_ranks
 from ultr.towers.tables import (
     Constant,
     DocumentTable,
@@ -57,6 +58,7 @@ __all__ = [
     "RankDocumentTable",
     "RankTable",
     "Scaler",
+    "ShownRanks",
     "Statistic",
     "Stored",
     "Sum",
@@ -71,8 +73,11 @@ __all__ = [
     "lookup",
     "lookup_small",
     "needs_no_features",
+    "note_shown_ranks",
     "parameter_groups",
     "read_by",
     "read_feature",
     "row_tables",
+    "supported_curve",
+    "withheld_ranks",
 ]

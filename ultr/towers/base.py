@@ -45,11 +45,14 @@ class Component(nnx.Module):
         arrays.
       reads_whole_tables: whether training reads tables other than by `towers.lookup`, so that none of them, be they of
         towers inside, can be trained row by row.
+      shown_ranks: the 1-based ranks that training showed a module with a table by rank (`note_shown_ranks`); None: not
+        known.
     """
 
     parameter_group: ClassVar[ParameterGroup] = "network"
     takes_shared_features: ClassVar[bool] = False
     reads_whole_tables: ClassVar[bool] = False
+    shown_ranks: tuple[int, ...] | None = None
 
     @property
     def pointwise(self) -> bool:

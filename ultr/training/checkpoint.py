@@ -23,10 +23,10 @@ from flax import nnx
 from ultr import baselines, models, towers
 from ultr.errors import CheckpointError, ConfigError
 from ultr.files import file_digest, new_folder
-from ultr.towers.base import CallableTower
+from ultr.towers.base import CallableTower, Component
 
 SCHEMA = 1
-_CLASS, _SHARED = "class", "shared"
+_CLASS, _SHARED, _RANKS = "class", "shared", "shown_ranks"
 _VARIABLES: dict[str, Any] = {"Param": nnx.Param, "Variable": nnx.Variable, "array": jnp.asarray}
 
 
@@ -71,6 +71,8 @@ def _describe(value: Any, seen: dict[int, int]) -> Any:
             raise ConfigError(f"{kind} is not a class of the toolkit: it cannot be described in a file")
         names = [n for n in _parameters(type(value)) if n != "rngs"]
         description = {_CLASS: kind} | {name: _describe(getattr(value, name), seen) for name in names}
+        if isinstance(value, Component) and value.shown_ranks is not None:
+            description[_RANKS] = list(value.shown_ranks)
         seen[id(value)] = len(seen)
         return description
     if isinstance(value, list | tuple | nnx.List):
@@ -102,7 +104,7 @@ def _build(description: Any, made: list[Any]) -> Any:
     known = _classes()
     if kind not in known:
         raise ConfigError(f"unknown model or tower '{kind}'; known: {', '.join(sorted(known))}")
-    arguments = {name: _build(v, made) for name, v in description.items() if name != _CLASS}
+    arguments = {name: _build(v, made) for name, v in description.items() if name not in (_CLASS, _RANKS)}
     parameters = _parameters(known[kind])
     unknown = sorted(set(arguments) - set(parameters))
     if unknown:
@@ -113,6 +115,9 @@ def _build(description: Any, made: list[Any]) -> Any:
         made.append(known[kind](**arguments))
     except TypeError as error:
         raise ConfigError(f"{kind}: {error}") from error
+    ranks = description.get(_RANKS)
+    if isinstance(ranks, list) and all(isinstance(rank, int) for rank in ranks):
+        made[-1].shown_ranks = tuple(ranks)
     return made[-1]
 
 

@@ -23,7 +23,8 @@ from tqdm import tqdm
 
 from ultr.data.dataset import Dataset, DatasetLike
 from ultr.errors import ConfigError
-from ultr.towers import Component, check_bounds, needs_no_features, row_tables
+from ultr.sessions import Sessions
+from ultr.towers import Component, ShownRanks, check_bounds, needs_no_features, note_shown_ranks, row_tables
 from ultr.training.checkpoint import describe, read_meta, restore_arrays, save, save_arrays
 from ultr.training.feed import BLOCK_SESSIONS, BatchBlock, StackedBatches, largest_indices, one_pass, stream_blocks
 from ultr.training.inputs import batch_weight, count_rows, session_sums, training_data
@@ -145,10 +146,17 @@ def fit(
             "without": ("features",) if holds_features and _same_ids(data, train) else (),
         }
 
+    shown = ShownRanks(model)
+    of_train = options(train, "training data")
+
+    def check(batch: Sessions) -> None:
+        of_train["check"](batch)
+        shown.add(batch.mask, batch.position, batch.weight)
+
     first = len(run["history"]) + 1
     seeds = (int(np.random.SeedSequence([seed, e]).generate_state(1)[0]) for e in range(first, epochs + 1))
     cached = train.cached(CACHE_BYTES) if epochs > first else train
-    feed = stream_blocks(cached, batch_size, seeds=seeds, **options(train, "training data"))
+    feed = stream_blocks(cached, batch_size, seeds=seeds, **of_train | {"check": check})
 
     def chosen() -> Any:
         return trainer.parameters(state) if valid is None else best
@@ -193,12 +201,15 @@ def fit(
                 }
                 | _weights(total[3:], counted + impossible, train)
             )
+            run["shown_ranks"] = sorted({*run.get("shown_ranks", ()), *shown.ranks})
             if time.perf_counter() - saved_at > STATE_SECONDS:
                 keep()
                 saved, saved_at = epoch, time.perf_counter()
 
     keep()
     fitted = trainer.model(chosen())
+    if "shown_ranks" in run:
+        note_shown_ranks(fitted, run["shown_ranks"])
     if directory is not None:
         vocabulary = train.description.vocabulary
         known = {"vocabulary": None if vocabulary is None else vocabulary.identity}
