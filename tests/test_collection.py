@@ -171,7 +171,7 @@ def test_collections_have_named_splits(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"query": []}, r"field 'query': expected \[D\] query ids or names"),
-        ({"query": [0, -1, 0]}, r"row 2, field 'query': expected query ids of 0"),
+        ({"query": [0, -1, 0]}, r"row 2, field 'query': expected whole numbers from 0"),
         ({"label": [0, 1]}, r"field 'label': expected shape \(3,\), found \(2,\)"),
         ({"label": [0, 1, math.nan]}, r"row 3, field 'label': expected finite grades"),
         ({"label": [0, 1, "high"]}, r"field 'label': expected numbers"),

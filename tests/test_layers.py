@@ -15,6 +15,7 @@ import ultr
 PACKAGE = Path(ultr.__file__).parent
 LAYERS = [
     [
+        "arguments",
         "errors",
         "files",
         "text",

@@ -99,7 +99,10 @@ def test_bad_shapes_are_named() -> None:
         ({"clicks": [[0, 0.5]]}, r"row 1, field 'clicks': expected whole numbers that fit int8"),
         ({"clicks": [[0, 1], [0, 257]]}, r"row 2, field 'clicks': expected whole numbers"),
         ({"features": {"document": [[1, 2**40]]}}, r"field 'document': expected whole numbers that fit int32"),
-        ({"features": {"document": [["a", "b"]]}}, r"row 1, field 'document': expected one number per document"),
+        (
+            {"features": {"document": [["a", "b"]]}},
+            r"row 1, field 'document': expected numbers, found text such as 'a'",
+        ),
         ({"features": {"x": [[[1, 2]], [[1]]]}}, r"row 2, field 'x': expected numbers of shape \[k, 2\]"),
     ],
 )

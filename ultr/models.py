@@ -22,6 +22,7 @@ from ultr.logspace import log_sigmoid, logaddexp, logit_and, logsumexp
 from ultr.rankers import Ranker
 from ultr.sessions import Array, Sessions
 from ultr.towers.base import LastClickTower, Tower, TowerLike, as_tower, tower_name
+from ultr.towers.shown_ranks import supported_curve
 
 
 class LatentVariable(NamedTuple):
@@ -206,11 +207,15 @@ class PBM(_RelevanceAndExamination, LatentVariableModel):
         return PositionClicks(logit_and(examination, relevance), sessions.mask, sessions.rank_axis)
 
     def propensity(self, ranks: int) -> np.ndarray:
-        """Computes examination relative to rank 1, [ranks]; for towers that read the position alone."""
+        """Computes examination relative to rank 1, [ranks]; for towers that read the position alone.
+
+        NaN at ranks that training never showed, and everywhere where it never showed rank 1: `towers.withheld_ranks`
+        says why.
+        """
         position = jnp.arange(ranks, dtype=jnp.int32)[None, :]
         lists = Sessions(mask=jnp.ones((1, ranks), bool), position=position)
         log_examination = log_sigmoid(_logits(self.examination, lists, "examination"))[0]
-        return np.asarray(jnp.exp(log_examination - log_examination[0]))
+        return supported_curve(np.asarray(jnp.exp(log_examination - log_examination[0])), self)
 
     def examination_curve(self, ranks: int) -> np.ndarray | None:
         return self.propensity(ranks)

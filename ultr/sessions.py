@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import flax.struct
@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ultr.arguments import LARGEST_ID, not_whole, number_array
 from ultr.errors import DataError
 
 Array = jax.Array | np.ndarray
@@ -137,59 +138,36 @@ class Sessions(flax.struct.PyTreeNode):
           query, weight: one number per session.
 
         Raises:
-          DataError: lists of one session differ in length, or nothing was given.
+          DataError: lists of one session differ in length, hold something else than numbers, or nothing was given.
         """
-        ragged: dict[str, Sequence[Any] | np.ndarray] = dict(features or {})
+        if features is not None and not isinstance(features, Mapping):
+            raise DataError(f"expected features as name -> lists, found {type(features).__name__}", field="features")
         given = {"clicks": clicks, "labels": labels, "positions": positions}
-        named = ragged | {k: v for k, v in given.items() if v is not None}
+        named = dict(features or {}) | {k: v for k, v in given.items() if v is not None}
         if not named:
             raise DataError("a batch needs at least one of features, clicks, labels, positions")
-        lengths = {name: [len(row) for row in rows] for name, rows in named.items()}
-        first = next(iter(lengths))
-        for name, found in lengths.items():
-            if len(found) != len(lengths[first]):
-                raise DataError(
-                    f"expected {len(lengths[first])} sessions as in '{first}', found {len(found)}", field=name
-                )
-            for row, (n, m) in enumerate(zip(found, lengths[first], strict=True)):
-                if n != m:
-                    raise DataError(f"expected {m} values as in '{first}', found {n}", row=row + 1, field=name)
-        size = np.asarray(lengths[first], np.int32)
-        width = int(size.max(initial=1))
-
-        def pad(name: str, rows: Sequence[Any] | np.ndarray, dtype: Any = None) -> np.ndarray:
-            arrays = [np.asarray(row) for row in rows]
-            filled = [a for a in arrays if a.size]
-            tail = filled[0].shape[1:] if filled else ()
-            for i, a in enumerate(arrays):
-                if a.size and (a.dtype.kind not in "buif" or a.shape[1:] != tail):
-                    found = f"{a.dtype} of shape {a.shape}"
-                    raise DataError(f"expected numbers of shape [k, {', '.join(map(str, tail))}], found {found}"
-                                    if tail else f"expected one number per document, found {found}",
-                                    row=i + 1, field=name)  # fmt: skip
-            whole = np.result_type(*filled) if filled else np.dtype(np.float32)
-            out = np.zeros((len(arrays), width, *tail), whole)
-            for i, a in enumerate(arrays):
-                if a.size:
-                    out[i, : len(a)] = a
-            kind = dtype or {"f": np.float32, "i": np.int32, "u": np.int32}.get(whole.kind, whole)
-            with np.errstate(over="ignore", invalid="ignore"):
-                cast = out.astype(kind)
-            if np.dtype(kind).kind in "bui":
-                lost = (cast != out).reshape(len(out), -1).any(1)
-                Sessions._reject(lost, name, "sessions", f"expected whole numbers that fit {np.dtype(kind)}")
-            return cast
-
+        ragged = {name: _rows_of_numbers(name, rows) for name, rows in named.items()}
+        first, size = next(iter(ragged)), [len(row) for row in next(iter(ragged.values()))]
+        for name, rows in ragged.items():
+            if len(rows) != len(size):
+                raise DataError(f"expected {len(size)} sessions as in '{first}', found {len(rows)}", field=name)
+            for row, (values, m) in enumerate(zip(rows, size, strict=True)):
+                if len(values) != m:
+                    raise DataError(
+                        f"expected {m} values as in '{first}', found {len(values)}", row=row + 1, field=name
+                    )
+        width = max(size, default=0) or 1
         steps = np.arange(width, dtype=np.int32)
         default = np.broadcast_to(steps, (len(size), width)).copy()
+        made = {name: _padded(name, ragged[name], width) for name in features or {}}
         return cls(
-            mask=steps < size[:, None],
-            position=default if positions is None else pad("positions", positions, np.int32),
-            features={name: pad(name, rows) for name, rows in ragged.items()},
-            clicks=None if clicks is None else pad("clicks", clicks, np.int8),
-            labels=None if labels is None else pad("labels", labels, np.float32),
-            query=None if query is None else np.asarray(query, np.int32),
-            weight=None if weight is None else np.asarray(weight, np.float32),
+            mask=steps < np.asarray(size, np.int32)[:, None],
+            position=default if positions is None else _padded("positions", ragged["positions"], width, np.int32),
+            features=made,
+            clicks=None if clicks is None else _padded("clicks", ragged["clicks"], width, np.int8),
+            labels=None if labels is None else _padded("labels", ragged["labels"], width, np.float32),
+            query=None if query is None else _per_session("query", query, len(size), np.int32),
+            weight=None if weight is None else _per_session("weight", weight, len(size), np.float32),
         )
 
     def pad(self, *, rows: int | None = None, width: int | None = None) -> Sessions:
@@ -226,7 +204,7 @@ class Sessions(flax.struct.PyTreeNode):
         if self.rank_axis == 0:
             self.list_first().validate(source=source)
             return self
-        mask = np.asarray(self.mask)
+        mask = number_array(self.mask, "mask", file=source, objects=False)
         if mask.ndim != 2 or mask.dtype != bool:
             raise DataError(f"expected bool [B, K], found {mask.dtype} {mask.shape}", file=source, field="mask")
         gaps = (~mask[:, :-1] & mask[:, 1:]).any(1)
@@ -235,30 +213,49 @@ class Sessions(flax.struct.PyTreeNode):
         per_rank |= {f"features[{name}]": x for name, x in self.features.items()}
         for name, value in per_rank.items():
             if value is None:
+                if name not in ("clicks", "labels", "last_click"):
+                    raise DataError("expected an array [B, K], found none", file=source, field=name)
                 continue
-            array = np.asarray(whole_feature(value))
-            if array.shape[:2] != mask.shape:
+            array = _checked_feature(value, mask, name, source)
+            if array.shape[:2] != mask.shape or (array.ndim > 2 and not name.startswith("features[")):
                 raise DataError(f"expected [B, K] = {mask.shape}, found {array.shape}", file=source, field=name)
             if name == "clicks":
                 bad = (array != 0) & (array != 1)
                 self._reject((bad & mask).any(1), name, source, "expected clicks of 0 or 1")
             elif name in ("position", "last_click"):
                 what = "positions" if name == "position" else "ranks"
-                self._reject(((array < 0) & mask).any(1), name, source, f"expected {what} of at least 0")
-            elif np.issubdtype(array.dtype, np.floating):
+                least = f"expected {what} of at least 0"
+                self._reject((not_whole(array) & mask).any(1), name, source, f"expected whole numbers as {what}")
+                self._reject(((array < 0) & mask).any(1), name, source, least)
+                self._reject(((array > LARGEST_ID) & mask).any(1), name, source, f"{least} and up to {LARGEST_ID}")
+                if array.dtype.kind not in "iu":
+                    raise DataError(
+                        f"expected an array of whole numbers (int32), found {array.dtype}",
+                        fix="Convert it: .astype(np.int32)",
+                        file=source,
+                        field=name,
+                    )
+            elif name == "features[document]" and array.ndim == 2:
+                bad = not_whole(array) | (array < 0) | (array > LARGEST_ID)
+                self._reject((bad & mask).any(1), name, source, f"expected ids: whole numbers from 0 to {LARGEST_ID}")
+            elif array.dtype.kind not in "biu":
+                array = array.astype(np.float32) if array.dtype.kind != "f" else array
                 bad = np.isinf(array) if name == "labels" else ~np.isfinite(array)
                 bad = bad.any(axis=tuple(range(2, bad.ndim)))
                 self._reject((bad & mask).any(1), name, source, "expected finite numbers")
         for name in ("query", "weight"):
             value = getattr(self, name)
-            if value is not None and np.asarray(value).shape != mask.shape[:1]:
-                raise DataError(
-                    f"expected [B] = {mask.shape[:1]}, found {np.asarray(value).shape}", file=source, field=name
-                )
-        if self.weight is not None:
-            weight = np.asarray(self.weight)
-            bad = ~(np.isfinite(weight) & (weight >= 0))
-            self._reject(bad, "weight", source, "expected finite weights of at least 0")
+            if value is None:
+                continue
+            array = number_array(value, name, file=source, objects=False)
+            if array.shape != mask.shape[:1]:
+                raise DataError(f"expected [B] = {mask.shape[:1]}, found {array.shape}", file=source, field=name)
+            if name == "weight":
+                bad = ~(np.isfinite(array) & (array >= 0))
+                self._reject(bad, name, source, "expected finite weights of at least 0")
+            else:
+                bad = not_whole(array) | (array < 0) | (array > LARGEST_ID)
+                self._reject(bad, name, source, f"expected ids: whole numbers from 0 to {LARGEST_ID}")
         return self
 
     @staticmethod
@@ -294,3 +291,66 @@ def concatenate(batches: Sequence[Sessions]) -> Sessions:
 def whole_feature(x: Any) -> Any:
     """Makes a `SharedFeature` a plain array; other features stay as they are."""
     return x.whole() if isinstance(x, SharedFeature) else x
+
+
+def _checked_feature(value: Any, mask: np.ndarray, name: str, source: str) -> np.ndarray:
+    """Makes one array of numbers of what a field has for the documents, with the rows of shared features picked."""
+    if not isinstance(value, SharedFeature):
+        return number_array(value, name, file=source, objects=False)
+    rows = number_array(value.values, name, file=source, objects=False)
+    index = number_array(value.index, name, file=source, objects=False)
+    if index.shape != mask.shape or rows.ndim < 1:
+        raise DataError(f"expected an index [B, K] = {mask.shape}, found {index.shape}", file=source, field=name)
+    bad = not_whole(index) | (index < 0) | (index >= len(rows))
+    Sessions._reject((bad & mask).any(1), name, source, f"expected an index of the {len(rows):,} rows of values")
+    found: np.ndarray = rows[np.where(mask, index, 0).astype(np.int64)] if len(rows) else np.zeros(mask.shape)
+    return found
+
+
+def _rows_of_numbers(name: str, given: Any) -> list[np.ndarray]:
+    """Makes one array of numbers per session of what is given for a field."""
+    scalar = isinstance(given, np.ndarray | jax.Array) and given.ndim == 0
+    if isinstance(given, str | bytes | Mapping) or not isinstance(given, Iterable) or scalar:
+        raise DataError(f"expected one list per session, found {type(given).__name__}", field=name)
+    rows = []
+    for row, values in enumerate(given, 1):
+        if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
+            raise DataError(f"expected a list of numbers, found {values!r:.60}", row=row, field=name)
+        rows.append(number_array(values if hasattr(values, "__len__") else list(values), name, row=row))
+    return rows
+
+
+def _padded(name: str, rows: list[np.ndarray], width: int, dtype: Any = None) -> np.ndarray:
+    """Pads one array per session to [B, width, ...]; values keep their kind, and `dtype` where it is given."""
+    filled = [a for a in rows if a.size]
+    tail = filled[0].shape[1:] if filled and dtype is None else ()
+    for row, a in enumerate(rows, 1):
+        if a.size and a.shape[1:] != tail:
+            shape = f"numbers of shape [k, {', '.join(map(str, tail))}]" if tail else "one number per document"
+            raise DataError(f"expected {shape}, found {a.dtype} of shape {a.shape}", row=row, field=name)
+    whole = np.result_type(*filled) if filled else np.dtype(np.float32)
+    out = np.zeros((len(rows), width, *tail), whole)
+    for i, a in enumerate(rows):
+        if a.size:
+            out[i, : len(a)] = a
+    return _cast(name, out, dtype or {"f": np.float32, "i": np.int32, "u": np.int32}.get(whole.kind, whole))
+
+
+def _cast(name: str, values: np.ndarray, dtype: Any) -> np.ndarray:
+    """Casts values; whole numbers must stay what they are."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        cast = values.astype(dtype)
+    if np.dtype(dtype).kind in "bui":
+        lost = (cast != values).any(axis=tuple(range(1, values.ndim)))
+        Sessions._reject(lost, name, "sessions", f"expected whole numbers that fit {np.dtype(dtype)}")
+    return cast
+
+
+def _per_session(name: str, given: Any, sessions: int, dtype: Any) -> np.ndarray:
+    """Makes an array [B] of one number per session."""
+    if isinstance(given, str | bytes | Mapping) or not isinstance(given, Iterable):
+        raise DataError(f"expected one number per session, found {type(given).__name__}", field=name)
+    array = number_array(given if hasattr(given, "__len__") else list(given), name)
+    if array.shape != (sessions,):
+        raise DataError(f"expected one number for each of {sessions:,} sessions, found {array.shape}", field=name)
+    return _cast(name, array, dtype)

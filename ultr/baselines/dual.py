@@ -10,7 +10,7 @@ from ultr.baselines.base import Baseline, clicks_of, softmax_cross_entropy
 from ultr.errors import ConfigError
 from ultr.rankers import ImpressionWeights
 from ultr.sessions import Sessions
-from ultr.towers import Tower, TowerLike, as_tower
+from ultr.towers import Tower, TowerLike, as_tower, supported_curve
 
 LARGEST = 60.0  # log of a weight that float32 holds after it was multiplied by a loss
 
@@ -35,10 +35,10 @@ def relative_to_first(logits: jax.Array, limit: float) -> jax.Array:
 
 
 def relative_examination_logits(examination: Tower, ranks: int) -> np.ndarray:
-    """Computes the logits of a tower that reads the position alone, minus that of rank 1, [ranks]."""
+    """Computes the logits of a tower that reads the position alone minus that of rank 1, [ranks]; NaN as for a PBM."""
     position = jnp.arange(ranks, dtype=jnp.int32)[None, :]
     logits = examination(Sessions(mask=jnp.ones((1, ranks), bool), position=position))[0]
-    return np.asarray(logits - logits[0])
+    return supported_curve(np.asarray(logits - logits[0]), examination)
 
 
 class DLA(Baseline):

@@ -15,7 +15,7 @@ from ultr.baselines.weighted import by_rank, checked_clip, rank_values, relative
 from ultr.errors import ConfigError
 from ultr.rankers import ImpressionWeights
 from ultr.sessions import Array, Sessions
-from ultr.towers import IndexBound, TowerLike
+from ultr.towers import IndexBound, TowerLike, supported_curve
 
 SMALLEST_RATIO = 1e-3  # no ratio of PairDebias goes below, nor its inverse above
 
@@ -100,8 +100,8 @@ class PairDebias(Baseline):
         return np.asarray(self._ratio(self.clicked[...])), np.asarray(self._ratio(self.skipped[...]))
 
     def propensity(self, ranks: int) -> np.ndarray:
-        """Computes t+, which stands for the examination relative to rank 1, [ranks]."""
-        return self.ratios()[0][:ranks]
+        """Computes t+, which stands for the examination relative to rank 1, [ranks]; NaN as in `PBM.propensity`."""
+        return supported_curve(self.ratios()[0][:ranks], self)
 
     def examination_curve(self, ranks: int) -> np.ndarray | None:
         return self.propensity(ranks)

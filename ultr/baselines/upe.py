@@ -16,7 +16,7 @@ from ultr.baselines.weighted import rank_values
 from ultr.errors import ConfigError
 from ultr.rankers import ImpressionWeights, Ranker
 from ultr.sessions import Sessions
-from ultr.towers import Component, IndexBound, Scaler, TowerLike, read_feature
+from ultr.towers import Component, IndexBound, Scaler, TowerLike, read_feature, supported_curve
 from ultr.towers.scaling import feature_matrix
 from ultr.towers.wrappers import held
 
@@ -240,10 +240,9 @@ class UPE(Baseline):
         return ImpressionWeights(weight, clicks & (logits[:, :1] - logits > self._limit), clicks)
 
     def propensity(self, ranks: int) -> np.ndarray:
-        """Computes P(E | do(k)) relative to rank 1, [ranks]."""
+        """Computes P(E | do(k)) relative to rank 1, [ranks]; NaN as in `PBM.propensity`."""
         table = np.asarray(self.own[...] / self.first[...])[:ranks]
-        curve: np.ndarray = table / table[0]
-        return curve
+        return supported_curve(table / table[0], self)
 
     def examination_curve(self, ranks: int) -> np.ndarray | None:
         return self.propensity(ranks)

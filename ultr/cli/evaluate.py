@@ -53,6 +53,11 @@ class _WithMetrics(click.Command):
     type=click.Choice(["session", "query"]),
     help="The independent units of the standard errors of click metrics.",
 )
+@click.option(
+    "--max-grade",
+    type=click.FloatRange(min=0, min_open=True),
+    help="The highest grade of the scale, for err [that of the data].",
+)
 @click.option("--calibration", is_flag=True, help="Also compare predicted with observed clicks by rank.")
 @click.option("--figure", type=click.Path(path_type=Path), help="Also draw the --calibration: .png, .svg or .pdf.")
 @click.option(
@@ -85,6 +90,7 @@ def command(
     metrics: str | None,
     empty_queries: str,
     cluster: str,
+    max_grade: float | None,
     calibration: bool,
     figure: Path | None,
     by_frequency: Path | None,
@@ -109,6 +115,7 @@ def command(
     import jax
 
     from ultr import evaluation
+    from ultr.evaluation.metrics import parse_metric
     from ultr.towers import indexed_fields, input_match
 
     model, trained_on = load_model(run, vocabulary=vocabulary)
@@ -120,7 +127,7 @@ def command(
         _check_calibration(model, opened)
     asked = [m.strip() for m in metrics.split(",")] if metrics else None
     key = jax.random.key(seed)
-    ranking: dict[str, Any] = {"empty_queries": empty_queries, "candidates": judged}
+    ranking: dict[str, Any] = {"empty_queries": empty_queries, "candidates": judged, "max_grade": max_grade}
     found = evaluation.evaluate(model, opened, metrics=asked, key=key, cluster=cluster, **ranking)
     notes = match_notes(match)
     notes += [f"no {kind} metrics: {why}" for kind, why in found.not_computed.items()]
@@ -134,6 +141,10 @@ def command(
     if found.not_computed:
         result["not_computed"] = dict(found.not_computed)
     text = table([["metric", *_HEAD], *([name, *_estimate_row(e)] for name, e in found.items())])
+    if scaled := [name for name in found if parse_metric(name).metric.needs_max_grade]:
+        scale, whence = _grade_scale(opened, max_grade)
+        result["max_grade"] = scale
+        text += f"\n{', '.join(scaled)}: on a scale of grades from 0 to {scale:g}, {whence}"
     if calibration:
         calibrated = evaluation.calibration(model, opened, cluster=cluster)
         result["calibration"] = calibrated.to_json()
@@ -167,6 +178,24 @@ def _read_candidates(path: Path, model: object, opened: ClickLog | Collection) -
         return Collection.open(path)
     schema = schema_of(model)
     return read_candidates(path, schema.features if schema else (), graded_by=opened.vocabulary)
+
+
+def _grade_scale(opened: ClickLog | Collection, stated: float | None) -> tuple[float, str]:
+    """Returns the highest grade of the scale that metrics refer to, and says where it comes from."""
+    from ultr.data import Collection
+
+    if stated is not None:
+        return stated, "as --max-grade says"
+    if opened.vocabulary.max_grade is not None:
+        return opened.vocabulary.max_grade, "that of the data"
+    lists = opened if isinstance(opened, Collection) else opened.collection()
+    assert lists is not None  # a metric of it was computed
+    click.echo(
+        "note: this folder was prepared before the scale of grades was kept: the highest grade found counts as the "
+        "highest there is. Give it with --max-grade, or prepare the data again",
+        err=True,
+    )
+    return lists.max_grade, "the highest found"
 
 
 def _check_calibration(model: object, opened: ClickLog | Collection) -> None:

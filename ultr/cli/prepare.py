@@ -76,6 +76,12 @@ def _column_options(command: Callable[..., None]) -> Callable[..., None]:
     type=click.Choice(["query", "session", "time"]),
     help="Draw the lists of a query together, or each list, or take the earliest lists for the first split.",
 )
+@click.option(
+    "--max-grade",
+    type=click.FloatRange(min=0, min_open=True),
+    help="The highest grade of the scale, whatever grades are there; metrics and simulated users refer to it [that of "
+    "the vocabulary, or the highest grade].",
+)
 @click.option("--memory-limit", help="Most memory of the query engine, such as 4GB; beyond it, disk is used.")
 @seed_option
 @overwrite_option
@@ -90,6 +96,7 @@ def command(
     vocabulary: Path | None,
     split: str | None,
     split_by: str,
+    max_grade: float | None,
     memory_limit: str | None,
     seed: int,
     overwrite: bool,
@@ -118,6 +125,7 @@ def command(
         vocabulary=vocabulary,
         split=_parse_split(split),
         split_by=split_by,
+        max_grade=max_grade,
         seed=seed,
         overwrite=overwrite,
         memory_limit=memory_limit,
@@ -129,8 +137,13 @@ def command(
     }
     if isinstance(made, ClickLog):
         facts |= {name: made.metadata[name] for name in ("sessions", "ranks", "impressions", "clicks")}
+    if (scale := made.metadata["max_grade"]) is not None:
+        facts["max_grade"] = scale
     facts |= {"splits": made.metadata["splits"], "report": made.metadata["report"]}
     lines = [f"{name}: {value:,}" for name, value in facts.items() if isinstance(value, int)]
+    if scale is not None:
+        whence = "" if max_grade is not None else "; --max-grade sets the scale, metrics such as err refer to it"
+        lines.append(f"highest grade: {scale:g}{whence}")
     lines += [f"split {name}: {count:,}" for name, count in facts["splits"].items()]
     # The report without the warnings, which go to standard error, and without what is printed above.
     lines += _report_lines({n: v for n, v in facts["report"].items() if n != "warnings" and facts.get(n) != v})

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
 
 from ultr.cli import json_option, output, overwrite_option, seed_option
 from ultr.errors import ConfigError
@@ -136,12 +136,11 @@ def command(
     from ultr.data import Collection
 
     lists = Collection.open(collection, split=split)
-    grades = float(np.nanmax(lists.labels))
-    if grades < 1:
-        raise ConfigError(f"{collection}: expected grades of at least 1 for some documents, found at most {grades}")
+    if not (lists.labels >= 1).any():
+        raise ConfigError(f"{collection}: expected grades of at least 1 for some documents, found none")
     user = simulate.user(
         model,
-        grades=int(np.ceil(grades)),
+        grades=math.ceil(lists.max_grade),
         ranks=ranks,
         eta=eta,
         examination=examination,

@@ -14,7 +14,7 @@ from ultr.errors import ConfigError, DataError
 from ultr.files import check_output_folder, json_values, write_json
 from ultr.study.registry import METHODS, method_spec
 from ultr.study.specs import OPTIMIZERS, RELEVANCE_TOWERS, TABLES, MethodSpec
-from ultr.text import table
+from ultr.text import ranks_text, table
 
 if TYPE_CHECKING:
     from ultr.data import ClickLog
@@ -157,6 +157,7 @@ def command(
     from ultr.models import PBM
     from ultr.study.building import build_model, build_optimizer, resolve_optimizer
     from ultr.study.tower_factory import ModelConfig, resolve_relevance
+    from ultr.towers import withheld_ranks
     from ultr.training import fit, save, solve
     from ultr.training.checkpoint import facts_of
 
@@ -227,6 +228,7 @@ def command(
     }
     if isinstance(fitted.model, PBM):
         result["propensity"] = [float(x) for x in fitted.model.propensity(train.ranks)]
+        result["unsupported"] = withheld_ranks(fitted.model, train.ranks)
     write_json(out / "run.json", result)
     output(json_values(result), _report(result), as_json)
 
@@ -244,7 +246,12 @@ def _report(result: dict[str, Any]) -> str:
     if impossible:
         text.append(f"{impossible:,.0f} sessions are impossible under this model and were left out of the loss")
     if "propensity" in result:
-        text.append("propensity by rank, relative to rank 1: " + " ".join(f"{x:.3f}" for x in result["propensity"]))
+        shown = ["-" if x != x else f"{x:.3f}" for x in result["propensity"]]
+        text.append("propensity by rank, relative to rank 1: " + " ".join(shown))
+        reasons: dict[str, list[int]] = {}
+        for rank, reason in result["unsupported"].items():
+            reasons.setdefault(reason, []).append(rank)
+        text += [f"{ranks_text(ranks)}: {reason}" for reason, ranks in reasons.items()]
     return "\n".join(text)
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from ultr import stopping
+from ultr.arguments import number_array, whole_array
 from ultr.data.batching import PaddedRows, rebatch, used_widths
 from ultr.data.columns import RaggedRows
 from ultr.data.dataset import Dataset, Description
@@ -29,7 +31,7 @@ from ultr.data.storage import (
     read_metadata,
     write_metadata,
 )
-from ultr.data.vocabulary import Vocabulary, known_documents, name_places
+from ultr.data.vocabulary import Vocabulary, grade_scale, known_documents, name_places
 from ultr.data.vocabulary_writing import write_vocabulary
 from ultr.errors import ConfigError, DataError
 from ultr.sessions import Sessions
@@ -155,6 +157,7 @@ class Collection(Dataset):
         document: Sequence[str] | None = None,
         ids: Any = None,
         feature_names: Sequence[str] | None = None,
+        max_grade: float | None = None,
     ) -> Collection:
         """Makes a collection of arrays with one entry per graded document.
 
@@ -166,20 +169,23 @@ class Collection(Dataset):
           document: [D] names; None names documents by their ids.
           ids: [D] document ids, 1 to D in any order; None numbers the documents as they stand.
           feature_names: F names; None names them "0", "1", ...
+          max_grade: the highest grade of the scale, which parts of the collection keep; None: the highest grade.
 
         Raises:
-          DataError: arrays differ in length or hold something else; names the 1-based row and the field.
+          ConfigError: `max_grade` is no number above 0.
+          DataError: arrays differ in length or hold something else, or a grade lies above the scale; names the 1-based
+            row and the field.
         """
-        keys = np.asarray(query)
-        count = len(keys) if keys.ndim == 1 else -1
+        given = np.asarray(query, object) if isinstance(query, list | tuple) else np.asanyarray(query)
+        count = len(given) if given.ndim == 1 else -1
         if count < 1:
-            raise DataError(f"expected [D] query ids or names, found shape {keys.shape}", field="query")
-        if keys.dtype.kind in "iu":
-            _reject((keys < 0) | (keys >= 2**31 - 1), "query", "query ids of 0 to 2147483646")
-            owner, names = keys.astype(np.int32), [str(i) for i in range(int(keys.max()) + 1)]
-        else:
-            coded = pa.array([str(x) for x in keys.tolist()]).dictionary_encode()
+            raise DataError(f"expected [D] query ids or names, found shape {given.shape}", field="query")
+        if given.dtype.kind in "SU" or (given.dtype.kind in "OT" and isinstance(given[0], str)):
+            coded = pa.array(_names(given, "query")).dictionary_encode()
             owner, names = coded.indices.to_numpy(), coded.dictionary.to_pylist()
+        else:
+            keys = whole_array(given, "query")
+            owner, names = keys.astype(np.int32), [str(i) for i in range(int(keys.max()) + 1)]
         grades = _column(label, "label", (count,))
         _reject(~np.isfinite(grades), "label", "finite grades")
         table = None
@@ -188,13 +194,13 @@ class Collection(Dataset):
             _reject(~np.isfinite(table).all(1), "features", "finite numbers")
         numbers = np.arange(1, count + 1, dtype=np.int32)
         if ids is not None:
-            given = np.asarray(ids)
-            if given.shape != (count,) or not np.array_equal(np.sort(given), numbers):
+            own = whole_array(ids, "ids", least=1)
+            if own.shape != (count,) or not np.array_equal(np.sort(own), numbers):
                 raise DataError(f"expected every id of 1 to {count} once", field="ids")
-            numbers = given.astype(np.int32)
-        if document is not None and len(document) != count:
-            raise DataError(f"expected {count} names, found {len(document)}", field="document")
-        titles = numbers.astype(str).tolist() if document is None else [str(x) for x in document]
+            numbers = own.astype(np.int32)
+        titles = numbers.astype(str).tolist() if document is None else _names(document, "document")
+        if len(titles) != count:
+            raise DataError(f"expected {count} names, found {len(titles)}", field="document")
         width = 0 if table is None else table.shape[1]
         titled = [str(i) for i in range(width)] if feature_names is None else list(feature_names)
         if len(titled) != width:
@@ -208,7 +214,9 @@ class Collection(Dataset):
         if table is not None:
             columns["features"] = pa.FixedSizeListArray.from_arrays(pa.array(table[back].ravel()), width)
         rows = pa.table({"query": pa.array(names, pa.string())})
-        made = cls.from_vocabulary(Vocabulary.from_tables(rows, pa.table(columns), features=titled))
+        scale = grade_scale(grades, stated=max_grade)
+        words = Vocabulary.from_tables(rows, pa.table(columns), features=titled, max_grade=scale)
+        made = cls.from_vocabulary(words)
         assert made is not None  # every document has a grade
         return made
 
@@ -228,6 +236,16 @@ class Collection(Dataset):
         """Names of the features of the documents, and the documents."""
         names = () if self.features is None else self.vocabulary.feature_names
         return InputSchema.of(names, vocabulary=self.vocabulary)
+
+    def max_grade(self) -> float:
+        """The highest grade of the scale, which parts of the collection keep.
+
+        Of folders that do not tell it (those prepared by versions before it was recorded) the highest grade of these
+        lists, at least 0.
+        """
+        scale = self.vocabulary.max_grade
+        highest = np.max(self.labels, where=~np.isnan(self.labels), initial=0)
+        return float(highest) if scale is None else scale
 
     @property
     def queries(self) -> int:
@@ -249,6 +267,7 @@ class Collection(Dataset):
             if array is not None:
                 total.update(f"{array.dtype}{array.shape}".encode())
                 total.update(np.ascontiguousarray(array).data)
+        total.update(str(self.vocabulary.max_grade).encode())
         return {"fingerprint": total.hexdigest(), "split": self._lineage}
 
     @property
@@ -263,7 +282,12 @@ class Collection(Dataset):
 
     def select(self, queries: Any) -> Collection:
         """Picks lists by a boolean mask [Q], an index array or a slice, in that order; ids stay."""
-        picked = np.arange(len(self))[queries]
+        try:
+            picked = np.arange(len(self))[queries]
+        except (IndexError, TypeError, ValueError) as error:
+            raise ConfigError(f"expected a mask, indices or a slice of {len(self):,} lists, found {error}") from error
+        if picked.ndim != 1:
+            raise ConfigError(f"expected a mask, indices or a slice of {len(self):,} lists, found {queries!r:.60}")
         lengths = np.diff(self.offsets)[picked]
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         rows = np.repeat(self.offsets[picked] - offsets[:-1], lengths) + np.arange(offsets[-1])
@@ -367,6 +391,7 @@ class Collection(Dataset):
             splits=self.vocabulary.query_splits,
             split_names=list(self.metadata.get("splits", ())),
             parent=self.vocabulary.parent,
+            max_grade=self.vocabulary.max_grade or None,
             report=self.metadata.get("report"),
             overwrite=overwrite,
         )
@@ -382,6 +407,7 @@ def write_collection(
     split_names: Sequence[str] = (),
     own: np.ndarray | None = None,
     parent: Any = None,
+    max_grade: float | None = None,
     report: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> None:
@@ -397,6 +423,7 @@ def write_collection(
       own: [Q] bool, the queries of the data itself, whose lists the collection has; the grades of others, those of the
         vocabulary that it extends, are only kept for what is prepared against it. None: all.
       parent: the ClickLog, Collection or vocabulary identity whose ids this collection extends, or None.
+      max_grade: the highest grade of the scale; None: that of the parent, or the highest grade where that is higher.
       report: a JSON value for the metadata.
       overwrite: whether a click log or collection that stands at `path` may be replaced.
 
@@ -407,7 +434,14 @@ def write_collection(
         if "label" not in documents.column_names or documents["label"].null_count == len(documents):
             raise DataError("expected graded documents, found none", file=path, field="label")
         described = write_vocabulary(
-            folder, queries=queries, documents=documents, features=features, splits=splits, own=own, parent=parent
+            folder,
+            queries=queries,
+            documents=documents,
+            features=features,
+            splits=splits,
+            own=own,
+            parent=parent,
+            max_grade=max_grade,
         )
         listed = documents.select(["query", "label"])
         if own is not None:
@@ -438,13 +472,22 @@ def split_counts(
 
 
 def _column(values: Any, field: str, shape: tuple[int, ...]) -> np.ndarray:
-    try:
-        array = np.asarray(values, np.float32)
-    except (TypeError, ValueError) as error:
-        raise DataError(f"expected numbers, found {error}", field=field) from error
+    array = number_array(values, field)
     if array.ndim != len(shape) or array.shape[0] != shape[0]:
         raise DataError(f"expected shape {shape}, found {array.shape}", field=field)
-    return array
+    with np.errstate(over="ignore"):
+        return array.astype(np.float32)
+
+
+def _names(given: Any, field: str) -> list[str]:
+    """Makes names of strings and whole numbers."""
+    if isinstance(given, str | bytes) or not isinstance(given, Iterable) or getattr(given, "ndim", 1) == 0:
+        raise DataError(f"expected names, found {type(given).__name__}", field=field)
+    found = [x.decode() if isinstance(x, bytes) else x for x in given]
+    for row, name in enumerate(found, 1):
+        if isinstance(name, bool | np.bool_) or not isinstance(name, str | Integral):
+            raise DataError(f"expected names (text or whole numbers), found {name!r:.60}", row=row, field=field)
+    return [str(name) for name in found]
 
 
 def _reject(bad: np.ndarray, field: str, expected: str) -> None:

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ultr import stopping
+from ultr.arguments import number_array
 from ultr.data.dataset import Dataset, Description, SufficientStatistics
 from ultr.data.grouping import group_starts
 from ultr.data.input_schema import InputSchema
@@ -78,6 +79,10 @@ class Counts(Dataset):
       weight: the sum of the weights of those; their number without weights.
       documents, ranks, vocabulary: those of the log.
       identity: the log's identity, and what the cells are counted by.
+
+    Raises:
+      DataError: a column holds something else, or cells are not sorted; names `source` (of the constructor; None: the
+        counts were made in memory), the field and the row.
     """
 
     def __init__(
@@ -95,6 +100,7 @@ class Counts(Dataset):
         ranks: int,
         vocabulary: Vocabulary,
         identity: Mapping[str, Any],
+        source: str | os.PathLike[str] | None = None,
     ) -> None:
         self.sufficient_statistics = sufficient_statistics
         self.document, self.rank, self.last_click = document, rank, last_click
@@ -102,6 +108,7 @@ class Counts(Dataset):
         self.sessions, self.weight = sessions, weight
         self.documents, self.ranks, self.vocabulary = documents, ranks, vocabulary
         self.identity: dict[str, Any] = dict(identity)
+        self._check(source)
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Counts:
@@ -137,7 +144,7 @@ class Counts(Dataset):
         check_columns(schema, types, file)
         table = read_row_groups(file, range(footer.num_row_groups), list(types), footer=footer)
         columns: dict[str, Any] = {"last_click": None} | {name: _plain(table[name], file, name) for name in types}
-        counts = cls(
+        return cls(
             **columns,
             sufficient_statistics=metadata["by"],
             sessions=metadata["sessions"],
@@ -146,9 +153,8 @@ class Counts(Dataset):
             ranks=metadata["ranks"],
             vocabulary=Vocabulary.open(folder, metadata),
             identity=metadata["identity"],
+            source=file,
         )
-        counts._check(file)
-        return counts
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes a folder that `open` reads, whole or not at all.
@@ -292,6 +298,7 @@ class Counts(Dataset):
                 "known": self.documents,
                 "ranks": self.ranks,
                 "features": list(self.vocabulary.feature_names),
+                "max_grade": self.vocabulary.max_grade,
                 "files": [file_record(folder / COUNTS_FILE, len(self))],
                 "identity": self.identity,
                 "vocabulary": {
@@ -302,13 +309,19 @@ class Counts(Dataset):
             },
         )
 
-    def _check(self, file: Path) -> None:
+    def _check(self, file: str | os.PathLike[str] | None) -> None:
         def reject(bad: np.ndarray, field: str, expected: str) -> None:
             if bad.any():
                 row = int(bad.argmax())
                 found = self._columns()[field][row]
                 raise DataError(f"expected {expected}, found {found}", file=file, row=row + 1, field=field)
 
+        for name, column in self._columns().items():
+            values = number_array(column, name, file=None if file is None else os.fspath(file), objects=False)
+            if values.shape != (len(self.document),):
+                raise DataError(f"expected a number per cell, found {values.shape}", file=file, field=name)
+            if name in ("document", "rank", "last_click") and values.dtype.kind not in "iu":
+                raise DataError(f"expected whole numbers, found {values.dtype}", file=file, field=name)
         known = self.vocabulary.documents
         reject((self.document < 0) | (self.document > known), "document", f"document ids of 0 to {known}")
         reject((self.rank < 1) | (self.rank > self.ranks), "rank", f"ranks of 1 to {self.ranks}")

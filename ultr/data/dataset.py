@@ -111,7 +111,7 @@ class InMemory(Dataset):
     """
 
     def __init__(self, sessions: Sessions) -> None:
-        self.sessions: Sessions = jax.tree.map(np.asarray, sessions.list_first()).validate()
+        self.sessions: Sessions = jax.tree.map(np.asarray, sessions.list_first().validate())
 
     def __len__(self) -> int:
         return len(self.sessions)

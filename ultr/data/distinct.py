@@ -80,6 +80,7 @@ def write_distinct_sessions(
         impression_features=about["impression_features"],
         context=about["context"],
         parent=log.vocabulary.parent,
+        max_grade=log.vocabulary.max_grade or None,
         truth=about.get("truth"),
     )
     with writer:

@@ -229,13 +229,15 @@ def file_record(file: Path, rows: int) -> dict[str, Any]:
 def content_fingerprint(metadata: Mapping[str, Any]) -> str:
     """Computes the hex SHA-256 of what metadata records about the content of a folder's files, without reading these.
 
-    Folders that hold the same sessions, documents, grades and features in the same order have the same fingerprint,
-    whatever they were made from. Files whose record has no digest count by their size and the checksum of their
-    footer.
+    Folders that hold the same sessions, documents, grades (on the same scale) and features in the same order have the
+    same fingerprint, whatever they were made from. Files whose record has no digest count by their size
+    and the checksum of their footer.
     """
     vocabulary = metadata["vocabulary"]
     names = ("format", "files", "queries", "documents", "features", "impression_features", "context")
     content = [{name: metadata.get(name) for name in names}, vocabulary.get("fingerprint"), vocabulary.get("files")]
+    if metadata.get("max_grade") is not None:  # older folders do not tell it, and keep their fingerprint
+        content.append(metadata["max_grade"])
     return json_digest(content)
 
 

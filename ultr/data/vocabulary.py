@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
+from numbers import Real
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -37,6 +38,8 @@ class Vocabulary:
       fingerprint: hex digest of the names in their order; equal fingerprints mean equal ids.
       parent: `identity` of the vocabulary that this one extends, or None.
       path: the folder; "memory" for a vocabulary in memory.
+      max_grade: the highest grade of the scale, whatever grades are there; None where there are no grades, or in
+        folders that do not tell it.
       has_labels, has_splits, has_own: whether documents have grades, queries have splits, and queries are marked as
         belonging to the data or only to the vocabulary that it extends.
     """
@@ -52,10 +55,12 @@ class Vocabulary:
         columns: Mapping[str, Sequence[str]],
         read: Callable[[str, Sequence[str]], Iterator[pa.Table]],
         path: Path,
+        max_grade: float | None = None,
     ) -> None:
         self.queries, self.documents = queries, documents
         self.feature_names = tuple(feature_names)
         self.fingerprint, self.parent, self.path = fingerprint, parent, path
+        self.max_grade = max_grade
         self.has_labels = "label" in columns[DOCUMENTS_FILE]
         self.has_splits = "split" in columns[QUERIES_FILE]
         self.has_own = "own" in columns[QUERIES_FILE]
@@ -109,10 +114,18 @@ class Vocabulary:
             columns={name: schema.names for name, schema in schemas.items()},
             read=read,
             path=path,
+            max_grade=_stored_scale(metadata.get("max_grade"), path / METADATA_FILE),
         )
 
     @classmethod
-    def from_tables(cls, queries: pa.Table, documents: pa.Table, *, features: Sequence[str] = ()) -> Vocabulary:
+    def from_tables(
+        cls,
+        queries: pa.Table,
+        documents: pa.Table,
+        *,
+        features: Sequence[str] = (),
+        max_grade: float | None = None,
+    ) -> Vocabulary:
         """Makes a vocabulary in memory from tables with the columns of queries.parquet and documents.parquet."""
         tables = {QUERIES_FILE: queries, DOCUMENTS_FILE: documents}
         return cls(
@@ -124,6 +137,7 @@ class Vocabulary:
             columns={name: table.column_names for name, table in tables.items()},
             read=lambda file, columns: iter([tables[file].select(columns)]),
             path=Path("memory"),
+            max_grade=max_grade,
         )
 
     @property
@@ -247,6 +261,71 @@ class Vocabulary:
                 row=start + int(bad.argmax()) + 1,
                 field=field,
             )
+
+
+def grade_scale(
+    grades: pa.ChunkedArray | np.ndarray | None,
+    *,
+    stated: float | None = None,
+    least: float | None = None,
+    file: str = "",
+    document: Callable[[int], str] | None = None,
+) -> float | None:
+    """Returns the highest grade of the scale of some grades; None where there are none.
+
+    Args:
+      grades: [V], null or NaN where not judged.
+      stated: the highest grade of the scale as someone said; None: the highest of the grades, at least 0.
+      least: what the scale reaches in any case, such as that of the vocabulary that the data extends.
+      file: what errors call the grades.
+      document: names the document of a row for errors.
+
+    Raises:
+      ConfigError: `stated` is no number above 0, is below `least`, or there are no grades.
+      DataError: a grade above the scale; names the 1-based row of the document.
+    """
+    if stated is not None and (isinstance(stated, bool) or not isinstance(stated, Real) or not 0 < stated < np.inf):
+        raise ConfigError(f"expected max_grade, the highest grade of the scale, as a number above 0, found {stated!r}")
+    if grades is None:
+        if stated is not None:
+            raise ConfigError(
+                "max_grade has no effect: there are no grades. Give some (--labels, a column label), or leave it out"
+            )
+        return None
+    values = grades if isinstance(grades, np.ndarray) else grades.to_numpy()
+    highest = float(np.max(values, where=~np.isnan(values), initial=0))
+    if stated is None:
+        return max(highest, least or 0.0)
+    if least is not None and stated < least:
+        raise ConfigError(
+            f"expected max_grade of at least {least:g}, that of the vocabulary, found {stated:g}. Leave it out to take "
+            "over that scale"
+        )
+    if highest > np.float32(stated):
+        row = int(np.nanargmax(values))
+        of = f" of {document(row)}" if document is not None else ""
+        raise DataError(
+            f"expected grades of at most max_grade = {stated:g}, found {highest:g}{of}",
+            fix="Give the highest grade of the scale (--max-grade), or correct the grade.",
+            file=file or None,
+            row=row + 1,
+            field="label",
+        )
+    return float(stated)
+
+
+def _stored_scale(found: Any, file: Path) -> float | None:
+    """Checks the scale of the grades as metadata.json has it; None in folders that do not tell it."""
+    if found is None:
+        return None
+    if isinstance(found, bool) or not isinstance(found, int | float) or not 0 <= found < np.inf:
+        raise DataError(
+            f"expected the highest grade of the scale, found {found!r}",
+            fix="Prepare it again.",
+            file=file,
+            field="max_grade",
+        )
+    return float(found)
 
 
 @runtime_checkable

@@ -11,7 +11,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ultr.data.storage import DOCUMENTS_FILE, PARQUET_OPTIONS, QUERIES_FILE, file_record, type_name
-from ultr.data.vocabulary import VocabularyLike, feature_rows, identity_of, names_fingerprint
+from ultr.data.vocabulary import (
+    HasVocabulary,
+    Vocabulary,
+    VocabularyLike,
+    feature_rows,
+    grade_scale,
+    identity_of,
+    names_fingerprint,
+)
 from ultr.errors import DataError
 
 
@@ -24,6 +32,7 @@ def write_vocabulary(
     splits: pa.Array | pa.ChunkedArray | None = None,
     own: np.ndarray | None = None,
     parent: VocabularyLike | None = None,
+    max_grade: float | None = None,
 ) -> dict[str, Any]:
     """Checks and writes queries.parquet and documents.parquet, and returns the metadata fields about them.
 
@@ -37,8 +46,10 @@ def write_vocabulary(
       own: [Q] bool, which queries belong to the data itself rather than only to the vocabulary that it extends;
         None: all.
       parent: the vocabulary that this one extends, data that has it, or its identity; None where it extends none.
+      max_grade: the highest grade of the scale; None: that of the parent, or the highest grade where that is higher.
 
     Raises:
+      ConfigError: `max_grade` without grades, or below that of the parent.
       DataError: a column is missing or mistyped, or a value out of range; names the 1-based row.
     """
     queries = _strings(queries, "queries", "query")
@@ -70,6 +81,12 @@ def write_vocabulary(
         raise DataError(f"expected the columns {list(expected)}, found {sorted(extra)} too", file="documents")
     documents = pa.table(columns)
     _check_documents(documents, len(queries))
+    labels = documents["label"] if "label" in documents.column_names else None
+
+    def named(row: int) -> str:
+        return f"document '{documents['document'][row]}' of query '{queries[documents['query'][row].as_py()]}'"
+
+    scale = grade_scale(labels, stated=max_grade, least=_scale_of(parent), file="documents", document=named)
     file = folder / QUERIES_FILE
     optional = {"split": splits, "own": None if own is None else pa.array(own)}
     rows = pa.table({"query": queries} | {name: column for name, column in optional.items() if column is not None})
@@ -80,12 +97,19 @@ def write_vocabulary(
         "queries": len(queries),
         "documents": len(documents),
         "features": list(features),
+        "max_grade": scale,
         "vocabulary": {
             "fingerprint": names_fingerprint(queries, documents),
             "parent": None if parent is None else dict(identity_of(parent)),
             "files": [file_record(file, len(queries)), file_record(folder / DOCUMENTS_FILE, len(documents))],
         },
     }
+
+
+def _scale_of(parent: VocabularyLike | None) -> float | None:
+    """Returns the scale of the grades of a parent vocabulary, where it is known."""
+    vocabulary = parent.vocabulary if isinstance(parent, HasVocabulary) else parent
+    return vocabulary.max_grade if isinstance(vocabulary, Vocabulary) else None
 
 
 def _document_options(documents: pa.Table) -> dict[str, Any]:

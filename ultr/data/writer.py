@@ -52,6 +52,8 @@ class LogWriter:
       parent: the ClickLog, Collection or vocabulary identity whose ids this log extends, or None.
       splits: names of splits that the metadata lists even where no session is in them; others are added as they come.
       report, truth: JSON values for the metadata; both attributes may be set until the block ends.
+      max_grade: the highest grade of the scale of the labels; None: that of the parent, or the highest label where that
+        is higher.
       overwrite: whether a click log or collection that stands at `path` may be replaced.
       group_rows: most sessions per row group.
       group_values: most numbers per row group, beyond 256 sessions.
@@ -75,6 +77,7 @@ class LogWriter:
         splits: Sequence[str] = (),
         report: Mapping[str, Any] | None = None,
         truth: Mapping[str, Any] | None = None,
+        max_grade: float | None = None,
         overwrite: bool = False,
         group_rows: int = GROUP_ROWS,
         group_values: int = GROUP_VALUES,
@@ -86,7 +89,8 @@ class LogWriter:
         self._impression_features = impression_features
         self._context = dict(context or {})
         self._vocabulary = {
-            "queries": queries, "documents": documents, "features": tuple(features), "parent": parent
+            "queries": queries, "documents": documents, "features": tuple(features), "parent": parent,
+            "max_grade": max_grade,
         }  # fmt: skip
         self._stage: AbstractContextManager[Path] = new_data_folder(self.path, overwrite=overwrite)
         self._most_rows, self._most_values, self._file_groups = group_rows, group_values, file_groups
@@ -261,6 +265,7 @@ class LogWriter:
                 "features": self._described["features"],
                 "impression_features": list(self._columns.impression_features),
                 "context": {name: dict(about) for name, about in self._context.items()},
+                "max_grade": self._described["max_grade"],
                 "splits": dict(self._splits),
                 "vocabulary": self._described["vocabulary"],
                 "report": dict(self.report),

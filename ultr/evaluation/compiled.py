@@ -12,6 +12,7 @@ import numpy as np
 from flax import nnx
 
 from ultr import stopping
+from ultr.arguments import check_count
 from ultr.data.dataset import Dataset, DatasetLike, as_dataset
 from ultr.data.input_schema import InputMatch
 from ultr.errors import ConfigError, DataError
@@ -121,7 +122,12 @@ def _check_scores(scores: np.ndarray, mask: np.ndarray, query: Array | None) -> 
 
 
 def evaluation_data(given: DatasetLike, batch_size: int) -> tuple[Dataset, int]:
-    """Makes a dataset of what is given, with a batch size no larger than sessions in memory."""
+    """Makes a dataset of what is given, with a batch size no larger than sessions in memory.
+
+    Raises:
+      ConfigError: no dataset, or a batch size that is no whole number of at least 1.
+    """
+    batch_size = check_count("batch_size", batch_size)
     data = as_dataset(given)
     return data, max(1, min(batch_size, len(data))) if isinstance(given, Sessions) else batch_size
 

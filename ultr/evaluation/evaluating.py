@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import jax
 import numpy as np
 
+from ultr.arguments import check_number
 from ultr.data import ClickLog, Collection
 from ultr.data.dataset import Dataset, DatasetLike
 from ultr.data.input_schema import FEATURES
@@ -15,7 +16,7 @@ from ultr.evaluation.click_totals import ClickTotals, observed_log_probs
 from ultr.evaluation.compiled import CompiledModel, evaluation_data, fitted_batch_size
 from ultr.evaluation.contracts import ClickPredictor, Scorer
 from ultr.evaluation.estimate import Estimate
-from ultr.evaluation.graded import GradedLists, candidate_lists, graded_lists, highest_grade
+from ultr.evaluation.graded import GradedLists, candidate_lists, grade_scale_of, graded_lists
 from ultr.evaluation.metrics import (
     ClickMetric,
     Metric,
@@ -81,7 +82,8 @@ def evaluate(
         "zero", or "one" (0 for DCG, whose best value there is 0).
       cluster: "session" when sessions are independent; "query" when sessions of one query are not (standard errors over
         queries; memory grows with the number of queries).
-      max_grade: highest grade of the scale, for ERR; None: the highest in the data.
+      max_grade: highest grade of the scale, for ERR; None: that of the collection or log, which its parts keep, or the
+        highest in the data where that has no scale (sessions in memory, and older folders).
       candidates: graded lists to rank in place of those of the data, for its queries (by name). A log whose features
         are per impression has none for its judged candidates: here they are.
 
@@ -187,8 +189,8 @@ class _Evaluation:
     ) -> None:
         if empty_queries not in EMPTY_QUERIES:
             raise ConfigError(f"unknown empty_queries {empty_queries!r}; known: {', '.join(EMPTY_QUERIES)}")
-        if batch_size < 1:
-            raise ConfigError(f"expected a batch_size of at least 1, found {batch_size}")
+        if max_grade is not None:
+            check_number("max_grade", max_grade, above=0)
         requests = None if metrics is None else [parse_metric(name) for name in _metric_names(metrics)]
         dataset, batch_size = evaluation_data(data, batch_size)
         first = next(iter(dataset.batches(batch_size)), None)
@@ -207,7 +209,7 @@ class _Evaluation:
             assert graded is not None
             if max_grade is None:
                 needed = any(metric.needs_max_grade for metric, _ in ranking)
-                max_grade = highest_grade(graded.source, batch_size) if needed else np.inf
+                max_grade = grade_scale_of(graded.source, batch_size) if needed else np.inf
             self.query, self.ranking = query_metrics(
                 compiled.on(graded.source).scores,
                 graded.source.batches(fitted_batch_size(batch_size, graded.source)),

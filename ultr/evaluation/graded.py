@@ -52,10 +52,13 @@ def shown_queries(log: ClickLog) -> np.ndarray:
     return np.unique(np.concatenate([np.unique(rows["query"].to_numpy()) for rows in log.columns(["query"])]))
 
 
-def highest_grade(lists: Dataset, batch_size: int) -> float:
-    """Finds the highest grade, at least 0."""
+def grade_scale_of(lists: Dataset, batch_size: int) -> float:
+    """Returns the highest grade of the scale of graded lists; the highest grade where none is known."""
     if isinstance(lists, Collection):
-        return float(np.max(lists.labels, where=~np.isnan(lists.labels), initial=0))
+        return lists.max_grade
+    vocabulary = lists.description.vocabulary
+    if vocabulary is not None and vocabulary.max_grade is not None:
+        return vocabulary.max_grade
     highest = 0.0
     for batch in lists.batches(batch_size):
         labels = np.asarray(batch.labels)

@@ -96,6 +96,7 @@ class ClickMetric:
 
     kind: ClassVar[str] = "clicks"
     needs: ClassVar[str] = "sessions with clicks and a click model"
+    needs_max_grade: ClassVar[bool] = False
 
     name: str
     description: str

@@ -120,6 +120,7 @@ def query_metrics(
         if grades.max() > max_grade:
             raise DataError(
                 f"expected grades of at most max_grade = {max_grade:g}, found {grades.max():g}",
+                fix="Give the highest grade of the scale as max_grade (--max-grade)",
                 field="labels",
             )
         ranks = rank_documents(score(batch), where, seed=seed, query=query)

@@ -25,6 +25,7 @@ class Output:
       split: name -> share of the lists, or None for no splits.
       split_by: "session", "query" or "time".
       seed: decides the assignment to splits.
+      max_grade: the highest grade of the scale, or None for that of the parent or of the grades.
       overwrite: whether a log or collection that stands at `path` may be replaced.
       progress: counts the lists.
     """
@@ -34,6 +35,7 @@ class Output:
     split: Mapping[str, float] | None
     split_by: str
     seed: int
+    max_grade: float | None
     overwrite: bool
     progress: tqdm[object]
 

@@ -43,6 +43,7 @@ def prepare(
     split: Mapping[str, float] | None = None,
     split_by: str = "session",
     seed: int = 0,
+    max_grade: float | None = None,
     overwrite: bool = False,
     memory_limit: str | None = None,
     progress: bool = False,
@@ -73,6 +74,8 @@ def prepare(
       split_by: "session" draws each list on its own, "query" all lists of a query together; "time" gives the
         earliest lists to the first name.
       seed: decides the draws.
+      max_grade: the highest grade of the scale, which metrics such as ERR and simulated users refer to; None: that of
+        the vocabulary, or the highest grade where that is higher.
       overwrite: whether a log or collection that stands at `out` may be replaced.
       memory_limit: most memory of the query engine, such as "4GB"; beyond it the engine works on disk.
       progress: whether to show a progress bar on standard error.
@@ -91,7 +94,7 @@ def prepare(
     files = expand_inputs([inputs] if isinstance(inputs, str | os.PathLike) else inputs)
     parent = open_data(vocabulary) if isinstance(vocabulary, str | os.PathLike) else vocabulary
     bar = tqdm(desc="reading", unit=" lists", disable=not progress)
-    output = Output(target, parent, split, split_by, seed, overwrite, bar)
+    output = Output(target, parent, split, split_by, seed, max_grade, overwrite, bar)
     report: dict[str, Any] = {"format": format, "inputs": [path.name for path in files]}
     beside = next(folder for folder in target.parents if folder.is_dir())
     with bar, Engine(beside=beside, memory_limit=memory_limit) as engine:

@@ -66,6 +66,7 @@ def write_graded_lists(
         split_names=list(counted),
         own=own,
         parent=output.parent,
+        max_grade=output.max_grade,
         report=made,
         overwrite=output.overwrite,
     )

@@ -76,6 +76,7 @@ def write_log(
         impression_features=request.features,
         context=lists.context,
         parent=output.parent,
+        max_grade=output.max_grade,
         splits=list(output.split or ()),
         overwrite=output.overwrite,
     )

@@ -6,11 +6,13 @@ import dataclasses
 
 import numpy as np
 
+from ultr.arguments import check_count, number_array, whole_array
 from ultr.data import ClickLog, Counts
 from ultr.data.counting import CellCounts, count_cells
 from ultr.errors import ConfigError, DataError
 
 MAX_RANKS = 1000
+MAX_ARMS = 10 * MAX_RANKS  # of counts made by a caller, since some arrays have an entry for each two arms
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,10 +78,11 @@ def as_arm_counts(source: ClickLog | Counts | ArmCounts) -> ArmCounts:
 
     Raises:
       ConfigError: neither a log nor counts.
-      DataError: no clicks, no document that the vocabulary knows, or more than `MAX_RANKS` ranks.
+      DataError: no clicks, no document that the vocabulary knows, more than `MAX_RANKS` ranks, or `ArmCounts` that are
+        not what they promise; names the field.
     """
     if isinstance(source, ArmCounts):
-        return _checked(source)
+        return _checked(_checked_cells(source))
     return arm_counts_of_cells(source, count_documents(source))
 
 
@@ -161,6 +164,40 @@ def first_ranks(counts: ArmCounts, ranks: int | None, *, ranks_per_context: int 
         where = "rank 1" if ranks == 1 else f"ranks 1 to {ranks}"
         raise DataError(f"expected clicks at {where}, found none", fix="Look at more ranks.")
     return out
+
+
+def _checked_cells(counts: ArmCounts) -> ArmCounts:
+    """Checks `ArmCounts` that a caller made, and returns them with arrays of the types that they promise."""
+    arms = check_count("arms", counts.arms, most=MAX_ARMS)
+    query = whole_array(counts.query, "query")
+    if query.ndim != 1 or not query.size:
+        raise DataError(f"expected [items] query ids, found {query.shape}", field="query")
+    item = whole_array(counts.item, "item", most=max(len(query) - 1, 0))
+    arm = whole_array(counts.arm, "arm", most=arms - 1)
+    cells = {"item": item, "arm": arm}
+    cells |= {name: number_array(getattr(counts, name), name) for name in ("impressions", "clicks")}
+    for name, values in cells.items():
+        if values.ndim != 1 or values.shape != item.shape or getattr(counts, name) is None:
+            raise DataError(f"expected one entry for each of {item.size} cells, found {values.shape}", field=name)
+
+    def reject(bad: np.ndarray, field: str, expected: str) -> None:
+        if bad.any():
+            row = int(bad.argmax())
+            raise DataError(f"expected {expected}, found {cells[field][row]}", row=row + 1, field=field)
+
+    impressions, clicks = cells["impressions"], cells["clicks"]
+    reject(~(np.isfinite(impressions) & (impressions > 0)), "impressions", "a finite number above 0")
+    reject(~((clicks >= 0) & (clicks <= impressions)), "clicks", "from 0 to the impressions")
+    later = (item[1:] > item[:-1]) | ((item[1:] == item[:-1]) & (arm[1:] > arm[:-1]))
+    reject(np.append(False, ~later)[: len(item)], "item", "cells sorted by item and arm, each once")
+    return ArmCounts(
+        item=item.astype(np.int64, copy=False),
+        arm=arm.astype(np.int64, copy=False),
+        impressions=impressions.astype(np.float64, copy=False),
+        clicks=clicks.astype(np.float64, copy=False),
+        query=query.astype(np.int64, copy=False),
+        arms=arms,
+    )
 
 
 def _checked(counts: ArmCounts) -> ArmCounts:

@@ -104,6 +104,7 @@ def clicks(
         documents=documents,
         features=collection.vocabulary.feature_names,
         context={c.name: {"kind": "category", "values": list(c.values)} for c in contexts},
+        max_grade=collection.vocabulary.max_grade or None,
         overwrite=overwrite,
     )
     with writer:

@@ -246,6 +246,8 @@ def propensity_error(found: np.ndarray | None, truth: Any) -> dict[str, float] |
     n = min(len(found), len(true))
     if n < 2 or not (true[:n] > 0).all():
         return None
+    if np.isnan(found[:n]).any():  # ranks that training never showed
+        return None
     with np.errstate(divide="ignore", invalid="ignore"):
         error = np.abs(np.log(found[1:n] / found[0]) - np.log(true[1:n] / true[0]))
     if not np.isfinite(error).all():

@@ -76,7 +76,7 @@ class PreparedLog:
         if self.settings.path is not None:
             return ClickLog.open(self.settings.path, split=self.settings.split)
         train = self.lists["train"]
-        user, policy = self.settings.simulated_user(grades=_highest_grade(train)), self.settings.logging_policy()
+        user, policy = self.settings.simulated_user(grades=_grade_scale(train)), self.settings.logging_policy()
         options = {"sessions": 100_000} | self.settings.session_options()
         return simulate.clicks(train, policy, user, seed=self.seed, out=self.work / "log", **options)
 
@@ -174,8 +174,7 @@ def count_shared(one: pa.ChunkedArray, other: pa.ChunkedArray) -> int:
     return len(set(one.to_pylist()) & set(other.to_pylist()))
 
 
-def _highest_grade(lists: Collection) -> int:
-    grades = float(np.nanmax(lists.labels))
-    if grades < 1:
-        raise ConfigError(f"expected grades of at least 1 for some documents, found at most {grades:g}")
-    return math.ceil(grades)
+def _grade_scale(lists: Collection) -> int:
+    if not (lists.labels >= 1).any():
+        raise ConfigError("expected grades of at least 1 for some documents, found none")
+    return math.ceil(lists.max_grade)

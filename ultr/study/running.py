@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ultr.errors import ConfigError, DataError, UltrError
+from ultr.evaluation.metrics import parse_metric
 from ultr.evaluation.trec import write_qrels
 from ultr.files import folder_name, json_values
 from ultr.identifiability import report
@@ -74,6 +75,7 @@ def run_study(
     pending = [(run, digest) for run, digest in chosen if not stored.is_finished(run, digest, retry=retry)]
     if pending:
         _check_apart(study)
+        _check_scales(study)
     stored.folder.mkdir(parents=True, exist_ok=True)
     remove_dead_folders(stored.folder)
     batches = _batches(study, pending) + _undiagnosed(study, chosen, pending, stored)
@@ -152,6 +154,22 @@ def _check_apart(study: Study) -> None:
                 fix="Prepare each from queries of its own, or as splits of one collection.",
                 file=data.test,
             )
+
+
+def _check_scales(study: Study) -> None:
+    """Refuses lists to judge on, in a folder of their own, whose grades are on another scale than those of `train`."""
+    data, lists = study.data, JudgedLists(study.data)
+    scaled = [name for name in study.metrics if parse_metric(name).metric.needs_max_grade]
+    if not scaled or data.collection is not None or data.train is None or data.test is None:
+        return
+    train, test = lists["train"].vocabulary.max_grade, lists["test"].vocabulary.max_grade
+    if train is not None and test is not None and train != test:
+        raise DataError(
+            f"'{scaled[0]}' refers to the highest grade of the scale: expected {train:g}, that of the 'train' lists, "
+            f"found {test:g}",
+            fix="Prepare both with the same --max-grade, or these with --vocabulary TRAIN.",
+            file=data.test,
+        )
 
 
 def _count(counts: dict[str, int], failed: list[bool]) -> None:

@@ -18,6 +18,7 @@ from ultr.towers.inputs import input_match, matched, record_schema, schema_of, t
 from ultr.towers.lookup import lookup, lookup_small, read_by, row_tables
 from ultr.towers.networks import DCNV2, MLP, FeatureNetwork, Linear
 from ultr.towers.scaling import Scaler, Statistic
+from ultr.towers.shown_ranks import ShownRanks, note_shown_ranks, supported_curve, withheld_ranks
 from ultr.towers.tables import (
     Constant,
     DocumentTable,
@@ -58,6 +59,7 @@ __all__ = [
     "RankDocumentTable",
     "RankTable",
     "Scaler",
+    "ShownRanks",
     "Statistic",
     "Stored",
     "Sum",
@@ -74,11 +76,14 @@ __all__ = [
     "lookup_small",
     "matched",
     "needs_no_features",
+    "note_shown_ranks",
     "parameter_groups",
     "read_by",
     "read_feature",
     "record_schema",
     "row_tables",
     "schema_of",
+    "supported_curve",
     "trained_schema",
+    "withheld_ranks",
 ]

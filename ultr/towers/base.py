@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from ultr.arguments import not_whole, number_array
 from ultr.data.input_schema import InputSchema
 from ultr.errors import ConfigError, DataError
 from ultr.sessions import Array, Sessions, SharedFeature, whole_feature
@@ -46,6 +47,8 @@ class Component(nnx.Module):
       reads_whole_tables: whether training reads tables other than by `towers.lookup`, so that none of them, be they of
         towers inside, can be trained row by row.
       input_schema: names of the features that the module was trained on, where it reads some; None: not known.
+      shown_ranks: the 1-based ranks that training showed a module with a table by rank (`note_shown_ranks`); None: not
+        known.
     """
 
     parameter_group: ClassVar[ParameterGroup] = "network"
@@ -57,6 +60,8 @@ class Component(nnx.Module):
     def reads(self) -> frozenset[str] | None:
         """Names of the features that the module reads; None: not known."""
         return None
+
+    shown_ranks: tuple[int, ...] | None = None
 
     @property
     def pointwise(self) -> bool:
@@ -190,7 +195,7 @@ def indexed_fields(model: nnx.Module) -> set[str]:
 def check_bounds(
     model: nnx.Module, sessions: Sessions, *, source: str = "sessions", largest: Mapping[str, int] | None = None
 ) -> None:
-    """Rejects ids and positions beyond the tables of a model; on the host, since compiled code would clamp them.
+    """Rejects ids and positions that are not whole or lie beyond the tables of a model; compiled code would clamp them.
 
     Args:
       model: its modules declare `index_bounds`.
@@ -211,13 +216,26 @@ def check_bounds(
             values = own[field] if field in own else sessions.features.get(field)
             if values is None:
                 continue
-            bad = ((np.asarray(values) >= size) | (np.asarray(values) < 0)) & mask
+            array = number_array(whole_feature(values), field, file=source)
+            if array.shape != mask.shape:
+                raise DataError(f"expected [B, K] = {mask.shape}, found {array.shape}", file=source, field=field)
+            bad = ((array >= size) | (array < 0)) & mask
+            if array.dtype.kind not in "iu":
+                missing = np.isnan(array) if field == "labels" else np.zeros(mask.shape, bool)
+                bad |= not_whole(array) & mask & ~missing
             if bad.any():
                 row, column = (int(i) for i in np.argwhere(bad)[0])
-                found = int(np.asarray(values)[row, column]) + (field == "position")
+                found = array[row, column] + (field == "position")
                 last = size if field == "position" else size - 1
+                if not_whole(array[row, column]):
+                    raise DataError(
+                        f"expected {noun} as whole numbers in {type(module).__name__}, found {found}",
+                        file=source,
+                        row=row + 1,
+                        field="rank" if field == "position" else field,
+                    )
                 raise DataError(
-                    f"expected {noun} up to {last} in {type(module).__name__}, found {found}",
+                    f"expected {noun} up to {last} in {type(module).__name__}, found {found:.0f}",
                     fix="Build the tower with a larger table, or open the log with vocabulary= the log of training",
                     file=source,
                     row=row + 1,

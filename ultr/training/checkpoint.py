@@ -35,7 +35,7 @@ UNNAMED = (
     "{}: saved by an earlier version, without the names of its features. Their order cannot be checked, only their "
     "number: give data that was prepared as the training data, or train again"
 )
-_CLASS, _SHARED = "class", "shared"
+_CLASS, _SHARED, _RANKS = "class", "shared", "shown_ranks"
 _VARIABLES: dict[str, Any] = {"Param": nnx.Param, "Variable": nnx.Variable, "array": jnp.asarray}
 
 
@@ -80,6 +80,8 @@ def _describe(value: Any, seen: dict[int, int]) -> Any:
             raise ConfigError(f"{kind} is not a class of the toolkit: it cannot be described in a file")
         names = [n for n in _parameters(type(value)) if n != "rngs"]
         description = {_CLASS: kind} | {name: _describe(getattr(value, name), seen) for name in names}
+        if isinstance(value, Component) and value.shown_ranks is not None:
+            description[_RANKS] = list(value.shown_ranks)
         seen[id(value)] = len(seen)
         return description
     if isinstance(value, list | tuple | nnx.List):
@@ -111,7 +113,7 @@ def _build(description: Any, made: list[Any]) -> Any:
     known = _classes()
     if kind not in known:
         raise ConfigError(f"unknown model or tower '{kind}'; known: {', '.join(sorted(known))}")
-    arguments = {name: _build(v, made) for name, v in description.items() if name != _CLASS}
+    arguments = {name: _build(v, made) for name, v in description.items() if name not in (_CLASS, _RANKS)}
     parameters = _parameters(known[kind])
     unknown = sorted(set(arguments) - set(parameters))
     if unknown:
@@ -122,6 +124,9 @@ def _build(description: Any, made: list[Any]) -> Any:
         made.append(known[kind](**arguments))
     except TypeError as error:
         raise ConfigError(f"{kind}: {error}") from error
+    ranks = description.get(_RANKS)
+    if isinstance(ranks, list) and all(isinstance(rank, int) for rank in ranks):
+        made[-1].shown_ranks = tuple(ranks)
     return made[-1]
 
 

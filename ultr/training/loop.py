@@ -25,11 +25,14 @@ from ultr import stopping
 from ultr.data.dataset import Dataset, DatasetLike
 from ultr.data.input_schema import InputSchema
 from ultr.errors import ConfigError
+from ultr.sessions import Sessions
 from ultr.towers import (
     Component,
+    ShownRanks,
     check_bounds,
     matched,
     needs_no_features,
+    note_shown_ranks,
     record_schema,
     row_tables,
     trained_schema,
@@ -162,6 +165,13 @@ def fit(
             "without": ("features",) if holds_features and _same_ids(data, train) else (),
         }
 
+    shown = ShownRanks(model)
+    of_train = options(train, "training data")
+
+    def check(batch: Sessions) -> None:
+        of_train["check"](batch)
+        shown.add(batch.mask, batch.position, batch.weight)
+
     first = len(run["history"]) + 1
     seeds = (int(np.random.SeedSequence([seed, e]).generate_state(1)[0]) for e in range(first, epochs + 1))
     cached = train.cached(CACHE_BYTES) if epochs > first else train
@@ -170,7 +180,7 @@ def fit(
         batch_size,
         seeds=seeds,
         skip=partial_epoch["blocks"] if partial_epoch else 0,
-        **options(train, "training data"),
+        **of_train | {"check": check},
     )
     epoch, blocks, waited, began, sums = first, 0, 0.0, 0.0, place(jnp.zeros(trainer.sums))
 
@@ -182,11 +192,15 @@ def fit(
             about = {"format": "ultr-state", "run": run | ({"partial": so_far} if so_far else {})} | setting
             save_arrays(directory / "state", (state, chosen()), about)
 
+    def note_ranks() -> None:
+        run["shown_ranks"] = sorted({*run.get("shown_ranks", ()), *shown.ranks})
+
     def keep_interrupted(stop: KeyboardInterrupt) -> None:
         """Keeps what was trained so far, with the blocks of an epoch that has not ended."""
         if directory is None or any(x.is_deleted() for x in jax.tree.leaves((state, sums))):
             return  # Ctrl-C came in the middle of a step: what was kept last stays
         if blocks and epoch == len(run["history"]) + 1:
+            note_ranks()
             seconds = {"waiting": waited, "seconds": time.perf_counter() - began}
             keep({"blocks": blocks, "block_sessions": block_sessions, "sums": np.asarray(sums).tolist()} | seconds)
         else:
@@ -237,6 +251,7 @@ def fit(
                 | _weights(total[3:], counted + impossible, train)
             )
             blocks = 0
+            note_ranks()
             if time.perf_counter() - saved_at > STATE_SECONDS:
                 keep()
                 saved, saved_at = epoch, time.perf_counter()
@@ -244,6 +259,8 @@ def fit(
     keep()
     fitted = trainer.model(chosen())
     record_schema(fitted, schema)
+    if "shown_ranks" in run:
+        note_shown_ranks(fitted, run["shown_ranks"])
     if directory is not None:
         save(fitted, directory / "model", extra=facts_of(train))
     return Fitted(fitted, run["history"], run["best"])

@@ -16,6 +16,7 @@ from flax import nnx
 from ultr.data.dataset import DatasetLike
 from ultr.errors import ConfigError
 from ultr.models import DCM, DCTR, GCTR, RCTR, RDCTR, SDBN, CascadeModel, LatentVariableModel
+from ultr.towers import RankTable, note_shown_ranks
 from ultr.training.device_data import DeviceData, SolverMemory
 from ultr.training.e_step import ExpectedOutcomes
 from ultr.training.loop import Fitted
@@ -101,7 +102,11 @@ def solve(
         search.lbfgs()
     else:
         search.em(1 if method == "counting" else iterations)
-    return Fitted(objective.fitted(search.best), search.history, search.best_epoch)
+    fitted = objective.fitted(search.best)
+    for slot, place in zip(model.slots, objective.tables.places, strict=True):
+        if isinstance(table := fitted.tower_in(slot), RankTable):
+            note_shown_ranks(table, np.flatnonzero(search.data[place] > 0) + 1)
+    return Fitted(fitted, search.history, search.best_epoch)
 
 
 _evaluation_sums = jax.jit(evaluation_sums, static_argnums=0, donate_argnums=2)
@@ -142,6 +147,7 @@ class _Search:
         self.target, self.valid_loss, self.iterations, self.tolerance = target, valid_loss, iterations, tolerance
         self.history: list[dict[str, Any]] = []
         self.best, self.best_epoch = target.start, 0
+        self.data: list[np.ndarray] = []  # outcomes by table entry
         self._score: float | None = None  # of the best: lower is better
         self._began = time.perf_counter()
 
@@ -167,6 +173,7 @@ class _Search:
             }
         )
         self._began = now
+        self.data = [np.asarray(yes + no) for yes, no in zip(found.yes, found.no, strict=True)]
 
     def em(self, iterations: int) -> list[jax.Array]:
         """Alternates E- and M-steps."""
