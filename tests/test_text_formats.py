@@ -189,6 +189,24 @@ def test_numbers_that_are_none_are_no_names(tmp_path: Path) -> None:
     assert log.metadata["report"]["dropped"]["rows_without_keys"] == 2
 
 
+@pytest.mark.parametrize("kind", [pa.float64(), pa.float32()])
+@pytest.mark.parametrize("column", ["rank", "click", "time", "f", "c"])
+def test_nan_that_the_statistics_of_parquet_leave_out_is_found(tmp_path: Path, column: str, kind: Any) -> None:
+    table: dict[str, Any] = {"session": [1, 2, 3], "query": ["q"] * 3, "document": ["a", "b", "c"]}
+    table |= {"rank": [1, 1, 1], "click": [0, 1, 1], "time": [1, 2, 3], "f": [1, 2, 3], "c": [1, 2, 3]}
+    pq.write_table(pa.table(table | {column: pa.array([1.0, np.nan, 1.0], kind)}), tmp_path / "log.parquet")
+    with pytest.raises(DataError, match=r"found '?nan") as caught:
+        prepare(tmp_path / "log.parquet", tmp_path / "out", features=["f"], context=["c"])
+    assert (caught.value.file, caught.value.row, caught.value.field) == (tmp_path / "log.parquet", 2, column)
+
+
+def test_a_grade_that_is_nan_is_missing(tmp_path: Path) -> None:
+    table = {"session": [1, 2, 3], "query": ["q"] * 3, "document": ["a", "b", "a"], "rank": [1] * 3, "click": [0] * 3}
+    pq.write_table(pa.table(table | {"label": [np.nan, np.nan, 2.0]}), tmp_path / "log.parquet")
+    log = prepare_log(tmp_path / "log.parquet", tmp_path / "out")
+    np.testing.assert_array_equal(present(log.vocabulary.labels)[1:], [2, np.nan])
+
+
 # Line ends, compression, delimiters and headers
 
 

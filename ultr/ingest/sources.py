@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import ibis
 import ibis.expr.types as ir
@@ -154,7 +155,7 @@ def scan_table(engine: Engine, path: Path, number: int, *, quote: bool | None = 
                 file=path,
             )
         table = engine.read_parquet(path, len(names))
-        columns = {n: table[f"c{i}"] for i, n in enumerate(names)}
+        columns = {n: _any_number(table[f"c{i}"]) for i, n in enumerate(names)}
         return ScannedTable(path, path, table, columns, table.file_row + (base + 1))
     file = csv_file(path, quote).check()
     plain = plain_file(path, engine.new_path())
@@ -168,6 +169,11 @@ def scan_table(engine: Engine, path: Path, number: int, *, quote: bool | None = 
         broken = ibis.ifelse(ibis.or_(*breaks), ibis.array(values), ibis.null("array<string>"))
     columns = dict(zip(file.names, values, strict=True))
     return ScannedTable(path, plain.path, table, columns, table.at, file, broken)
+
+
+def _any_number(column: Any) -> Any:
+    """Keeps the engine from deciding by a file's least and largest values, of which NaN is none, what is a number."""
+    return ibis.ifelse(column.isnull(), ibis.null(column.type()), column) if column.type().is_floating() else column
 
 
 class ScannedFiles:

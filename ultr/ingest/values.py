@@ -91,6 +91,12 @@ def _seconds(stamp: Any) -> Any:
     return stamp.truncate("s").epoch_seconds().cast("float64") + stamp.microsecond().cast("float64") / 1e6
 
 
+def _grade(column: Any) -> Any:
+    """Converts a column like `_number`; NaN is no grade."""
+    value = _number(column)
+    return ibis.ifelse(value.isnan(), ibis.null("float64"), value) if column.type().is_floating() else value
+
+
 def _whole(value: Any) -> Any:
     return ibis.literal(True) if value.type().is_integer() else value % 1 == 0
 
@@ -134,7 +140,7 @@ VALUE_TYPES: Mapping[str, ValueType] = {
     "click": ValueType(_flag, lambda x: x.isin([0, 1]), "int8", "0 or 1", "Make every click 0 or 1."),
     "time": ValueType(_moment, lambda x: (x < 1e300) & (x > -1e300), None, "a number or a date and time"),
     "label": ValueType(
-        _number,
+        _grade,
         lambda x: (x >= -LARGEST_GRADE) & (x <= LARGEST_GRADE),
         "float32",
         f"a grade of at most {LARGEST_GRADE}, or nothing",
@@ -169,8 +175,9 @@ def convert_columns(table: ir.Table, types: Mapping[str, str]) -> ir.Table:
             kind, value = VALUE_TYPES[types[name]], read[f"read.{name}"]
             good = kind.accept(value).fill_null(False)
             if kind.optional:
-                text = read[name].type().is_string()
-                good = good | read[name].isnull() | (read[name].strip() == "" if text else False)
+                raw = read[name]
+                nothing = raw.isnan() if raw.type().is_floating() else ibis.literal(False)
+                good = good | raw.isnull() | (raw.strip() == "" if raw.type().is_string() else nothing)
             columns[name] = value if kind.type is None else value.try_cast(kind.type)
             bad.append((~good, name))
     none = ibis.null("string")
