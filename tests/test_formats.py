@@ -474,8 +474,8 @@ def test_letor_keeps_the_first_of_equal_documents_and_the_ids_of_a_vocabulary(tm
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("x qid:1 1:1", "expected a grade from 0 to 31, found 'x'"),
-        ("-1 qid:1 1:1", "found '-1'"),
+        ("x qid:1 1:1", "or a grade from 0 to 31, found 'x'"),
+        ("-2 qid:1 1:1", "found '-2'"),
         ("99 qid:1 1:1", "found '99'"),
         ("nan qid:1 1:1", "found 'nan'"),
         ("1", "expected 'grade qid:query 1:value"),

@@ -50,3 +50,10 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Suggests the known name closest to a misspelt one, as " (did you mean 'x'?)"; empty where none is close."""
     close = difflib.get_close_matches(name, list(known), 1)
     return f" (did you mean '{close[0]}'?)" if close else ""
+
+
+def names_text(names: Sequence[str]) -> str:
+    """Lists names for an error, at most twenty of them, and of each the first 40 signs."""
+    shown = [name if len(name) <= 40 else f"{name[:40]}..." for name in names[:20]]
+    more = f" and {len(names) - 20:,} more" if len(names) > 20 else ""
+    return f"{shown}{more}"

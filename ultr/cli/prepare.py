@@ -68,6 +68,18 @@ def _column_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--feature", "features", multiple=True, metavar="COLUMN", help="Number per shown document.")
 @click.option("--context", multiple=True, metavar="COLUMN", help="Number or text per list.")
 @click.option("--labels", type=click.Path(path_type=Path), help="Grades per query and document: qrels or a table.")
+@click.option(
+    "--quote/--no-quote",
+    default=None,
+    help="Whether double quotes enclose values of CSV and TSV [unless tabs separate the values].",
+)
+@click.option(
+    "--features",
+    "feature_count",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Features of a document, where lines leave out zeros (format letor) [the largest of a line].",
+)
 @click.option("--vocabulary", type=click.Path(path_type=Path), help="Prepared log or collection whose ids are kept.")
 @click.option("--split", help="Splits and their shares of the lists, such as train=.8,valid=.1,test=.1.")
 @click.option(
@@ -93,6 +105,8 @@ def command(
     features: tuple[str, ...],
     context: tuple[str, ...],
     labels: Path | None,
+    quote: bool | None,
+    feature_count: int | None,
     vocabulary: Path | None,
     split: str | None,
     split_by: str,
@@ -122,6 +136,8 @@ def command(
         features=list(features),
         context=list(context),
         labels=labels,
+        quote=quote,
+        feature_count=feature_count,
         vocabulary=vocabulary,
         split=_parse_split(split),
         split_by=split_by,

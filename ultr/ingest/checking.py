@@ -12,7 +12,7 @@ from ultr.data.columns import CONTEXT, FEATURE
 from ultr.errors import DataError
 from ultr.ingest.engine import Engine, EngineError
 from ultr.ingest.readers.base import ColumnRequest, RawRows
-from ultr.ingest.values import as_name, convert_columns, raise_first_bad
+from ultr.ingest.values import as_name, check_key, convert_columns, raise_first_bad
 
 
 @dataclass(frozen=True)
@@ -23,13 +23,17 @@ class CheckedRows:
       table: the rows; session, query and document are never null.
       read: number of rows or lines of the input.
       found: number of rows about documents before any were dropped.
+      kept: number of rows of the table.
       dropped: kind -> number of dropped rows, by the reader and here.
+      warnings: sentences for the report, by the reader and from here.
     """
 
     table: ir.Table
     read: int
     found: int
+    kept: int
     dropped: dict[str, int]
+    warnings: tuple[str, ...] = ()
 
 
 def check_raw_rows(engine: Engine, raw: RawRows, request: ColumnRequest) -> CheckedRows:
@@ -46,9 +50,15 @@ def check_raw_rows(engine: Engine, raw: RawRows, request: ColumnRequest) -> Chec
         if raw.slow:
             table = engine.stage("rows", table)
         whole = table["session"].notnull() & table["query"].notnull() & table["document"].notnull()
-        counts = engine.record(table.agg(read=table.count(), whole=whole.sum().fill_null(0), bad=table["bad"].count()))
+        totals = {"read": table.count(), "whole": whole.sum().fill_null(0), "bad": table["bad"].count()}
+        if "broken" in table.columns:
+            totals["broken"] = table["broken"].count()
+        counts = engine.record(table.agg(**totals))
     except EngineError as error:
         raise raw.explain(error) from error
+    warnings = list(raw.warnings)
+    if counts.get("broken") and raw.check_line_breaks is not None:
+        warnings += raw.check_line_breaks(engine, table)
     if counts["bad"]:
         raise_first_bad(engine, table, raw.where, request.names)
     read = counts["read"] if raw.read is None else raw.read
@@ -57,24 +67,22 @@ def check_raw_rows(engine: Engine, raw: RawRows, request: ColumnRequest) -> Chec
             f"expected rows with a session, query and document, found none among {read:,}", file=raw.files[0]
         )
     dropped = {**raw.dropped, "rows_without_keys": counts["read"] - counts["whole"]}
-    return CheckedRows(table.filter(whole).drop("bad", "found"), read, counts["read"], dropped)
+    kept = table.filter(whole).drop("bad", "found", *(["broken"] if "broken" in table.columns else []))
+    return CheckedRows(kept, read, counts["read"], counts["whole"], dropped, tuple(warnings))
 
 
 def _convert_part(raw: RawRows, request: ColumnRequest, number: int) -> ir.Table:
     table = raw.parts[number]
     for name in ("session", "query", "document", *(CONTEXT + n for n in request.context)):
-        kind = table[name].type()
-        if not (kind.is_string() or kind.is_numeric() or kind.is_boolean() or kind.is_uuid()):
-            file = raw.files[number] if len(raw.parts) == len(raw.files) else raw.files[0]
-            in_file = request.names.get(name, name)
-            raise DataError(f"expected text or numbers, found {kind}", file=file, field=in_file)
+        file = raw.files[number] if len(raw.parts) == len(raw.files) else raw.files[0]
+        check_key(table[name], file, request.names.get(name, name))
     columns: dict[str, Any] = {name: as_name(table[name]) for name in ("session", "query", "document")}
     if all(part["session"].type().is_signed_integer() for part in raw.parts):
         columns["session"] = table["session"].cast("int64")
     for name in request.context:
         value: Any = table[CONTEXT + name]
         numeric = all(part[CONTEXT + name].type().is_numeric() for part in raw.parts)
-        columns[CONTEXT + name] = value.cast("float64") if numeric else value.cast("string").nullif("")
+        columns[CONTEXT + name] = value.cast("float64") if numeric else as_name(value)
     types = {name: name for name in ("rank", "click", "time", "label") if name in raw.parts[0].columns}
     types |= {FEATURE + name: "feature" for name in request.features}
     return convert_columns(table.mutate(**columns), types)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import shutil
 import tempfile
 import warnings
@@ -40,6 +41,7 @@ class Engine:
 
     def __init__(self, *, beside: Path, memory_limit: str | None = None) -> None:
         self.scratch = Path(tempfile.mkdtemp(prefix=".prepare-", dir=beside))
+        self._numbers = itertools.count()
         config = {"temp_directory": str(self.scratch / "spill")}
         if memory_limit is not None:
             config["memory_limit"] = memory_limit
@@ -86,6 +88,10 @@ class Engine:
         with _quiet(), engine_errors():
             return self.backend.read_parquet(str(path))
 
+    def new_path(self) -> Path:
+        """Returns a path in the scratch folder at which nothing stands yet."""
+        return self.scratch / f"file_{next(self._numbers)}"
+
     def table(self, expression: ir.Table) -> pa.Table:
         """Computes a result as a table in memory."""
         with _quiet(), engine_errors():
@@ -126,12 +132,22 @@ class Engine:
                     writer.write_batch(batch)
         return _replay(path)
 
-    def read_parquet(self, path: Path) -> ir.Table:
-        """Opens a Parquet file as a table, with its row numbers (from 0) as column `file_row_number`."""
-        with _quiet(), engine_errors():
-            return self.backend.read_parquet(str(path), file_row_number=True)
+    def read_parquet(self, path: Path, columns: int) -> ir.Table:
+        """Opens a Parquet file as a table c0, c1, ... of its columns, and `file_row`: its row numbers, from 0.
 
-    def read_csv(self, path: Path, columns: int, delimiter: str) -> ir.Table:
+        The engine does not tell names apart by case, and takes none that holds a NUL: columns go by their place.
+        """
+        name = f"parquet_{next(self._numbers)}"
+        aliases = ", ".join([*(f"c{i}" for i in range(columns)), "file_row"])
+        literal = str(path).replace("'", "''")
+        with _quiet(), engine_errors():
+            self.backend.raw_sql(
+                f"CREATE TEMP VIEW {name} AS SELECT * FROM read_parquet("
+                f"'{literal}', file_row_number = true, hive_partitioning = false) AS t({aliases})"
+            )
+            return self.backend.table(name)
+
+    def read_csv(self, path: Path, columns: int, delimiter: str, *, quoted: bool) -> ir.Table:
         """Opens a CSV file with a header as a table of strings c0, c1, ...; a row of another length is an error."""
         with _quiet(), engine_errors():
             return self.backend.read_csv(
@@ -140,19 +156,20 @@ class Engine:
                 auto_detect=False,
                 header=True,
                 delim=delimiter,
-                quote='"',
-                escape='"',
+                quote='"' if quoted else "",
+                escape='"' if quoted else "",
+                compression="none",
             )
 
     def read_json(self, path: Path, columns: dict[str, str]) -> ir.Table:
         """Opens a JSON file (an object per line, or one array) as a table of fields with DuckDB types."""
         with _quiet(), engine_errors():
-            return self.backend.read_json(str(path), columns=columns)
+            return self.backend.read_json(str(path), columns=columns, compression="none")
 
     def json_fields(self, path: Path) -> list[str]:
         """Returns the names of the fields of the objects in a JSON file."""
         with _quiet(), engine_errors():
-            return list(self.backend.read_json(str(path)).columns)
+            return list(self.backend.read_json(str(path), compression="none").columns)
 
 
 def _replay(path: Path) -> Iterator[pa.RecordBatch]:

@@ -182,7 +182,19 @@ def _features(
     parent = ids.parent
     known = list(parent.feature_names) if parent is not None else []
     names = features.names if features is not None else known
-    if known and names != known:
+    if known and features is not None and features.counted and known == counted_names(len(known)):
+        if len(names) > len(known):
+            raise DataError(
+                f"expected at most the {len(known):,} features of the vocabulary, found {len(names):,}",
+                fix=(
+                    f"Prepare the vocabulary again with --features {len(names)} (in Python: feature_count=...), or "
+                    f"leave the further features of these files out with --features {len(known)}."
+                ),
+                file=parent.path if parent is not None else None,
+                field="features",
+            )
+        names = known  # those that the files leave out are 0
+    elif known and names != known:
         raise DataError(
             f"expected the {len(known)} document features of the vocabulary, found {len(names)} with other names",
             file=parent.path if parent is not None else None,
@@ -199,7 +211,7 @@ def _features(
     if features is not None:
         places = engine.table(wanted.order_by("slot").select("slot", "document_id"))
         filled += len(places)
-        features.fill(places["slot"].to_numpy(), places["document_id"].to_numpy() - 1, out)
+        features.fill(places["slot"].to_numpy(), places["document_id"].to_numpy() - 1, out[:, : len(features.names)])
     width = len(names)
     step = max((1 << 28) // max(width, 1), 1)  # a chunk of values stays below the 2^31 of an Arrow array
     chunks = [
@@ -207,6 +219,11 @@ def _features(
         for i in range(0, documents, step)
     ]
     return pa.chunked_array(chunks, pa.list_(pa.float32(), width)), names, documents - filled
+
+
+def counted_names(number: int) -> list[str]:
+    """Lists the names of features that are numbered from 1."""
+    return [str(i) for i in range(1, number + 1)]
 
 
 def _column(table: pa.Table, name: str) -> pa.ChunkedArray:

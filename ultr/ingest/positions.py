@@ -23,6 +23,11 @@ def file_start(number: int) -> int:
     return number << _ROW_BITS
 
 
+def file_number_and_row(at: int) -> tuple[int, int]:
+    """Splits a position into the number of the file (from 0) and the row in it (from 1)."""
+    return at >> _ROW_BITS, at & _ROW_MASK
+
+
 def file_and_row(files: Sequence[Path], at: int, reported_row: Callable[[Path, int], int] | None = None) -> FileRow:
     """Finds the file and the row that stand at a position.
 
@@ -32,5 +37,6 @@ def file_and_row(files: Sequence[Path], at: int, reported_row: Callable[[Path, i
       reported_row: maps (file, row) to the row that an error reports, such as a line of a CSV file; None reports
         the row as it is.
     """
-    path, row = files[at >> _ROW_BITS], at & _ROW_MASK
+    number, row = file_number_and_row(at)
+    path = files[number]
     return {"file": path, "row": row if reported_row is None else reported_row(path, row)}

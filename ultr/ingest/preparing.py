@@ -21,9 +21,10 @@ from ultr.ingest.output import Output
 from ultr.ingest.readers import READERS
 from ultr.ingest.readers.base import ColumnRequest, GradedPairs, Reader
 from ultr.ingest.readers.qrels import read_grades
-from ultr.ingest.sources import expand_inputs
+from ultr.ingest.sources import expand_inputs, is_parquet
 from ultr.ingest.to_collection import write_graded_lists
 from ultr.ingest.to_log import write_log
+from ultr.ingest.values import LARGEST_FEATURE
 
 SPLITS = ("session", "query", "time")
 
@@ -39,6 +40,8 @@ def prepare(
     features: Sequence[str] = (),
     context: Sequence[str] = (),
     labels: PathLike | None = None,
+    quote: bool | None = None,
+    feature_count: int | None = None,
     vocabulary: PathLike | ClickLog | Collection | None = None,
     split: Mapping[str, float] | None = None,
     split_by: str = "session",
@@ -67,6 +70,9 @@ def prepare(
       features: names of number columns with a value per shown document.
       context: names of columns with one value per list: text becomes categories, numbers stay numbers.
       labels: a file of grades per query and document: TREC qrels, or a table with a header.
+      quote: whether double quotes enclose values of CSV and TSV; None: unless tabs separate the values.
+      feature_count: how many features a document of a LETOR file has, where lines leave out those that are 0: further
+        ones are left out and counted. None: as many as the vocabulary has, or as the largest that a line names.
       vocabulary: a prepared log or collection (a path or an open one) whose ids are kept; queries and documents that
         it does not know get ids after its own. Its grades and features of queries that the new data hold are taken
         over; its other queries give no lists in a new collection.
@@ -87,28 +93,31 @@ def prepare(
       ConfigError: an option that does not exist or does not fit the format.
       DataError: input that cannot be used; names the file, row and field where it can. Nothing is left behind.
     """
-    request = ColumnRequest(dict(columns or {}), tuple(features), tuple(context))
+    request = ColumnRequest(dict(columns or {}), tuple(features), tuple(context), quote, feature_count)
     reader = _check_options(format, request, labels, split, split_by)
     target = Path(os.path.abspath(out))
     check_replaceable(target, overwrite=overwrite)
     files = expand_inputs([inputs] if isinstance(inputs, str | os.PathLike) else inputs)
+    grades_file = None if labels is None else _grades_file(labels)
+    if quote is not None:
+        _check_quote(reader, files, grades_file)
     parent = open_data(vocabulary) if isinstance(vocabulary, str | os.PathLike) else vocabulary
     bar = tqdm(desc="reading", unit=" lists", disable=not progress)
     output = Output(target, parent, split, split_by, seed, max_grade, overwrite, bar)
     report: dict[str, Any] = {"format": format, "inputs": [path.name for path in files]}
     beside = next(folder for folder in target.parents if folder.is_dir())
     with bar, Engine(beside=beside, memory_limit=memory_limit) as engine:
-        grades_file = None if labels is None else _grades_file(labels)
-        grades = None if grades_file is None else read_grades(engine, grades_file)
+        grades = None if grades_file is None else read_grades(engine, grades_file, quote=quote)
         found = reader.read(engine, files, request)
         if isinstance(found, GradedPairs):
             report |= found.report
+            report["warnings"] = list(found.warnings)
             return write_graded_lists(engine, output, found.table, found.features, unique_pairs=True, report=report)
         rows = check_raw_rows(engine, found, request)
         if found.graded:
             if grades is not None:
                 raise ConfigError("the files are graded annotations themselves: labels do not apply to them")
-            report |= {"rows": rows.read, "dropped": rows.dropped}
+            report |= {"rows": rows.read, "dropped": rows.dropped, "warnings": list(rows.warnings)}
             return write_graded_lists(engine, output, rows.table, found.features, unique_pairs=False, report=report)
         graded_by = None if grades_file is None else grades_file.name
         return write_log(engine, output, found, rows, request, grades=grades, graded_by=graded_by, report=report)
@@ -131,14 +140,22 @@ def _check_options(
     for what, names in (("features", request.features), ("context", request.context)):
         if doubled := sorted({name for name in names if names.count(name) > 1}):
             raise ConfigError(f"expected each of the {what} once, found {doubled} twice")
+        if len({name.casefold() for name in names}) < len(names):
+            raise ConfigError(f"expected {what} whose names differ in more than case, found {list(names)}: rename one")
     if taken := [name for name in request.context if name in RESERVED_NAMES]:
         raise ConfigError(f"context columns cannot be called {taken}: batches have fields of that name")
-    if reader.kind == "graded lists" and (
-        request != ColumnRequest() or labels is not None or (split and split_by == "time")
-    ):
+    if request.feature_count is not None and not 1 <= request.feature_count <= LARGEST_FEATURE:
+        raise ConfigError(f"expected a number of features from 1 to {LARGEST_FEATURE:,}, found {request.feature_count}")
+    if reader.kind == "graded lists" and (request.names or labels is not None or (split and split_by == "time")):
         raise ConfigError(f"{format} files take no columns, features, context or labels, and no split by time")
     reader.check(request)
     return reader
+
+
+def _check_quote(reader: Reader, files: Sequence[Path], grades: Path | None) -> None:
+    tables = [*(files if reader.columns else []), *([] if grades is None else [grades])]
+    if all(is_parquet(path) for path in tables):
+        raise ConfigError("whether quotes enclose values is a question of CSV and TSV: there is none among the files")
 
 
 def _grades_file(labels: PathLike) -> Path:

@@ -1,31 +1,27 @@
-"""Opens raw files as tables and lines, with the position of every row (see `positions`)."""
+"""Opens raw files as tables, with the position of every row (see `positions`)."""
 
 from __future__ import annotations
 
-import csv
-import io
 import os
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ibis
 import ibis.expr.types as ir
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ultr.data.storage import LOG_FORMAT, prepared_format
 from ultr.errors import DataError
+from ultr.ingest.csv_files import CsvFile, csv_error, csv_file, quoted_line_breaks
 from ultr.ingest.engine import Engine, EngineError
 from ultr.ingest.positions import file_start
+from ultr.ingest.text_files import plain_file
+from ultr.text import names_text
 
-BLOCK_BYTES = 1 << 24  # bytes of text that are split into lines at a time
 PARQUET_SUFFIXES = (".parquet", ".pq")
-DELIMITERS = "\t,;|"
 
 
 def expand_inputs(inputs: Sequence[str | os.PathLike[str]]) -> list[Path]:
@@ -78,7 +74,7 @@ def parquet_schema(path: Path) -> pa.Schema:
     try:
         with pq.ParquetFile(path) as source:
             return source.schema_arrow
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         text = " ".join(str(error).split())
         raise DataError(
             f"expected a complete Parquet file, found one that cannot be read: {text}",
@@ -87,9 +83,30 @@ def parquet_schema(path: Path) -> pa.Schema:
         ) from error
 
 
-def open_bytes(path: Path) -> Any:
-    """Opens a file as a binary stream, decompressed where its name ends in .gz, .zst, ..."""
-    return pa.input_stream(str(path), compression="detect")
+def column_names(path: Path) -> list[str]:
+    """Lists the names of the columns of a Parquet file.
+
+    Raises:
+      DataError: as of `parquet_schema`, or two columns have the same name.
+    """
+    names: list[str] = parquet_schema(path).names
+    check_once(names, path)
+    return names
+
+
+def check_once(names: Sequence[str], path: Path) -> None:
+    """Checks that each column of a file has a name of its own.
+
+    Raises:
+      DataError: two have the same.
+    """
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise DataError(
+            f"expected each column once, found {names_text(twice)} twice",
+            fix="Rename or drop one of the two.",
+            file=path,
+            field=twice[0][:80],
+        )
 
 
 @dataclass(frozen=True)
@@ -98,175 +115,95 @@ class ScannedTable:
 
     Attributes:
       path: the file.
+      read: what the engine reads: the file itself, or its decompressed copy.
       table: the table.
       columns: column names of the file -> expressions of `table`.
       at: expression of the position of each row.
+      csv: what is known of a CSV file; None for other files.
+      broken: expression of the values of a record one of which holds a line break, else null; None where no value of
+        the file can hold one.
     """
 
     path: Path
+    read: Path
     table: ir.Table
     columns: dict[str, ir.Column]
     at: ir.IntegerColumn
+    csv: CsvFile | None = None
+    broken: ir.Column | None = None
 
 
-def scan_table(engine: Engine, path: Path, number: int) -> ScannedTable:
+def scan_table(engine: Engine, path: Path, number: int, *, quote: bool | None = None) -> ScannedTable:
     """Opens a Parquet file, or a CSV file with a header, as a table; the values of CSV are strings.
 
     Args:
       engine: the engine.
       path: the file; CSV may be delimited by tabs, commas, semicolons or bars.
       number: the number of the file among the inputs.
+      quote: whether double quotes enclose values of CSV; None: unless tabs separate them.
 
     Raises:
       DataError: truncated Parquet, or a header that is empty or names a column twice.
     """
     base = file_start(number)
     if is_parquet(path):
-        names = parquet_schema(path).names
-        table = engine.read_parquet(path)
-        return ScannedTable(path, table, {n: table[n] for n in names}, table.file_row_number + (base + 1))
-    delimiter, names = header(path)
-    table = engine.read_csv(path, len(names), delimiter)
+        names = column_names(path)
+        if "file_row_number" in map(str.lower, names):
+            raise DataError(
+                "expected columns of other names, found 'file_row_number', which the engine adds",
+                fix="Rename it.",
+                file=path,
+            )
+        table = engine.read_parquet(path, len(names))
+        columns = {n: _any_number(table[f"c{i}"]) for i, n in enumerate(names)}
+        return ScannedTable(path, path, table, columns, table.file_row + (base + 1))
+    file = csv_file(path, quote).check()
+    plain = plain_file(path, engine.new_path())
+    quoted = file.quoted and plain.has_quotes
+    table = engine.read_csv(plain.path, len(file.names), file.delimiter, quoted=quoted)
     table = table.mutate(at=ibis.row_number() + (base + 1))
-    return ScannedTable(path, table, {n: table[f"c{i}"] for i, n in enumerate(names)}, table.at)
+    values = [table[f"c{i}"] for i in range(len(file.names))]
+    broken: ir.Column | None = None
+    if quoted:
+        breaks = [value.contains(end) for value in values for end in "\n\r"]
+        broken = ibis.ifelse(ibis.or_(*breaks), ibis.array(values), ibis.null("array<string>"))
+    columns = dict(zip(file.names, values, strict=True))
+    return ScannedTable(path, plain.path, table, columns, table.at, file, broken)
 
 
-def header(path: Path) -> tuple[str, list[str]]:
-    """Reads the delimiter and the column names from the first line of a CSV file.
-
-    Raises:
-      DataError: the line is empty, not UTF-8, or names a column twice.
-    """
-    with open_bytes(path) as stream:
-        start = stream.read(1 << 20)
-    first = start.split(b"\n", 1)[0].rstrip(b"\r").removeprefix(b"\xef\xbb\xbf")
-    try:
-        line = first.decode()
-    except UnicodeDecodeError as error:
-        raise DataError(f"expected UTF-8 text, found {error}", file=path, row=1) from error
-    delimiter = max(DELIMITERS, key=line.count)
-    names = [name.strip() for name in next(csv.reader([line], delimiter=delimiter), [])]
-    doubled = sorted({name for name in names if names.count(name) > 1})
-    if not line.strip() or doubled:
-        found = f"{doubled} twice" if doubled else "an empty line"
-        raise DataError(f"expected a header that names each column once, found {found}", file=path, row=1)
-    return delimiter, names
+def _any_number(column: Any) -> Any:
+    """Keeps the engine from deciding by a file's least and largest values, of which NaN is none, what is a number."""
+    return ibis.ifelse(column.isnull(), ibis.null(column.type()), column) if column.type().is_floating() else column
 
 
-def csv_line(path: Path, number: int) -> int:
-    """Finds the line in which record `number` (from 1, after the header) of a CSV file starts."""
-    for count, (line, _) in enumerate(_records(path)):
-        if count == number:
-            return line
-    return number + 1
+class ScannedFiles:
+    """Scanned tables in the order of the positions of their rows: finds the places that errors and reports name."""
 
+    def __init__(self, tables: Sequence[ScannedTable]) -> None:
+        self.tables = tables
+        self._csv = {table.path: table.csv for table in tables if table.csv is not None}
 
-def csv_error(files: Sequence[Path], error: EngineError) -> DataError:
-    """Finds the row at which the engine's CSV reader stopped; returns `error` where it stopped for another reason."""
-    for path in files:
-        if is_parquet(path):
-            continue
-        width = len(header(path)[1])
-        try:
-            for line, record in _records(path):
-                if len(record) != width:
-                    return DataError(
-                        f"expected {width} values as in the header, found {len(record)}",
-                        fix="Give every row every column, and quote values that hold the delimiter.",
-                        file=path,
-                        row=line,
-                    )
-        except _Undecodable as bad:
-            return DataError("expected UTF-8 text, found other bytes", file=path, row=bad.line)
-        except csv.Error as bad:
-            return DataError(f"expected CSV, found {bad}", file=path)
-    if not re.search(r"\bCSV\b", error.text):
-        return error
-    return DataError(
-        f"expected CSV, and the reader stopped: {error.text}",
-        fix="Check the quotes, and that all lines end alike.",
-        file=files[0] if len(files) == 1 else None,
-    )
+    @property
+    def may_break(self) -> bool:
+        """Whether values of any of the files can hold line breaks."""
+        return any(table.broken is not None for table in self.tables)
 
+    def reported_row(self, path: Path, row: int) -> int:
+        """Returns the row that errors report for row `row` (from 1) of a table: the line of a CSV file."""
+        return self._csv[path].line_of(row) if path in self._csv else row
 
-class _Undecodable(Exception):
-    def __init__(self, line: int) -> None:
-        super().__init__(line)
-        self.line = line
+    def explain(self, error: EngineError) -> DataError:
+        """Turns an error of the engine while it reads the files into one that names the place."""
+        if self._csv or len(self.tables) != 1:
+            return csv_error(list(self._csv.values()), error)
+        return DataError(str(error), file=self.tables[0].path)
 
+    def check_line_breaks(self, engine: Engine, rows: ir.Table) -> list[str]:
+        """Looks at the rows with line breaks, as `quoted_line_breaks` does; `rows` have the columns at and broken."""
+        return quoted_line_breaks(engine, rows, [table.csv for table in self.tables])
 
-def _records(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Yields (first line, values) of each record of a CSV file that is not blank, the header included."""
-    delimiter, _ = header(path)
-    with open_bytes(path) as stream, io.TextIOWrapper(stream, "utf-8", newline="") as text:
-        reader = csv.reader(text, delimiter=delimiter)
-        while True:
-            line = reader.line_num + 1
-            try:
-                record = next(reader)
-            except StopIteration:
-                return
-            except UnicodeDecodeError as error:
-                raise _Undecodable(_bad_line(path)) from error
-            if record:
-                yield line, record
-
-
-def _bad_line(path: Path) -> int:
-    """Finds the first line that is not UTF-8."""
-    with open_bytes(path) as stream, io.TextIOWrapper(stream, "utf-8", "surrogateescape", newline="\n") as text:
-        return next((row for row, line in enumerate(text, 1) if re.search("[\udc80-\udcff]", line)), 1)
-
-
-LINES = pa.schema([("at", pa.int64()), ("text", pa.string())])
-
-
-def read_lines(files: Sequence[Path]) -> Iterator[pa.RecordBatch]:
-    """Yields every line that is not blank, in batches with the schema `LINES`.
-
-    Raises:
-      DataError: text that is not UTF-8.
-    """
-    for number, path in enumerate(files):
-        for row, text in line_blocks(path):
-            at = np.arange(row, row + len(text), dtype=np.int64) + file_start(number)
-            yield pa.record_batch([pa.array(at), text], schema=LINES).filter(pc.not_equal(text, ""))
-
-
-def line_blocks(path: Path, *, block_bytes: int = BLOCK_BYTES) -> Iterator[tuple[int, pa.StringArray]]:
-    """Yields blocks of lines without white space at their ends, each with the number of its first line.
-
-    Args:
-      path: the file.
-      block_bytes: bytes of text to read at a time.
-
-    Raises:
-      DataError: text that is not UTF-8.
-    """
-    row, rest = 1, b""
-    with open_bytes(path) as stream:
-        while True:
-            block = stream.read(block_bytes)
-            data = rest + block
-            if not data:
-                return
-            cut = data.rfind(b"\n") + 1 if block else len(data)
-            rest = data[cut:]
-            if not cut:
-                continue
-            ends = np.flatnonzero(np.frombuffer(data, np.uint8, cut) == ord("\n")) + 1
-            if not len(ends) or ends[-1] != cut:
-                ends = np.append(ends, cut)
-            offsets = np.concatenate([[0], ends])
-            text = pa.LargeStringArray.from_buffers(len(ends), pa.py_buffer(offsets), pa.py_buffer(data))
-            try:
-                text.validate(full=True)
-            except pa.ArrowInvalid as error:
-                raise DataError("expected UTF-8 text, found other bytes", file=path, row=_bad_line(path)) from error
-            yield row, pc.ascii_rtrim_whitespace(text).cast(pa.string())
-            row += len(ends)
-
-
-def reported_row(path: Path, row: int) -> int:
-    """Returns the row that errors report for row `row` (from 1) of a scanned table: the line of a CSV file."""
-    return row if is_parquet(path) else csv_line(path, row)
+    def broken(self, table: ScannedTable) -> dict[str, ir.Value]:
+        """Returns the column `broken` of a table, where any of the files needs it."""
+        if not self.may_break:
+            return {}
+        return {"broken": ibis.null("array<string>") if table.broken is None else table.broken}

@@ -36,7 +36,7 @@ def write_graded_lists(
       table: at, query, document, label, and `slot` where there are features.
       features: features of the documents.
       unique_pairs: as for `assign_ids`.
-      report: the first entries of the collection's report.
+      report: the first entries of the collection's report, and "warnings".
 
     Raises:
       DataError: no document has a grade.
@@ -56,7 +56,7 @@ def write_graded_lists(
         if own is not None:
             splits = pc.if_else(pa.array(own), splits, None)
     counted = split_counts(documents, splits, list(output.split or ()))
-    made["warnings"] = collection_warnings(made, splits=counted)
+    made["warnings"] = list(report.get("warnings", ())) + collection_warnings(made, splits=counted)
     write_collection(
         output.path,
         queries=queries,

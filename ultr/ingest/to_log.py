@@ -84,26 +84,40 @@ def write_log(
     output.progress.reset(engine.number(lists.table.count()))
     with writer:
         sessions = impressions = clicks = 0
-        for table in _session_tables(engine, output, rows, ids, lists, request, repairs):
+        for table in _session_tables(engine, output, raw, rows, ids, lists, request, repairs):
             writer.write(table)
             output.progress.update(len(table))
             sessions += len(table)
             flat = table["clicks"].combine_chunks().flatten()
             impressions += len(flat)
             clicks += int(flat.to_numpy().sum(dtype=np.int64))
+        if impressions + repairs.dropped["duplicate_ranks"] + repairs.dropped["duplicate_documents"] != rows.kept:
+            raise damaged(raw)
         made = dict(report)
         made |= {"rows": rows.read, "sessions": sessions, "impressions": impressions, "clicks": clicks}
         made |= _dropped_and_repaired(raw, rows, repairs)
         if graded := ids.report | counts:
             made["documents"] = graded
-        made["warnings"] = log_warnings(made, shown=rows.found, splits=writer.splits, graded_by=graded_by)
+        made["warnings"] = [*rows.warnings, *(grades.warnings if grades is not None else ())]
+        made["warnings"] += log_warnings(made, shown=rows.found, splits=writer.splits, graded_by=graded_by)
         writer.report = made
     return ClickLog.open(output.path)
+
+
+def damaged(raw: RawRows) -> DataError:
+    """Makes the error about files that give other rows each time they are read, as damaged Parquet does."""
+    return DataError(
+        "expected the same rows each time the files are read, found others: a file is damaged, or changed meanwhile "
+        "(in a damaged Parquet file the least and largest values that stand beside the data may contradict it)",
+        fix="Copy or export it again.",
+        file=raw.files[0] if len(raw.files) == 1 else None,
+    )
 
 
 def _session_tables(
     engine: Engine,
     output: Output,
+    raw: RawRows,
     rows: CheckedRows,
     ids: AssignedIds,
     lists: ListTable,
@@ -125,7 +139,7 @@ def _session_tables(
         count = len(packed.number)
         table = per_list.take(count)
         if not np.array_equal(table["list"].to_numpy(), packed.number):
-            raise RuntimeError("rows and lists are not in the same order")
+            raise damaged(raw)
         table = table.drop_columns(["list"])
         for name, column in (("documents", "document"), ("ranks", "rank"), ("clicks", "click")):
             table = table.append_column(name, packed.lists(column))

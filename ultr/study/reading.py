@@ -46,13 +46,20 @@ def read_study(path: str | Path) -> Study:
     """
     file = Path(path)
     try:
-        text = file.read_text()
+        text = file.read_text("utf-8-sig")
     except OSError as error:
         raise ConfigError(f"{file}: {error.strerror}. Give the TOML file that describes the comparison") from error
+    except UnicodeDecodeError as error:
+        row = error.object[: error.start].count(b"\n") + 1
+        raise ConfigError(
+            f"{file}, row {row}: expected UTF-8 text, found other bytes. Save the file as UTF-8"
+        ) from error
     try:
         tree = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{file}: not TOML: {error}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{file}: not TOML for a study: brackets in brackets, too many of them") from error
     return parse_study(tree, folder=file.absolute().parent, file=file)
 
 

@@ -60,7 +60,13 @@ READERS: Mapping[str, Reader] = {
             features=None,
             context=None,
         ),
-        Reader("letor", "graded lists", "LETOR or SVMlight files with qid and features", "letor:read_letor"),
+        Reader(
+            "letor",
+            "graded lists",
+            "LETOR or SVMlight files with qid and features",
+            "letor:read_letor",
+            counts_features=True,
+        ),
         Reader("qrels", "graded lists", "TREC qrels: query, iteration, document, grade", "qrels:read_qrels"),
     )
 }

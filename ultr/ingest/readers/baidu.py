@@ -15,7 +15,7 @@ from ultr.errors import DataError
 from ultr.ingest.engine import Engine
 from ultr.ingest.positions import file_start
 from ultr.ingest.readers.base import ColumnRequest, DocumentFeatures, RawRows, missing_column
-from ultr.ingest.sources import is_parquet, parquet_schema
+from ultr.ingest.sources import check_once, is_parquet, parquet_schema
 
 EMBEDDING = "query_document_embedding"
 LIST_NUMBER = "query_no"  # numbers the lists in files with one document per row
@@ -47,7 +47,9 @@ class _File:
                     batch = source.get_batch(index).select(list(columns))
                     for start in range(0, len(batch), BATCH_ROWS):
                         yield batch.slice(start, BATCH_ROWS)
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, ValueError) as error:
+            if isinstance(error, DataError):
+                raise
             text = " ".join(str(error).split())
             raise DataError(f"the file cannot be read: {text}", fix="Copy it again.", file=self.path) from error
 
@@ -121,15 +123,31 @@ class _ReadCounts:
 
 
 def _schema(path: Path) -> pa.Schema:
+    """Reads the schema of a file, whose columns have each a name of its own.
+
+    Raises:
+      DataError: neither Parquet nor Feather, a column twice, or embeddings that are no lists of numbers.
+    """
     if is_parquet(path):
-        return parquet_schema(path)
-    try:
-        with pa.memory_map(str(path)) as stream, pa.ipc.open_file(stream) as source:
-            return source.schema
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(
-            f"expected Parquet or Feather, found a file that is neither or is cut off ({error})", file=path
-        ) from error
+        schema = parquet_schema(path)
+    else:
+        try:
+            with pa.memory_map(str(path)) as stream, pa.ipc.open_file(stream) as source:
+                schema = source.schema
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise DataError(
+                f"expected Parquet or Feather, found a file that is neither or is cut off ({error})", file=path
+            ) from error
+    check_once(schema.names, path)
+    if EMBEDDING in schema.names:
+        depth, kind = _depth(schema.field(EMBEDDING).type)
+        if depth not in (1, 2) or not (pa.types.is_floating(kind) or pa.types.is_integer(kind)):
+            raise DataError(
+                f"expected a list of numbers per document, found {schema.field(EMBEDDING).type}",
+                file=path,
+                field=EMBEDDING,
+            )
+    return schema
 
 
 def _flat_schema(file: _File, names: dict[str, str]) -> pa.Schema:
@@ -207,6 +225,16 @@ def _offsets(file: _File, batch: pa.RecordBatch, name: str, row: int) -> np.ndar
     return np.concatenate([[0], np.cumsum(lengths)])
 
 
+def _depth(kind: pa.DataType) -> tuple[int, pa.DataType]:
+    """Tells how many lists of lists a type is, and the type of the innermost values."""
+    if isinstance(kind, pa.BaseExtensionType):  # such as a fixed-shape tensor
+        kind = kind.storage_type
+    depth = 0
+    while _is_list(kind):
+        depth, kind = depth + 1, kind.value_type
+    return depth, kind
+
+
 def _is_list(kind: pa.DataType) -> bool:
     return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
 
@@ -248,12 +276,8 @@ def _matrices(file: _File, width: int | None) -> Iterator[tuple[Callable[[int], 
         column = batch[EMBEDDING]
         if isinstance(column, pa.ExtensionArray):  # such as a fixed-shape tensor
             column = column.storage
-        depth = 0
-        kind = column.type
-        while _is_list(kind):
-            depth, kind = depth + 1, kind.value_type
         lengths = None
-        if depth == 2:
+        if _depth(column.type)[0] == 2:
             lengths = pc.list_value_length(column).to_numpy(zero_copy_only=False)
             column = column.flatten()
         sizes = pc.list_value_length(column).to_numpy(zero_copy_only=False)

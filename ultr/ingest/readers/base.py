@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from ultr.errors import ConfigError, DataError
 from ultr.ingest.positions import FileRow, file_and_row
+from ultr.text import names_text
 
 if TYPE_CHECKING:
     import ibis.expr.types as ir
@@ -37,6 +38,7 @@ class Reader:
       columns: our names of the columns whose names in the files can be chosen; empty where the fields are fixed.
       features, context: columns that can be asked for as features of impressions or as context of lists; None for
         any column of the files.
+      counts_features: whether a document has the features 1 to N, of which the files leave out those that are 0.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Reader:
     columns: tuple[str, ...] = ()
     features: tuple[str, ...] | None = ()
     context: tuple[str, ...] | None = ()
+    counts_features: bool = False
 
     def check(self, request: ColumnRequest) -> None:
         """Checks that files of the format can have the requested columns.
@@ -57,6 +60,8 @@ class Reader:
             raise ConfigError(f"the fields of the format {self.name!r} are fixed: it takes no column names")
         if unknown := [name for name in request.columns if name not in self.columns]:
             raise ConfigError(f"columns maps our names {list(self.columns)} to those of the file, found {unknown}")
+        if request.feature_count is not None and not self.counts_features:
+            raise ConfigError(f"the format {self.name!r} takes no number of features: its files name the features")
         for what, asked, known in (
             ("features", request.features, self.features),
             ("context", request.context, self.context),
@@ -83,11 +88,16 @@ class ColumnRequest:
       columns: our name of a column -> the name in the file.
       features: names of the columns in the file with a feature of each impression.
       context: names of the columns in the file with one value per list.
+      quote: whether double quotes enclose values of CSV and TSV; None: unless tabs separate them.
+      feature_count: how many features a document has where the files leave out those that are 0; None: as many as
+        the largest that is given.
     """
 
     columns: Mapping[str, str] = field(default_factory=dict)
     features: Sequence[str] = ()
     context: Sequence[str] = ()
+    quote: bool | None = None
+    feature_count: int | None = None
 
     @property
     def extra(self) -> dict[str, str]:
@@ -118,6 +128,9 @@ class RawRows:
       features: features of the documents, or None.
       reported_row: as for `file_and_row`.
       explain: turns an error of the engine while it reads the files into one that names the place.
+      check_line_breaks: where the parts have the column `broken` (the values of a record one of which holds a line
+        break, or null): raises where a quote swallowed rows, returns sentences for the report otherwise.
+      warnings: sentences for the report.
     """
 
     parts: list[ir.Table]
@@ -131,6 +144,8 @@ class RawRows:
     features: DocumentFeatures | None = None
     reported_row: Callable[[Path, int], int] | None = None
     explain: Callable[[EngineError], DataError] = lambda error: error
+    check_line_breaks: Callable[[Engine, ir.Table], list[str]] | None = None
+    warnings: Sequence[str] = ()
 
     def where(self, at: int) -> FileRow:
         """Returns the file and row of a position, as errors report them."""
@@ -145,11 +160,13 @@ class GradedPairs:
       table: at, query, document, label, and `slot` where there are features; each pair once.
       report: how many grades were read, and what was done to them.
       features: features of the documents, or None.
+      warnings: sentences for the report.
     """
 
     table: ir.Table
     report: Mapping[str, int]
     features: DocumentFeatures | None = None
+    warnings: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -160,10 +177,13 @@ class DocumentFeatures:
       names: the F names.
       fill: (slots [n] ascending, targets [n], out [V, F]) writes the features of the document in slots[i] to
         out[targets[i]].
+      counted: whether the names are 1 to F, and a document may leave out features that are 0, so that files may differ
+        in F.
     """
 
     names: list[str]
     fill: Callable[[np.ndarray, np.ndarray, np.ndarray], None]
+    counted: bool = False
 
 
 ReadFunction = Callable[["Engine", "list[Path]", ColumnRequest], "RawRows | GradedPairs"]
@@ -186,4 +206,14 @@ def missing_column(path: Path, name: str, in_file: str, found: Sequence[str]) ->
     ours = bool(name) and not name.startswith(("feature.", "context."))
     wanted = f"a column '{in_file}'" + (f" for '{name}'" if ours and name != in_file else "")
     fix = column_option(name) if ours else "Check its name."
-    return DataError(f"expected {wanted}, found the columns {list(found)}", fix=fix, file=path, field=in_file)
+    if found and all(_is_number(column) or not column for column in found[-2:]):
+        fix = "The first line seems to hold data: put a line with the names of the columns above it."
+    return DataError(f"expected {wanted}, found the columns {names_text(found)}", fix=fix, file=path, field=in_file)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

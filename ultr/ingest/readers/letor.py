@@ -14,10 +14,10 @@ from ultr.errors import DataError
 from ultr.ingest.engine import Engine
 from ultr.ingest.positions import file_and_row, file_start
 from ultr.ingest.readers.base import ColumnRequest, DocumentFeatures, GradedPairs
-from ultr.ingest.sources import BLOCK_BYTES, line_blocks
-from ultr.ingest.values import LARGEST_FLOAT32, LARGEST_GRADE
+from ultr.ingest.text_files import BLOCK_BYTES, line_blocks
+from ultr.ingest.values import LARGEST_FEATURE, LARGEST_FLOAT32, LARGEST_GRADE
 
-LARGEST_FEATURE = 1 << 16
+NOT_JUDGED = -1
 FORM = "grade qid:query 1:value 2:value ..."
 
 
@@ -28,7 +28,7 @@ class LetorDocuments:
     Attributes:
       at: [D] int64 positions.
       query, document: [D] names. A document without a docid in its comment is numbered within its query.
-      label: [D] float32 grades.
+      label: [D] float32 grades; NaN where a document is not judged (grade -1).
       features: [D, F] float32; features that a line leaves out are 0.
       report: how many rows were read and left out.
     """
@@ -48,29 +48,34 @@ class _ParsedBlock:
     docid: pa.Array
     label: np.ndarray
     features: np.ndarray
+    beyond: int
 
 
 def read_letor(engine: Engine, files: list[Path], request: ColumnRequest) -> GradedPairs:
     """Reads LETOR files; see `parse_letor`."""
-    found = parse_letor(files)
+    found = parse_letor(files, width=request.feature_count)
     slots = np.arange(len(found.at))
-    table = pa.table(
-        {"at": found.at, "slot": slots, "query": found.query, "document": found.document, "label": found.label}
-    )
+    label = pa.array(found.label, mask=np.isnan(found.label))
+    table = pa.table({"at": found.at, "slot": slots, "query": found.query, "document": found.document, "label": label})
 
     def fill(slots: np.ndarray, targets: np.ndarray, out: np.ndarray) -> None:
         out[targets] = found.features[slots]
 
     width = found.features.shape[1]
-    features = DocumentFeatures([str(i) for i in range(1, width + 1)], fill) if width else None
-    return GradedPairs(engine.load("rows", table.to_batches(), table.schema), found.report, features)
+    features = DocumentFeatures([str(i) for i in range(1, width + 1)], fill, counted=True) if width else None
+    warnings = []
+    if beyond := found.report.get("values_of_further_features", 0):
+        warnings.append(f"{beyond:,} values of features beyond the first {width:,} were left out, as was asked for")
+    return GradedPairs(engine.load("rows", table.to_batches(), table.schema), found.report, features, warnings)
 
 
-def parse_letor(files: Sequence[Path], *, block_bytes: int = BLOCK_BYTES) -> LetorDocuments:
+def parse_letor(files: Sequence[Path], *, width: int | None = None, block_bytes: int = BLOCK_BYTES) -> LetorDocuments:
     """Parses LETOR files. The first of several lines about the same document of a query is kept.
 
     Args:
       files: the files; no two may share a query.
+      width: the number F of features, of which further ones are left out and counted; None: the largest that a line
+        names.
       block_bytes: bytes of text to parse at a time.
 
     Raises:
@@ -80,7 +85,7 @@ def parse_letor(files: Sequence[Path], *, block_bytes: int = BLOCK_BYTES) -> Let
     parts = []
     for number, path in enumerate(files):
         for row, text in line_blocks(path, block_bytes=block_bytes):
-            part = _parse_block(text, np.arange(row, row + len(text)) + file_start(number), files)
+            part = _parse_block(text, np.arange(row, row + len(text)) + file_start(number), files, width)
             if len(part.at):
                 parts.append(part)
     if not parts:
@@ -89,7 +94,8 @@ def parse_letor(files: Sequence[Path], *, block_bytes: int = BLOCK_BYTES) -> Let
     query = pa.concat_arrays([p.query for p in parts])
     docid = pa.concat_arrays([p.docid for p in parts])
     label = np.concatenate([p.label for p in parts])
-    features = np.zeros((len(at), max(p.features.shape[1] for p in parts)), np.float32)
+    beyond = sum(p.beyond for p in parts)
+    features = np.zeros((len(at), width or max(p.features.shape[1] for p in parts)), np.float32)
     start = 0
     while parts:  # each block is freed once it is copied
         block = parts.pop(0).features
@@ -99,13 +105,15 @@ def parse_letor(files: Sequence[Path], *, block_bytes: int = BLOCK_BYTES) -> Let
     document = _document_names(docid, starts)
     keep = _first_of_query(document, starts)
     report = {"rows": len(at), "duplicate_documents": int((~keep).sum())}
+    counts = {"not_judged": int(np.isnan(label).sum()), "values_of_further_features": beyond}
+    report |= {name: count for name, count in counts.items() if count}
     if not keep.all():
         at, label, features = at[keep], label[keep], features[keep]
         query, document = query.filter(pa.array(keep)), document.filter(pa.array(keep))
     return LetorDocuments(at, query, document, label, features, report)
 
 
-def _parse_block(text: pa.StringArray, at: np.ndarray, files: Sequence[Path]) -> _ParsedBlock:
+def _parse_block(text: pa.StringArray, at: np.ndarray, files: Sequence[Path], width: int | None) -> _ParsedBlock:
     def fail(row: int, problem: str, field: str | None = None, fix: str = "") -> DataError:
         return DataError(problem, field=field, fix=fix, **file_and_row(files, int(at[row])))
 
@@ -124,11 +132,13 @@ def _parse_block(text: pa.StringArray, at: np.ndarray, files: Sequence[Path]) ->
         raise fail(row, f"expected '{FORM}', found {head[row].as_py()[:60]!r}")
     label, bad = _numbers(flat.take(pa.array(first)))
     if bad is None and count:
-        wrong = ~(np.isfinite(label) & (label >= 0) & (label <= LARGEST_GRADE))
+        wrong = ~(np.isfinite(label) & ((label >= 0) | (label == NOT_JUDGED)) & (label <= LARGEST_GRADE))
         bad = int(wrong.argmax()) if wrong.any() else None
     if bad is not None:
         found = flat[int(first[bad])].as_py()
-        raise fail(bad, f"expected a grade from 0 to {LARGEST_GRADE}, found {found!r}", "label")
+        expected = f"{NOT_JUDGED} (not judged) or a grade from 0 to {LARGEST_GRADE}"
+        raise fail(bad, f"expected {expected}, found {found!r}", "label")
+    label = np.where(label == NOT_JUDGED, np.nan, label)
     query = flat.take(pa.array(first + 1))
     named = pc.match_substring_regex(query, r"^qid:\S").to_numpy(zero_copy_only=False)
     if not named.all():
@@ -137,12 +147,18 @@ def _parse_block(text: pa.StringArray, at: np.ndarray, files: Sequence[Path]) ->
     query = pc.utf8_slice_codeunits(query, 4)
     is_feature = np.ones(len(flat), bool)
     is_feature[first] = is_feature[first + 1] = False
-    features = _features(flat.filter(pa.array(is_feature)), lengths - 2, fail)
-    return _ParsedBlock(at, query, docid, label.astype(np.float32), features)
+    features, beyond = _features(flat.filter(pa.array(is_feature)), lengths - 2, fail, width)
+    return _ParsedBlock(at, query, docid, label.astype(np.float32), features, beyond)
 
 
-def _features(tokens: pa.StringArray, lengths: np.ndarray, fail: Callable[..., DataError]) -> np.ndarray:
-    """Parses 'id:value' tokens, `lengths` [n] of which belong to each line, to features [n, F]."""
+def _features(
+    tokens: pa.StringArray, lengths: np.ndarray, fail: Callable[..., DataError], limit: int | None
+) -> tuple[np.ndarray, int]:
+    """Parses 'id:value' tokens, `lengths` [n] of which belong to each line, to features [n, F].
+
+    Returns:
+      the features, and how many values of features beyond the first `limit` were left out.
+    """
     line = np.repeat(np.arange(len(lengths)), lengths)
     halves = pc.split_pattern(tokens, ":")
     sizes = pc.list_value_length(halves).to_numpy()
@@ -176,10 +192,12 @@ def _features(tokens: pa.StringArray, lengths: np.ndarray, fail: Callable[..., D
         raise fail(int(line[at]), f"expected increasing feature ids, found {ids[at]} after {ids[at - 1]}")
     width = int(ids.max(initial=0))
     if width and (lengths == width).all():  # ids increase, so that these are 1 to width
-        return values.astype(np.float32).reshape(-1, width)
-    out = np.zeros((len(lengths), width), np.float32)
-    out[line, ids - 1] = values
-    return out
+        out = values.astype(np.float32).reshape(-1, width)
+        return (out, 0) if limit is None else (out[:, :limit], out[:, limit:].size)
+    inside = slice(None) if limit is None else ids <= limit
+    out = np.zeros((len(lengths), width if limit is None else min(width, limit)), np.float32)
+    out[line[inside], ids[inside] - 1] = values[inside]
+    return out, 0 if limit is None else int((ids > limit).sum())
 
 
 def _numbers(tokens: pa.StringArray, kind: pa.DataType | None = None) -> tuple[np.ndarray, int | None]:

@@ -10,7 +10,7 @@ from ultr.errors import DataError
 from ultr.ingest.engine import Engine
 from ultr.ingest.positions import file_and_row
 from ultr.ingest.readers.base import RawRows
-from ultr.ingest.sources import LINES, read_lines
+from ultr.ingest.text_files import LINES, read_lines
 
 
 def load_lines(engine: Engine, files: list[Path]) -> ir.Table:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 
 import ibis
 import ibis.expr.types as ir
 
 from ultr.errors import DataError
+from ultr.ingest.csv_files import csv_file
 from ultr.ingest.engine import Engine, EngineError
 from ultr.ingest.positions import file_and_row
 from ultr.ingest.readers.base import ColumnRequest, GradedPairs
-from ultr.ingest.sources import LINES, csv_error, header, is_parquet, read_lines, reported_row, scan_table
-from ultr.ingest.values import as_name, convert_columns, raise_first_bad
+from ultr.ingest.sources import ScannedFiles, is_parquet, scan_table
+from ultr.ingest.text_files import LINES, read_lines
+from ultr.ingest.values import as_name, check_key, convert_columns, raise_first_bad
+from ultr.text import names_text
 
 # Column names that are recognised in the header of a table of grades.
 QUERY = ("query", "query_id", "qid", "topic")
@@ -21,36 +24,46 @@ DOCUMENT = ("document", "document_id", "doc_id", "docid", "url", "object_id")
 LABEL = ("label", "relevance", "grade", "rating", "judgment", "judgement")
 
 
-def read_grades(engine: Engine, path: Path) -> GradedPairs:
+def read_grades(engine: Engine, path: Path, *, quote: bool | None = None) -> GradedPairs:
     """Reads a file of grades: qrels, or CSV, TSV or Parquet with the columns query, document and label.
 
     Other usual names of these columns are recognised too, see `QUERY`, `DOCUMENT` and `LABEL`.
 
+    Args:
+      engine: the engine.
+      path: the file.
+      quote: as for `scan_table`.
+
     Raises:
       DataError: a column is missing, a row has another length, or a grade is not a number; names the file and row.
     """
-    names = None if is_parquet(path) else [name.lower() for name in header(path)[1]]
-    if names is not None and not (set(names) & set(QUERY) and set(names) & set(LABEL)):
-        return read_qrels(engine, [path], ColumnRequest())
-    raw = scan_table(engine, path, 0)
-    columns = {name.lower(): name for name in raw.columns}
+    if not is_parquet(path):
+        names = {name.lower().strip('"') for name in csv_file(path, quote).names}
+        if not (names & set(QUERY) and names & set(LABEL)):
+            return read_qrels(engine, [path], ColumnRequest())
+    raw = scan_table(engine, path, 0, quote=quote)
+    scanned = ScannedFiles([raw])
     chosen: dict[str, str] = {}
     for ours, known in (("query", QUERY), ("document", DOCUMENT), ("label", LABEL)):
-        found = next((columns[name] for name in known if name in columns), None)
-        if found is None:
+        found = [name for wanted in known for name in raw.columns if name.lower() == wanted]
+        if not found:
             raise DataError(
-                f"expected a column for the {ours}, one of {list(known)}, found the columns {list(raw.columns)}",
+                f"expected a column for the {ours}, one of {list(known)}, found the columns "
+                f"{names_text(list(raw.columns))}",
                 file=path,
                 field=ours,
             )
-        chosen[ours] = found
-    table = raw.table.select(at=raw.at, **{ours: raw.columns[name] for ours, name in chosen.items()})
+        chosen[ours] = found[0]
+        check_key(raw.columns[found[0]], path, found[0])
+    columns = {ours: raw.columns[name] for ours, name in chosen.items()} | scanned.broken(raw)
     try:
-        staged = engine.stage("grades_read", convert_columns(table, {"label": "label"}))
+        table = convert_columns(raw.table.select(at=raw.at, **columns), {"label": "label"})
+        staged = engine.stage("grades_read", table)
     except EngineError as error:
-        raise csv_error([path], error) from error
-    raise_first_bad(engine, staged, partial(file_and_row, [path], reported_row=reported_row), chosen)
-    return _first_grades(engine, staged)
+        raise scanned.explain(error) from error
+    warnings = scanned.check_line_breaks(engine, staged) if scanned.may_break else []
+    raise_first_bad(engine, staged, lambda at: file_and_row([path], at, scanned.reported_row), chosen)
+    return replace(_first_grades(engine, staged), warnings=warnings)
 
 
 def read_qrels(engine: Engine, files: list[Path], request: ColumnRequest) -> GradedPairs:
@@ -70,7 +83,7 @@ def read_qrels(engine: Engine, files: list[Path], request: ColumnRequest) -> Gra
         )
     table = lines.select("at", query=part[0], document=part[2], label=part[3])
     staged = engine.stage("grades_read", convert_columns(table, {"label": "label"}))
-    raise_first_bad(engine, staged, partial(file_and_row, files), {})
+    raise_first_bad(engine, staged, lambda at: file_and_row(files, at), {})
     return _first_grades(engine, staged)
 
 

@@ -8,7 +8,7 @@ import ibis.expr.types as ir
 
 from ultr.ingest.engine import Engine
 from ultr.ingest.readers.base import COLUMNS, REQUIRED_COLUMNS, ColumnRequest, RawRows, missing_column
-from ultr.ingest.sources import ScannedTable, csv_error, is_parquet, reported_row, scan_table
+from ultr.ingest.sources import ScannedFiles, ScannedTable, is_parquet, scan_table
 
 
 def read_table(engine: Engine, files: list[Path], request: ColumnRequest) -> RawRows:
@@ -17,7 +17,8 @@ def read_table(engine: Engine, files: list[Path], request: ColumnRequest) -> Raw
     The columns are session, query, document, rank (1-based) and click (0 or 1), and where they exist time and label,
     or as `request.columns` names them. The rows of a session and query are one list.
     """
-    tables = [scan_table(engine, path, number) for number, path in enumerate(files)]
+    tables = [scan_table(engine, path, number, quote=request.quote) for number, path in enumerate(files)]
+    scanned = ScannedFiles(tables)
     names = {name: request.columns.get(name, name) for name in COLUMNS}
     for name in COLUMNS[len(REQUIRED_COLUMNS) :]:
         if name not in request.columns and names[name] not in tables[0].columns:
@@ -28,13 +29,15 @@ def read_table(engine: Engine, files: list[Path], request: ColumnRequest) -> Raw
         for ours, theirs in names.items():
             if theirs not in table.columns:
                 raise missing_column(table.path, ours, theirs, list(table.columns))
-        return table.table.select(at=table.at, **{ours: table.columns[theirs] for ours, theirs in names.items()})
+        columns = {ours: table.columns[theirs] for ours, theirs in names.items()}
+        return table.table.select(at=table.at, **columns, **scanned.broken(table))
 
     return RawRows(
         parts=[part(table) for table in tables],
         files=files,
         slow=not all(is_parquet(path) for path in files),
         text=not any(is_parquet(path) for path in files),
-        reported_row=reported_row,
-        explain=lambda error: csv_error(files, error),
+        reported_row=scanned.reported_row,
+        explain=scanned.explain,
+        check_line_breaks=scanned.check_line_breaks,
     )

@@ -16,15 +16,9 @@ from ultr.ingest.engine import Engine, EngineError
 from ultr.ingest.positions import file_start
 from ultr.ingest.readers.base import ColumnRequest, RawRows, missing_column
 from ultr.ingest.readers.lines import unnest_ranked
-from ultr.ingest.sources import (
-    ScannedTable,
-    csv_error,
-    is_parquet,
-    line_blocks,
-    open_bytes,
-    reported_row,
-    scan_table,
-)
+from ultr.ingest.sources import ScannedFiles, ScannedTable, is_parquet, scan_table
+from ultr.ingest.text_files import line_blocks, open_bytes, plain_file
+from ultr.ingest.values import as_name
 
 # Our names -> fields of an event.
 FIELDS = {
@@ -39,6 +33,7 @@ HITS = "query_response_hit_ids"
 CLICKS = ("click", "click_through")
 SHOWN = ("impression", "view")  # views count as impressions where a log has no impressions
 JSON_SUFFIXES = (".json", ".ndjson", ".jsonl")
+_JSON_FAILED = re.compile(r'JSON.* in file "(?P<file>[^"]+)",? (?P<rest>.*)')
 
 
 def read_ubi(engine: Engine, files: list[Path], request: ColumnRequest) -> RawRows:
@@ -54,14 +49,18 @@ def read_ubi(engine: Engine, files: list[Path], request: ColumnRequest) -> RawRo
     extra = request.extra
     events: list[ir.Table] = []
     queries: list[ir.Table] = []
-    for number, path in enumerate(files):
-        raw = _open(engine, path, number, [*paths.values(), *extra.values(), HITS])
+    tables = [
+        _open(engine, path, number, [*paths.values(), *extra.values(), HITS], request.quote)
+        for number, path in enumerate(files)
+    ]
+    scanned = _ScannedEvents(tables)
+    for path, raw in zip(files, tables, strict=True):
         if _holds(engine, raw, paths["action"]):
-            events.append(_event_columns(raw, paths, extra))
+            events.append(_event_columns(raw, paths, extra, scanned))
         elif _holds(engine, raw, paths["session"]) and (raw.columns.keys() & {paths["query"], HITS}):
-            queries.append(_query_columns(raw, paths))
+            queries.append(_query_columns(raw, paths, scanned))
         else:
-            found = engine.json_fields(path) if _is_json(path) else list(raw.columns)
+            found = engine.json_fields(raw.read) if _is_json(path) else list(raw.columns)
             raise missing_column(path, "action", paths["action"], found)
     if not events:
         raise DataError(
@@ -73,11 +72,25 @@ def read_ubi(engine: Engine, files: list[Path], request: ColumnRequest) -> RawRo
         event = engine.stage("events", ibis.union(*events) if len(events) > 1 else events[0])
         asked = engine.stage("queries_file", _one_per_query(queries)) if queries else None
     except EngineError as error:
-        raise json_error(files, error) from error
-    return _rows(engine, files, event, asked, list(extra))
+        raise scanned.explain(error) from error
+    warnings: list[str] = []
+    if scanned.may_break:
+        for staged in (event, asked):
+            warnings += [] if staged is None else scanned.check_line_breaks(engine, staged)
+    return _rows(engine, files, event, asked, list(extra), scanned, warnings)
 
 
-def _rows(engine: Engine, files: list[Path], event: ir.Table, asked: ir.Table | None, extra: list[str]) -> RawRows:
+def _rows(
+    engine: Engine,
+    files: list[Path],
+    event: ir.Table,
+    asked: ir.Table | None,
+    extra: list[str],
+    scanned: ScannedFiles,
+    warnings: list[str],
+) -> RawRows:
+    if "broken" in event.columns:
+        event = event.drop("broken")
     kinds = engine.table(event.group_by("action").agg(times=event.count())).to_pylist()
     times = {entry["action"]: entry["times"] for entry in kinds}
     shown_as = SHOWN[0] if times.get(SHOWN[0]) else SHOWN[1]
@@ -123,8 +136,9 @@ def _rows(engine: Engine, files: list[Path], event: ir.Table, asked: ir.Table | 
             "rows_without_timestamp": timeless,
         },
         text=True,
-        reported_row=reported_row_or_record,
-        explain=lambda error: json_error(files, error),
+        reported_row=scanned.reported_row,
+        explain=scanned.explain,
+        warnings=warnings,
     )
 
 
@@ -139,28 +153,34 @@ def _with_queries(shown: ir.Table, asked: ir.Table, extra: list[str]) -> ir.Tabl
     return named.union(listed.select(named.columns))
 
 
-def _event_columns(raw: ScannedTable, paths: Mapping[str, str], extra: Mapping[str, str]) -> ir.Table:
+def _event_columns(
+    raw: ScannedTable, paths: Mapping[str, str], extra: Mapping[str, str], scanned: ScannedFiles
+) -> ir.Table:
     columns: dict[str, Any] = {}
     for ours, path in (dict(paths) | dict(extra)).items():
         found = _resolve(raw, path)
         if found is None and ours not in ("query", "time"):
             raise missing_column(raw.path, ours, path, list(raw.columns))
-        columns[ours] = ibis.null("string") if found is None else found.cast("string").nullif("")
-    return raw.table.select(at=raw.at, **columns)
+        columns[ours] = _text(found)
+    return raw.table.select(at=raw.at, **columns, **scanned.broken(raw))
 
 
-def _query_columns(raw: ScannedTable, paths: Mapping[str, str]) -> ir.Table:
+def _text(value: Any) -> ir.Value:
+    """Converts a value to text without white space at its ends, null where nothing is left."""
+    return ibis.null("string") if value is None else as_name(value.cast("string"))
+
+
+def _query_columns(raw: ScannedTable, paths: Mapping[str, str], scanned: ScannedFiles) -> ir.Table:
     columns: dict[str, Any] = {}
     for ours in ("session", "query", "time"):
-        found = _resolve(raw, paths[ours])
-        columns[ours] = ibis.null("string") if found is None else found.cast("string").nullif("")
+        columns[ours] = _text(_resolve(raw, paths[ours]))
     hits = _resolve(raw, HITS)
     if hits is None:
         hits = ibis.null("array<string>")
     elif hits.type().is_string():  # JSON text
         hits = hits.try_cast("json").try_cast("array<string>")
     columns["hits"] = hits.cast("array<string>")
-    return raw.table.select(at=raw.at, **columns)
+    return raw.table.select(at=raw.at, **columns, **scanned.broken(raw))
 
 
 def _one_per_query(parts: list[ir.Table]) -> ir.Table:
@@ -168,22 +188,26 @@ def _one_per_query(parts: list[ir.Table]) -> ir.Table:
     table = table.filter(table.session.notnull())
     names = ("query", "time", "hits")
     first = {name: table[name].argmin(table["at"], where=table[name].notnull()) for name in names}
+    if "broken" in table.columns:
+        first["broken"] = table["broken"].argmin(table["at"], where=table["broken"].notnull())
     return table.group_by("session").agg(at=table["at"].min(), **first)
 
 
-def _open(engine: Engine, path: Path, number: int, paths: Iterable[str]) -> ScannedTable:
+def _open(engine: Engine, path: Path, number: int, paths: Iterable[str], quote: bool | None) -> ScannedTable:
     if not _is_json(path):
-        return scan_table(engine, path, number)
+        return scan_table(engine, path, number, quote=quote)
+    read = plain_file(path, engine.new_path()).path
     try:
-        wrapped = engine.record(engine.read_json(path, {"_source": "JSON"}).limit(1))
+        wrapped = engine.record(engine.read_json(read, {"_source": "JSON"}).limit(1))
         prefix = "_source." if wrapped.get("_source") is not None else ""
-        table = engine.read_json(path, _types([prefix + p for p in paths]))
+        table = engine.read_json(read, _types([prefix + p for p in paths]))
     except EngineError as error:
-        raise json_error([path], error) from error
+        raise json_error(path, error) from error
     table = table.mutate(at=ibis.row_number() + (file_start(number) + 1))
     inner = table["_source"] if prefix else None
     names = [n for n in table.columns if n != "at"] if inner is None else list(inner.type().names)
-    return ScannedTable(path, table, {n: table[n] if inner is None else inner[n] for n in names}, table["at"])
+    columns = {n: table[n] if inner is None else inner[n] for n in names}
+    return ScannedTable(path, read, table, columns, table["at"])
 
 
 def _is_json(path: Path) -> bool:
@@ -238,20 +262,23 @@ def _holds(engine: Engine, raw: ScannedTable, path: str) -> bool:
     try:
         return engine.number(some.value.count()) > 0
     except EngineError as error:
-        raise json_error([raw.path], error) from error
+        raise _ScannedEvents([raw]).explain(error) from error
 
 
-def reported_row_or_record(path: Path, row: int) -> int:
-    """Returns the row that errors report: the line of a CSV file, the row or record of others."""
-    return row if _is_json(path) else reported_row(path, row)
+class _ScannedEvents(ScannedFiles):
+    """Scanned files of events and queries, among them JSON."""
+
+    def explain(self, error: EngineError) -> DataError:
+        found = _JSON_FAILED.search(error.text)
+        path = next((t.path for t in self.tables if found is not None and str(t.read) == found["file"]), None)
+        return super().explain(error) if path is None else json_error(path, error)
 
 
-def json_error(files: list[Path], error: EngineError) -> DataError:
-    """Finds the file and line at which the engine stopped reading JSON or CSV."""
-    found = re.search(r'JSON.* in file "(?P<file>[^"]+)",? (?P<rest>.*)', error.text)
-    if not found:
-        return csv_error([path for path in files if not _is_json(path)], error)
-    path, said = Path(found["file"]), found["rest"].strip(" .")
+def json_error(path: Path, error: EngineError) -> DataError:
+    """Finds the line at which the engine stopped reading a JSON file; returns `error` where it stopped for another."""
+    if not (found := _JSON_FAILED.search(error.text)):
+        return error
+    said = found["rest"].strip(" .")
     row = _bad_json(path)
     if row is None and (counted := re.search(r"(?:line|record/value) (\d+)", said)):
         row = int(counted[1])
@@ -279,4 +306,6 @@ def _json_error(text: str | bytes) -> int | None:
         json.loads(text)
     except json.JSONDecodeError as error:
         return error.lineno
+    except (ValueError, RecursionError):  # bytes that are no text, or brackets in brackets
+        return 1
     return None
