@@ -76,6 +76,12 @@ def _column_options(command: Callable[..., None]) -> Callable[..., None]:
     type=click.Choice(["query", "session", "time"]),
     help="Draw the lists of a query together, or each list, or take the earliest lists for the first split.",
 )
+@click.option(
+    "--pages",
+    type=click.Choice(["separate", "joined", "first"]),
+    help="Where ranks start again with other documents within a session and query: lists of their own, further pages "
+    "whose ranks go on, or rows to drop [separate with a warning; UBI logs need an answer].",
+)
 @click.option("--memory-limit", help="Most memory of the query engine, such as 4GB; beyond it, disk is used.")
 @seed_option
 @overwrite_option
@@ -90,6 +96,7 @@ def command(
     vocabulary: Path | None,
     split: str | None,
     split_by: str,
+    pages: str | None,
     memory_limit: str | None,
     seed: int,
     overwrite: bool,
@@ -119,6 +126,7 @@ def command(
         split=_parse_split(split),
         split_by=split_by,
         seed=seed,
+        pages=pages,
         overwrite=overwrite,
         memory_limit=memory_limit,
     )

@@ -23,9 +23,10 @@ class Output:
       path: the folder.
       parent: the log or collection whose ids are kept, or None.
       split: name -> share of the lists, or None for no splits.
-      split_by: "session", "query" or "time".
+      split_by: a name of `SPLITS` in `preparing`.
       seed: decides the assignment to splits.
       overwrite: whether a log or collection that stands at `path` may be replaced.
+      pages: what ranks that start again with other documents are, a name of `views.PAGES`; None: not said.
       progress: counts the lists.
     """
 
@@ -35,6 +36,7 @@ class Output:
     split_by: str
     seed: int
     overwrite: bool
+    pages: str | None
     progress: tqdm[object]
 
     @property
