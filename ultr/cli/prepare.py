@@ -94,6 +94,12 @@ def _column_options(command: Callable[..., None]) -> Callable[..., None]:
     help="The highest grade of the scale, whatever grades are there; metrics and simulated users refer to it [that of "
     "the vocabulary, or the highest grade].",
 )
+@click.option(
+    "--pages",
+    type=click.Choice(["separate", "joined", "first"]),
+    help="Where ranks start again with other documents within a session and query: lists of their own, further pages "
+    "whose ranks go on, or rows to drop [separate with a warning; UBI logs need an answer].",
+)
 @click.option("--memory-limit", help="Most memory of the query engine, such as 4GB; beyond it, disk is used.")
 @seed_option
 @overwrite_option
@@ -111,6 +117,7 @@ def command(
     split: str | None,
     split_by: str,
     max_grade: float | None,
+    pages: str | None,
     memory_limit: str | None,
     seed: int,
     overwrite: bool,
@@ -143,6 +150,7 @@ def command(
         split_by=split_by,
         max_grade=max_grade,
         seed=seed,
+        pages=pages,
         overwrite=overwrite,
         memory_limit=memory_limit,
     )

@@ -73,10 +73,13 @@ def check_raw_rows(engine: Engine, raw: RawRows, request: ColumnRequest) -> Chec
 
 def _convert_part(raw: RawRows, request: ColumnRequest, number: int) -> ir.Table:
     table = raw.parts[number]
-    for name in ("session", "query", "document", *(CONTEXT + n for n in request.context)):
+    views = ("view",) if "view" in table.columns else ()
+    for name in ("session", "query", "document", *views, *(CONTEXT + n for n in request.context)):
         file = raw.files[number] if len(raw.parts) == len(raw.files) else raw.files[0]
         check_key(table[name], file, request.names.get(name, name))
     columns: dict[str, Any] = {name: as_name(table[name]) for name in ("session", "query", "document")}
+    if "view" in table.columns:  # rows without a view are one view
+        columns["view"] = as_name(table["view"]).fill_null("")
     if all(part["session"].type().is_signed_integer() for part in raw.parts):
         columns["session"] = table["session"].cast("int64")
     for name in request.context:

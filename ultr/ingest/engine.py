@@ -121,8 +121,8 @@ class Engine:
                     return
             yield batch
 
-    def spool(self, name: str, expression: ir.Table) -> Iterator[pa.RecordBatch]:
-        """Computes a result now and yields it in record batches from a file; the engine can run meanwhile."""
+    def spool(self, name: str, expression: ir.Table) -> Iterable[pa.RecordBatch]:
+        """Computes a result now; its record batches are read from a file, any number of times, as the engine runs."""
         path = self.scratch / f"{name}.arrow"
         batches = self.stream(expression)
         if (first := next(batches, None)) is not None:
@@ -130,7 +130,7 @@ class Engine:
                 writer.write_batch(first)
                 for batch in batches:
                     writer.write_batch(batch)
-        return _replay(path)
+        return _Spooled(path)
 
     def read_parquet(self, path: Path, columns: int) -> ir.Table:
         """Opens a Parquet file as a table c0, c1, ... of its columns, and `file_row`: its row numbers, from 0.
@@ -172,11 +172,20 @@ class Engine:
             return list(self.backend.read_json(str(path), compression="none").columns)
 
 
-def _replay(path: Path) -> Iterator[pa.RecordBatch]:
-    if path.exists():
-        with pa.memory_map(str(path)) as source, pa.ipc.open_file(source) as reader:
-            for index in range(reader.num_record_batches):
-                yield reader.get_batch(index)
+@ibis.udf.scalar.builtin
+def bit_count(value: int) -> int:  # type: ignore[empty-body]
+    """Counts the bits of a number that are set."""
+
+
+class _Spooled:
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __iter__(self) -> Iterator[pa.RecordBatch]:
+        if self._path.exists():
+            with pa.memory_map(str(self._path)) as source, pa.ipc.open_file(source) as reader:
+                for index in range(reader.num_record_batches):
+                    yield reader.get_batch(index)
 
 
 class EngineError(DataError):

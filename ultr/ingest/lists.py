@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import ibis
 import ibis.expr.types as ir
 import numpy as np
 import pyarrow as pa
@@ -16,6 +17,8 @@ from ultr.errors import DataError
 from ultr.ingest.engine import Engine
 from ultr.ingest.positions import FileRow
 from ultr.ingest.values import LARGEST_FLOAT32
+from ultr.ingest.view_assignment import ViewCounts
+from ultr.ingest.views import Views, list_keys, rank_aggregates, tell_views_apart
 
 
 @dataclass(frozen=True)
@@ -25,11 +28,20 @@ class ListTable:
     Attributes:
       table: list (increasing in the order of the log), session, query, query_id, at, and where there are any time and
         context.<name>.
+      rows: the rows of the log, each with its `list`.
       context: name -> {"kind": "category", "values": [...]} or {"kind": "number"}, as for `LogWriter`.
+      views: what became of rows with a repeated rank; None where there are none.
     """
 
     table: ir.Table
+    rows: ir.Table
     context: dict[str, dict[str, Any]]
+    views: ViewCounts | None
+
+    def repeated_queries(self, engine: Engine) -> int:
+        """Counts the sessions and queries that have several lists."""
+        found = self.table.group_by(["session", "query"]).agg(lists=self.table.count())
+        return engine.number(found.filter(found["lists"] > 1).count())
 
     def stream(self, engine: Engine) -> Iterator[pa.Table]:
         """Yields the lists in order, with the columns that `LogWriter` takes, and `list`."""
@@ -57,34 +69,47 @@ def group_into_lists(
     context: Sequence[str] = (),
     text: bool = False,
     known: Mapping[str, Mapping[str, Any]] | None = None,
+    pages: str | None = None,
+    asks_about_pages: bool = False,
     where: Callable[[int], FileRow],
 ) -> ListTable:
-    """Groups checked rows into lists: by `list` where they have it, otherwise by session and query.
+    """Groups checked rows into lists: by `list` where they have it, otherwise by session, query and view.
 
     Args:
       engine: the engine.
-      rows: at, session, query, and where there are any list, time and context.<name> (strings or float64).
+      rows: at, session, query, document, rank, click, and where there are any list, view, time and context.<name>
+        (strings or float64).
       queries: query and query_id.
       context: names of the context columns.
       text: whether values are text that may stand for numbers: a context column of such numbers is a number.
       known: the context of the log that this one extends: its categories keep their numbers.
+      pages, asks_about_pages: as for `tell_views_apart`.
       where: maps a position to the file and row.
 
     Raises:
-      DataError: a context column with two values in one list, or a number that is missing or not finite.
+      DataError: a context column with two values in one list, or a number that is missing or not finite; or as
+        `tell_views_apart`.
     """
-    keys = ["list"] if "list" in rows.columns else ["session", "query"]
-    values: dict[str, Any] = {"at": rows["at"].min()}
-    if "list" in rows.columns:
-        values |= {name: rows[name].min() for name in ("session", "query")}
-    if "time" in rows.columns:
-        values["time"] = rows["time"].min()
-    for name in context:
-        values |= {CONTEXT + name: rows[CONTEXT + name].min(), f"other.{name}": rows[CONTEXT + name].max()}
-    table = rows.group_by(keys).agg(**values)
-    if "list" not in table.columns:
+    keys = list_keys(rows, pages)
+    delimited = keys == ["list"]
+    values = _values(rows, context, names=("session", "query") if delimited else ())
+    checks = {} if delimited else rank_aggregates(rows, keys)
+    table = rows.group_by(keys).agg(**values, **checks)
+    if not delimited:
         table = table.mutate(list=table["at"])
     table = engine.stage("lists", table.join(queries, "query"))
+    views: Views | None = None
+    if not delimited:
+        if pages != "first":
+            views = tell_views_apart(
+                engine, rows, table, keys, pages=pages, asks_about_pages=asks_about_pages, where=where
+            )
+        numbered = rows.join(table.select(*keys, "list"), keys)
+        table = table.drop(*(name for name in checks if name not in keys))
+        if views is not None:
+            rows, table = _with_views(engine, numbered, table, queries, views.rows, context)
+        else:
+            rows = numbered
     for name in context:
         own, other = table[CONTEXT + name], table[f"other.{name}"]
         found = engine.record(table.filter(own != other).select("at", own=own, other=other).order_by("at").limit(1))
@@ -99,7 +124,37 @@ def group_into_lists(
     for name, about in kinds.items():
         if about["kind"] == "number" and table[CONTEXT + name].type().is_string():
             table = table.mutate(**{CONTEXT + name: table[CONTEXT + name].strip().cast("float64")})
-    return ListTable(table.drop(*(f"other.{name}" for name in context)), kinds)
+    table = table.drop(*(f"other.{name}" for name in context), *(["view"] if "view" in table.columns else []))
+    return ListTable(table, rows, kinds, views.counts if views is not None else None)
+
+
+def _values(rows: ir.Table, context: Sequence[str], names: Sequence[str]) -> dict[str, Any]:
+    """Returns the aggregates that make a list of its rows."""
+    values: dict[str, Any] = {"at": rows["at"].min()} | {name: rows[name].min() for name in names}
+    if "time" in rows.columns:
+        values["time"] = rows["time"].min()
+    for name in context:
+        values |= {CONTEXT + name: rows[CONTEXT + name].min(), f"other.{name}": rows[CONTEXT + name].max()}
+    return values
+
+
+def _with_views(
+    engine: Engine, rows: ir.Table, lists: ir.Table, queries: ir.Table, views: ir.Table, context: Sequence[str]
+) -> tuple[ir.Table, ir.Table]:
+    """Replaces the lists with a repeated rank by their views; returns the rows and the lists."""
+    own = rows.join(views, "at")
+    own = own.filter(own["view_keep"]).drop("list").rename(list="view_list")
+    names = ["session", "query", *(["view"] if "view" in lists.columns else [])]
+    made = own.group_by("list").agg(**_values(own, context, names)).join(queries, "query")
+    replaced = rows.join(views, "at").select("list").distinct()
+    kept = lists.anti_join(replaced, "list")
+    table = engine.stage("lists_with_views", kept.union(made.select(kept.columns)))
+    rows = rows.left_join(views, "at")
+    rows = rows.drop("at_right")
+    rows = rows.filter(rows["view_keep"].fill_null(True))
+    number = ibis.coalesce(rows["view_list"], rows["list"])
+    rank = ibis.coalesce(rows["view_rank"], rows["rank"])
+    return rows.mutate(list=number, rank=rank).drop("view_list", "view_rank", "view_keep"), table
 
 
 def _context_type(
@@ -151,13 +206,6 @@ class TableStream:
         whole = pa.concat_tables(self._held)
         self._held, self._rows = [whole.slice(rows)], max(len(whole) - rows, 0)
         return whole.slice(0, rows)
-
-
-def with_lists(rows: ir.Table, lists: ListTable) -> ir.Table:
-    """Adds to each row the `list` that it belongs to."""
-    if "list" in rows.columns:
-        return rows
-    return rows.join(lists.table.select("session", "query", "list"), ["session", "query"])
 
 
 def list_times(engine: Engine, lists: ListTable) -> np.ndarray:

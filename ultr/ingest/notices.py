@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ultr.ingest.packing import Repairs
+from ultr.ingest.view_assignment import ViewCounts
+from ultr.ingest.views import FEW, pages_help
+
 
 def log_warnings(
     report: Mapping[str, Any], *, shown: int, splits: Mapping[str, int], graded_by: str | None
@@ -44,6 +48,89 @@ def collection_warnings(report: Mapping[str, Any], *, splits: Mapping[str, int])
     reasons = ("rows_without_keys", "duplicate_documents", "without_query_document_or_grade", "repeated_pairs")
     read = report["rows"] if "rows" in report else report["grades_read"]
     return _mostly("rows", read, counts, reasons) + _empty(splits)
+
+
+def view_warnings(counts: ViewCounts | None, *, shown: int, lists: int, pages: str | None) -> list[str]:
+    """Writes the warnings about queries that come several times in a session.
+
+    Args:
+      counts: what became of rows with a repeated rank; None where there are none.
+      shown: number of rows about shown documents.
+      lists: number of lists.
+      pages: the answer about ranks that start again with other documents, or None.
+    """
+    if counts is None:
+        return []
+    out = []
+    if pages is None and counts.pages >= FEW * lists:
+        out.append(
+            f"ranks start again with other documents within a session and query {counts.pages:,} times in {lists:,} "
+            f"lists, and each time was taken for a list of its own; if they are further pages, say so: {pages_help()}"
+        )
+    if counts.copies + counts.mixed_copies >= FEW * shown:
+        out.append(
+            f"{counts.copies + counts.mixed_copies:,} of {shown:,} rows are copies of others (the same document, rank "
+            "and click, and time where there is one) and were dropped: were they delivered twice? If they are views "
+            "of their own, number the views in a column and name it with --view"
+        )
+    mixed = counts.mixed - counts.mixed_copies
+    if mixed >= FEW * shown:
+        out.append(
+            f"{mixed:,} of {shown:,} rows belong to views of a query within a session that cannot be told apart, and "
+            f"count as one list: {_EFFECT}. Number the views in a column and name it with --view"
+        )
+    return out
+
+
+def rank_warnings(report: Mapping[str, Any], repairs: Repairs, *, shown: int, lists: int) -> list[str]:
+    """Writes the warnings about ranks and documents that come twice in a list, and about missing ranks.
+
+    Args:
+      report: counts of what was read, kept, dropped and repaired.
+      repairs: counts of the packing.
+      shown: number of rows about shown documents.
+      lists: number of lists.
+    """
+    out = []
+    if repairs.other_document >= FEW * shown:
+        out.append(
+            f"{repairs.other_document:,} of {shown:,} rows stand at a rank of their list that an earlier row has with "
+            f"another document, and were dropped: {_EFFECT}. Give every row a rank of its own, or number the views in "
+            "a column and name it with --view"
+        )
+    if repairs.same_place >= FEW * shown:
+        out.append(
+            f"{repairs.same_place:,} of {shown:,} rows show a document again at its rank in the same list, and count "
+            "once: if the list was shown again, propensities come out wrong. Number the views in a column and name it "
+            "with --view"
+        )
+    again = report["dropped"]["duplicate_documents"]
+    if again >= FEW * shown:
+        out.append(
+            f"{again:,} of {shown:,} rows show a document a second time in their list; the highest of them is kept, and "
+            "clicks on the others count there, which makes propensities too steep"
+        )
+    if repairs.without_first == lists:
+        out.append("no list shows rank 1: propensities relative to rank 1 have no meaning")
+    elif repairs.without_first >= 0.05 * lists:
+        out.append(
+            f"{repairs.without_first:,} of {lists:,} lists do not show rank 1: do ranks count from 1, and are rows "
+            "missing?"
+        )
+    gaps = report["noted"]["lists_with_gaps_in_ranks"] - repairs.without_first
+    if gaps >= 0.2 * lists:
+        out.append(
+            f"{gaps:,} of {lists:,} lists have gaps between their ranks, which are kept: models of clicks further up "
+            "(cascade, DBN, UBM) take a missing rank for one without a click"
+        )
+    return out
+
+
+# What a list of several views does to estimates.
+_EFFECT = (
+    "their clicks count where their documents stand in the list, if they do, so that propensities come out too flat or "
+    "too steep"
+)
 
 
 def _mostly(unit: str, total: int, counts: Mapping[str, int], reasons: tuple[str, ...]) -> list[str]:

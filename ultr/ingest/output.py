@@ -23,10 +23,11 @@ class Output:
       path: the folder.
       parent: the log or collection whose ids are kept, or None.
       split: name -> share of the lists, or None for no splits.
-      split_by: "session", "query" or "time".
+      split_by: a name of `SPLITS` in `preparing`.
       seed: decides the assignment to splits.
       max_grade: the highest grade of the scale, or None for that of the parent or of the grades.
       overwrite: whether a log or collection that stands at `path` may be replaced.
+      pages: what ranks that start again with other documents are, a name of `views.PAGES`; None: not said.
       progress: counts the lists.
     """
 
@@ -37,6 +38,7 @@ class Output:
     seed: int
     max_grade: float | None
     overwrite: bool
+    pages: str | None
     progress: tqdm[object]
 
     @property

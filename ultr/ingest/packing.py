@@ -39,6 +39,9 @@ class Repairs:
         higher place, and clicks on documents that a list lost in this way.
       repaired: clicks that were moved to the remaining row of the same document.
       noted: lists whose ranks do not run from 1 without a gap, which are kept as they are.
+      without_first: lists that do not show rank 1.
+      same_place: dropped rows without a click that repeat the document of their rank.
+      other_document: dropped rows with another document than the kept one at their rank.
     """
 
     dropped: dict[str, int] = field(
@@ -46,6 +49,9 @@ class Repairs:
     )
     repaired: dict[str, int] = field(default_factory=lambda: {"repeated_clicks": 0})
     noted: dict[str, int] = field(default_factory=lambda: {"lists_with_gaps_in_ranks": 0})
+    without_first: int = 0
+    same_place: int = 0
+    other_document: int = 0
 
 
 def pack_lists(
@@ -98,6 +104,7 @@ def _pack(columns: FlatColumns, repairs: Repairs) -> PackedLists:
     offsets = np.append(starts, len(columns["list"]))
     last = columns["rank"][offsets[1:] - 1]
     repairs.noted["lists_with_gaps_in_ranks"] += int((last != np.diff(offsets)).sum())
+    repairs.without_first += int((columns["rank"][starts] > 1).sum())
     flat = {name: x for name, x in columns.items() if name != "list"}
     return PackedLists(columns["list"][starts], offsets, flat)
 
@@ -130,6 +137,10 @@ def _rows_to_keep(columns: FlatColumns, number: np.ndarray, repairs: Repairs) ->
         again = np.empty(len(rank), bool)
         again[order] = same
         again &= ~twice
+    first = np.maximum.accumulate(np.where(twice, 0, np.arange(len(rank))))
+    same = columns["document"][first] == columns["document"]
+    repairs.same_place += int((twice & same & (click == 0)).sum())
+    repairs.other_document += int((twice & ~same).sum())
     keep = ~(twice | again)
     lost = np.flatnonzero(~keep & (click == 1))
     kept = np.flatnonzero(keep)

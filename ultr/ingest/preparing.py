@@ -19,12 +19,13 @@ from ultr.ingest.checking import check_raw_rows
 from ultr.ingest.engine import Engine
 from ultr.ingest.output import Output
 from ultr.ingest.readers import READERS
-from ultr.ingest.readers.base import ColumnRequest, GradedPairs, Reader
+from ultr.ingest.readers.base import VIEW, ColumnRequest, GradedPairs, Reader
 from ultr.ingest.readers.qrels import read_grades
 from ultr.ingest.sources import expand_inputs, is_parquet
 from ultr.ingest.to_collection import write_graded_lists
 from ultr.ingest.to_log import write_log
 from ultr.ingest.values import LARGEST_FEATURE
+from ultr.ingest.views import check_pages
 
 SPLITS = ("session", "query", "time")
 
@@ -47,6 +48,7 @@ def prepare(
     split_by: str = "session",
     seed: int = 0,
     max_grade: float | None = None,
+    pages: str | None = None,
     overwrite: bool = False,
     memory_limit: str | None = None,
     progress: bool = False,
@@ -57,14 +59,20 @@ def prepare(
     order in which they first appear; the same input gives the same bytes. A document that is clicked several times
     in a list counts as clicked. Of several rows at a rank of a list, or about a document of it, the first is kept.
     Gaps between ranks are kept. `metadata["report"]` counts what was read, dropped and repaired; its "warnings" are
-    sentences about likely mistakes: grades that match nothing, no click at all, more dropped than kept, an empty
-    split.
+    sentences about likely mistakes: grades that match nothing, no click at all, more dropped than kept, ranks or
+    documents twice in a list, an empty split.
+
+    A list is what one view of a query in one session shows. Where the format does not delimit lists and ranks repeat
+    within a session and query, views are told apart by the column `view`, else by time, else by ranks that start again
+    in the order of the rows, each of which has to give whole views: `metadata["report"]["views"]` counts them. A
+    further page whose ranks go on is part of its list.
 
     Args:
       inputs: files, or folders of files, that together are one log.
       out: the folder to make.
       format: a format of `ultr.ingest.readers.READERS`, such as "table": CSV, TSV or Parquet with a row per shown
-        document and the columns session, query, document, rank (from 1), click (0 or 1), optionally time and label.
+        document and the columns session, query, document, rank (from 1), click (0 or 1), optionally time, label and
+        view.
         Formats of graded lists give a collection.
       columns: our name of a column -> the name in the files, where these differ.
       features: names of number columns with a value per shown document.
@@ -82,6 +90,9 @@ def prepare(
       seed: decides the draws.
       max_grade: the highest grade of the scale, which metrics such as ERR and simulated users refer to; None: that of
         the vocabulary, or the highest grade where that is higher.
+      pages: what ranks that start again with other documents are: "separate" lists, or pages of one list to be
+        "joined", whose ranks go on; "first" keeps the first row at each rank of a session and query whatever repeats.
+        None takes them for separate lists and warns, or asks where a format has pages under one key (UBI).
       overwrite: whether a log or collection that stands at `out` may be replaced.
       memory_limit: most memory of the query engine, such as "4GB"; beyond it the engine works on disk.
       progress: whether to show a progress bar on standard error.
@@ -91,10 +102,14 @@ def prepare(
 
     Raises:
       ConfigError: an option that does not exist or does not fit the format.
-      DataError: input that cannot be used; names the file, row and field where it can. Nothing is left behind.
+      DataError: input that cannot be used, or views that cannot be told apart; names the file, row and field where it
+        can. Nothing is left behind.
     """
+    check_pages(pages)
     request = ColumnRequest(dict(columns or {}), tuple(features), tuple(context), quote, feature_count)
     reader = _check_options(format, request, labels, split, split_by)
+    if pages is not None and VIEW not in reader.columns:
+        raise ConfigError(f"pages has no effect on the format {format!r}, which delimits its lists: leave it out")
     target = Path(os.path.abspath(out))
     check_replaceable(target, overwrite=overwrite)
     files = expand_inputs([inputs] if isinstance(inputs, str | os.PathLike) else inputs)
@@ -103,7 +118,7 @@ def prepare(
         _check_quote(reader, files, grades_file)
     parent = open_data(vocabulary) if isinstance(vocabulary, str | os.PathLike) else vocabulary
     bar = tqdm(desc="reading", unit=" lists", disable=not progress)
-    output = Output(target, parent, split, split_by, seed, max_grade, overwrite, bar)
+    output = Output(target, parent, split, split_by, seed, max_grade, overwrite, pages, bar)
     report: dict[str, Any] = {"format": format, "inputs": [path.name for path in files]}
     beside = next(folder for folder in target.parents if folder.is_dir())
     with bar, Engine(beside=beside, memory_limit=memory_limit) as engine:

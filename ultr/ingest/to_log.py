@@ -16,8 +16,8 @@ from ultr.errors import DataError
 from ultr.ingest.checking import CheckedRows
 from ultr.ingest.engine import Engine
 from ultr.ingest.ids import AssignedIds, assign_ids, vocabulary_tables
-from ultr.ingest.lists import ListTable, TableStream, group_into_lists, list_times, with_lists
-from ultr.ingest.notices import log_warnings
+from ultr.ingest.lists import ListTable, TableStream, group_into_lists, list_times
+from ultr.ingest.notices import log_warnings, rank_warnings, view_warnings
 from ultr.ingest.output import Output, split_names
 from ultr.ingest.packing import Repairs, pack_lists
 from ultr.ingest.readers.base import ColumnRequest, GradedPairs, RawRows, column_option
@@ -64,6 +64,8 @@ def write_log(
         context=request.context,
         text=raw.text,
         known=output.parent.metadata.get("context") if output.parent is not None else None,
+        pages=output.pages,
+        asks_about_pages=raw.asks_about_pages,
         where=raw.where,
     )
     queries, documents, features, counts = vocabulary_tables(engine, ids, raw.features)
@@ -96,10 +98,17 @@ def write_log(
         made = dict(report)
         made |= {"rows": rows.read, "sessions": sessions, "impressions": impressions, "clicks": clicks}
         made |= _dropped_and_repaired(raw, rows, repairs)
+        if views := _views(engine, rows, lists, made):
+            made["views"] = views
         if graded := ids.report | counts:
             made["documents"] = graded
-        made["warnings"] = [*rows.warnings, *(grades.warnings if grades is not None else ())]
-        made["warnings"] += log_warnings(made, shown=rows.found, splits=writer.splits, graded_by=graded_by)
+        made["warnings"] = [
+            *rows.warnings,
+            *(grades.warnings if grades is not None else ()),
+            *log_warnings(made, shown=rows.found, splits=writer.splits, graded_by=graded_by),
+            *view_warnings(lists.views, shown=rows.found, lists=sessions, pages=output.pages),
+            *rank_warnings(made, repairs, shown=rows.found, lists=sessions),
+        ]
         writer.report = made
     return ClickLog.open(output.path)
 
@@ -126,7 +135,7 @@ def _session_tables(
 ) -> Iterator[pa.Table]:
     """Yields tables of sessions as `LogWriter` takes them."""
     pairs = ids.pairs.select("query", "document", "document_id")
-    joined = with_lists(rows.table, lists).join(pairs, ["query", "document"])
+    joined = lists.rows.join(pairs, ["query", "document"])
     values = [FEATURE + name for name in request.features]
     joined = joined.select("list", "rank", "at", "click", *values, document="document_id")
     by_time: np.ndarray | None = None
@@ -155,6 +164,24 @@ def _session_tables(
             table = table.append_column("split", split_names(codes, output.split))
         start += count
         yield table
+
+
+def _views(engine: Engine, rows: CheckedRows, lists: ListTable, report: dict[str, Any]) -> dict[str, int]:
+    """Counts how views were told apart; empty where no query comes twice in a session."""
+    counts = lists.views
+    by_column = "view" in rows.table.columns
+    if counts is None and not by_column:
+        return {}
+    if counts is not None and counts.copies:
+        report["dropped"]["copied_rows"] = counts.copies
+    out = {"queries_with_several_views": lists.repeated_queries(engine)}
+    told = {} if counts is None else {"by_time": counts.by_time, "by_order": counts.by_order}
+    if by_column:
+        told["by_column"] = out["queries_with_several_views"] - sum(told.values())
+    if counts is not None:
+        told["pages"] = counts.pages
+    out |= {name: count for name, count in told.items() if count}
+    return out if any(out.values()) else {}
 
 
 def _dropped_and_repaired(raw: RawRows, rows: CheckedRows, repairs: Repairs) -> dict[str, dict[str, int]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ultr.ingest.readers.base import COLUMNS, Reader
+from ultr.ingest.readers.base import COLUMNS, VIEW, Reader
 
 READERS: Mapping[str, Reader] = {
     reader.name: reader
@@ -18,7 +18,7 @@ READERS: Mapping[str, Reader] = {
             "click log",
             "CSV, TSV or Parquet with one row per shown document",
             "table:read_table",
-            columns=COLUMNS,
+            columns=(*COLUMNS, VIEW),
             features=None,
             context=None,
         ),
@@ -47,7 +47,7 @@ READERS: Mapping[str, Reader] = {
             "click log",
             "User Behavior Insights 1.3: events and queries as JSON, CSV or Parquet",
             "ubi:read_ubi",
-            columns=(*COLUMNS, "action"),
+            columns=(*COLUMNS, VIEW, "action"),
             features=None,
             context=None,
         ),

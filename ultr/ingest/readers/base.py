@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 REQUIRED_COLUMNS = ("session", "query", "document", "rank", "click")
 COLUMNS = (*REQUIRED_COLUMNS, "time", "label")
+VIEW = "view"  # the column of formats that do not delimit their lists
 
 
 @dataclass(frozen=True)
@@ -116,15 +117,17 @@ class RawRows:
 
     Attributes:
       parts: tables with the same columns, of the types of their files: at (position), session, query, document,
-        rank, click, and where there are any time, label, feature.<name>, context.<name>. `list` numbers the lists
-        where the format delimits them (otherwise a session and query make a list); `slot` numbers the documents
-        where there are document features.
+        rank, click, and where there are any time, label, view, feature.<name>, context.<name>. `list` numbers the
+        lists where the format delimits them (otherwise a session, query and view make a list); `slot` numbers the
+        documents where there are document features.
       files: the files, in the order that the positions refer to.
       read: rows or lines of the input; None where every row of the parts is one.
       dropped, repaired: kind -> how many rows the reader left out or repaired.
       slow: whether reading the parts again would be slow, so that they had better be stored first.
       text: whether values are text that may stand for numbers, as in CSV.
       graded: whether the documents are graded (label, neither rank nor click) rather than shown.
+      asks_about_pages: whether the format has pages of a query under one key, so that ranks that start again with
+        other documents need an answer.
       features: features of the documents, or None.
       reported_row: as for `file_and_row`.
       explain: turns an error of the engine while it reads the files into one that names the place.
@@ -141,6 +144,7 @@ class RawRows:
     slow: bool = True
     text: bool = False
     graded: bool = False
+    asks_about_pages: bool = False
     features: DocumentFeatures | None = None
     reported_row: Callable[[Path, int], int] | None = None
     explain: Callable[[EngineError], DataError] = lambda error: error

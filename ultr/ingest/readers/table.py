@@ -7,20 +7,21 @@ from pathlib import Path
 import ibis.expr.types as ir
 
 from ultr.ingest.engine import Engine
-from ultr.ingest.readers.base import COLUMNS, REQUIRED_COLUMNS, ColumnRequest, RawRows, missing_column
+from ultr.ingest.readers.base import COLUMNS, REQUIRED_COLUMNS, VIEW, ColumnRequest, RawRows, missing_column
 from ultr.ingest.sources import ScannedFiles, ScannedTable, is_parquet, scan_table
 
 
 def read_table(engine: Engine, files: list[Path], request: ColumnRequest) -> RawRows:
     """Reads a long table in CSV, TSV or Parquet: one row per shown document.
 
-    The columns are session, query, document, rank (1-based) and click (0 or 1), and where they exist time and label,
-    or as `request.columns` names them. The rows of a session and query are one list.
+    The columns are session, query, document, rank (1-based) and click (0 or 1), and where they exist time, label and
+    view, or as `request.columns` names them. The rows of a session, query and view are one list; see `views` for how
+    views are told apart without a column.
     """
     tables = [scan_table(engine, path, number, quote=request.quote) for number, path in enumerate(files)]
     scanned = ScannedFiles(tables)
-    names = {name: request.columns.get(name, name) for name in COLUMNS}
-    for name in COLUMNS[len(REQUIRED_COLUMNS) :]:
+    names = {name: request.columns.get(name, name) for name in (*COLUMNS, VIEW)}
+    for name in (*COLUMNS[len(REQUIRED_COLUMNS) :], VIEW):
         if name not in request.columns and names[name] not in tables[0].columns:
             del names[name]
     names |= request.extra

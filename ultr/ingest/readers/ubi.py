@@ -149,7 +149,7 @@ def _with_queries(shown: ir.Table, asked: ir.Table, extra: list[str]) -> ir.Tabl
     silent = asked.filter(asked.hits.length() > 0).anti_join(shown, "session")
     listed = unnest_ranked(silent.select("at", "session", "query", "time", document="hits"), "document")
     listed = listed.mutate(action=ibis.literal(SHOWN[0]), rank=listed["rank"].cast("string"))
-    listed = listed.mutate(**{name: ibis.null("string") for name in extra})
+    listed = listed.mutate(**{name: ibis.null("string") for name in named.columns if name not in listed.columns})
     return named.union(listed.select(named.columns))
 
 
