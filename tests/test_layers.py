@@ -14,7 +14,7 @@ import ultr
 
 PACKAGE = Path(ultr.__file__).parent
 LAYERS = [
-    ["errors", "files", "text", "lazy", "background", "hashing", "logspace", "compilation_cache", "sessions"],
+    ["errors", "files", "text", "lazy", "background", "hashing", "logspace", "compilation_cache", "holm", "sessions"],
     ["clicks", "data"],
     ["towers", "ingest"],
     ["rankers"],

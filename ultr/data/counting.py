@@ -116,6 +116,16 @@ def count_cells(
     )
 
 
+def merge_extra(cells: CellCounts) -> CellCounts:
+    """Adds cells up over their further key: one cell per document and rank, as `count_cells` counts without a key."""
+    if not len(cells.document):
+        return cells._replace(extra=None)
+    new = (cells.document[1:] != cells.document[:-1]) | (cells.rank[1:] != cells.rank[:-1])
+    first = np.flatnonzero(np.append(True, new))
+    impressions, clicks = (np.add.reduceat(x, first) for x in (cells.impressions, cells.clicks))
+    return CellCounts(cells.document[first], cells.rank[first], None, impressions, clicks, cells.weight)
+
+
 def cell_sums(
     log: ClickLog,
     extra: ExtraKey | None = None,

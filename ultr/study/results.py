@@ -11,7 +11,8 @@ import numpy as np
 
 from ultr.errors import UltrError
 from ultr.evaluation import Estimate
-from ultr.evaluation.significance import compare, holm
+from ultr.evaluation.significance import compare
+from ultr.holm import holm
 from ultr.study.runs import Run, StoredRuns, run_digest, study_runs
 from ultr.study.settings import LogSpec, Study
 
