@@ -154,6 +154,7 @@ def command(
       ultr train log --out run --model ubm --relevance table --solver em
     """
     from ultr.models import PBM
+    from ultr.study.assumptions import check_assumptions
     from ultr.study.building import build_model, build_optimizer, resolve_optimizer
     from ultr.study.tower_factory import ModelConfig, resolve_relevance
     from ultr.training import fit, save, solve
@@ -225,6 +226,8 @@ def command(
     }
     if isinstance(fitted.model, PBM):
         result["propensity"] = [float(x) for x in fitted.model.propensity(train.ranks)]
+    if (checked := check_assumptions(spec, train)) is not None:
+        result["goodness_of_fit"] = checked
     write_json(out / "run.json", result)
     output(json_values(result), _report(result), as_json)
 
@@ -243,6 +246,8 @@ def _report(result: dict[str, Any]) -> str:
         text.append(f"{impossible:,.0f} sessions are impossible under this model and were left out of the loss")
     if "propensity" in result:
         text.append("propensity by rank, relative to rank 1: " + " ".join(f"{x:.3f}" for x in result["propensity"]))
+    if said := result.get("goodness_of_fit", {}).get("text"):
+        text.append(said)
     return "\n".join(text)
 
 

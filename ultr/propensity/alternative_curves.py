@@ -46,8 +46,8 @@ def browsing_curve(cells: ContextCells) -> AlternativeCurve | None:
     k) theta_kl, relative to rank 1. Errors are the larger of those of the model and those over queries, since what
     a click does to the examination below it may depend on the query. None where the log does not support it.
     """
-    counts, classes = cells.by_last_click(), classes_of(cells.ranks)
-    if not counts.clicks.sum():
+    counts, classes, shown = cells.by_last_click(), classes_of(cells.ranks), cells.shown
+    if shown is None or not counts.clicks.sum():
         return None
     fit = fit_conditional(counts)
     reference = 0  # rank 1, nothing above
@@ -55,7 +55,6 @@ def browsing_curve(cells: ContextCells) -> AlternativeCurve | None:
         return None
     known = fit.component == fit.component[reference]
     theta = np.where(known, np.exp(np.where(known, fit.log_propensity - fit.log_propensity[reference], 0.0)), 0.0)
-    shown = counts.sum_by_arm(counts.impressions).reshape(cells.ranks, classes)
     inside = np.where(known.reshape(shown.shape), shown, 0.0)
     total = np.maximum(inside.sum(1), 1e-300)
     examined = inside * theta.reshape(shown.shape)

@@ -33,6 +33,8 @@ class ContextCells:
       impressions, clicks: [C] float64.
       query: [items] the query of each item.
       ranks: the lowest rank that is looked at.
+      shown: [ranks, classes] impressions of all documents of the log by rank and class of the last click
+        (`last_click_class`); None where it was not counted.
     """
 
     item: np.ndarray
@@ -42,6 +44,7 @@ class ContextCells:
     clicks: np.ndarray
     query: np.ndarray
     ranks: int
+    shown: np.ndarray | None = None
 
     def by_rank(self) -> ArmCounts:
         """Returns the counts whose arms are ranks."""
@@ -72,13 +75,11 @@ class ContextCells:
         return np.cumsum(np.append(0, new)) if len(self.item) else np.zeros(0, np.int64)
 
 
-def context_cells(
-    source: ClickLog | Counts, counted: CellCounts, *, ranks: int, by_last_click: bool, most: int
-) -> ContextCells:
+def context_cells(source: ClickLog | Counts, counted: CellCounts, *, ranks: int, most: int) -> ContextCells:
     """Takes the cells of known documents at the first ranks.
 
     Args:
-      counted: by document and rank, and by last click where `by_last_click`.
+      counted: by document and rank, and perhaps by last click.
       ranks: the last rank to look at.
       most: number of cells from which on documents are left out, those first that were shown least.
     """
@@ -94,7 +95,15 @@ def context_cells(
         chosen[order[np.cumsum(cells[order]) <= most]] = True
         keep = chosen[item]
         used, item = used[chosen], (np.cumsum(chosen) - 1)[item[keep]]
-    last = counted.extra[known][keep].astype(np.int64) if by_last_click and counted.extra is not None else None
+    last: np.ndarray | None = None
+    shown: np.ndarray | None = None
+    if counted.extra is not None:
+        last = counted.extra[known][keep].astype(np.int64)
+        here = counted.rank <= ranks
+        rank, above = counted.rank[here].astype(np.int64), counted.extra[here].astype(np.int64)
+        classes = classes_of(ranks)
+        arm = (rank - 1) * classes + last_click_class(rank, above, ranks)
+        shown = np.bincount(arm, counted.impressions[here], ranks * classes).reshape(ranks, classes)
     return ContextCells(
         item=item,
         rank=counted.rank[known][keep].astype(np.int64),
@@ -103,6 +112,7 @@ def context_cells(
         clicks=counted.clicks[known][keep].astype(np.float64),
         query=source.vocabulary.document_query[used].astype(np.int64),
         ranks=ranks,
+        shown=shown,
     )
 
 

@@ -52,6 +52,7 @@ from ultr.propensity.misfit_text import check_sentence, model_lines, verdict_lin
 from ultr.propensity.propensities import NORMAL_QUANTILE, Propensities
 
 LAST_CLICK, CLICK_ABOVE, TRUST, NOISE = CHECKS = ("last-click", "click-above", "trust", "noise")
+CASCADES = "cascade"  # the check of clicks above where it fails in the direction of a cascade
 LEVEL = 0.05  # of all checks of a log together
 CHECKED_RANKS = 50  # the first ranks, which are checked
 MOST_CELLS = 400_000  # of the documents that are shown most, which are checked
@@ -159,8 +160,14 @@ class GoodnessOfFit:
         return found
 
     def text_for(self, checks: Collection[str]) -> str:
-        """Says which assumptions of a model fail, among those of the given checks; empty where none does."""
-        return "\n".join(model_lines(self, checks))
+        """Says which assumptions of a model fail; empty where none does.
+
+        Args:
+          checks: those of `CHECKS` that contradict the model; `CASCADES` for one that has examination depend on clicks
+            above, but not end with satisfaction.
+        """
+        also = (CLICK_ABOVE,) if CASCADES in checks and self.cascade else ()
+        return "\n".join(model_lines(self, (*checks, *also)))
 
     def text(self) -> str:
         """Says whether the model fits, what fails, how far the curve can be trusted, and what to train instead."""
@@ -258,9 +265,7 @@ def goodness_of_fit_of_cells(
       counted: what `count_clicks_above` returns for it.
     """
     looked_at = min(source.ranks, CHECKED_RANKS, ranks or source.ranks)
-    cells = context_cells(
-        source, counted, ranks=looked_at, by_last_click=counted.extra is not None, most=MOST_CELLS
-    )  # fmt: skip
+    cells = context_cells(source, counted, ranks=looked_at, most=MOST_CELLS)
     nothing = np.full(looked_at, np.nan)
     whole = (np.mod(cells.impressions, 1) == 0).all() and (np.mod(cells.clicks, 1) == 0).all()
     if not whole or not cells.clicks.sum():
@@ -334,7 +339,7 @@ def _check_relevance(cells: ContextCells, main: MainComponent, dependent: bool) 
         tested = main_component(cells.by_last_click())
         shapes = np.repeat(shapes, classes_of(cells.ranks), axis=1)
     compared = np.flatnonzero(np.isfinite(main.log_propensity))
-    checks = []
+    checks, effect = [], None
     for name, test in zip((TRUST, NOISE), interactions(tested, shapes), strict=True):
         if len(compared) < 2:
             checks.append(Check(name, reason=TOO_FEW_RANKS))
@@ -342,6 +347,6 @@ def _check_relevance(cells: ContextCells, main: MainComponent, dependent: bool) 
             checks.append(Check(name, reason=TOO_FEW_CLICKS))
         else:
             lowest = int(compared[-1])
-            effect = low_over_high(main, lowest, int(compared[0]))
+            effect = low_over_high(main, lowest, int(compared[0])) if effect is None else effect
             checks.append(Check(name, test.z, float(ndtr(-test.z)), effect=effect, rank=lowest + 1))
     return checks

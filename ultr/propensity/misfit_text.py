@@ -83,15 +83,15 @@ def _trust(found: GoodnessOfFit) -> str:
     if found.cascade:
         return (
             "How far a user reads depends on which documents stand above, so that no curve by rank can be trusted: "
-            "curves are withheld."
+            "`ultr propensity` withholds it."
         )
     if found.impossible or found.off is None:
-        return "How far the curve is off cannot be estimated: intervals are withheld."
+        return "How far the curve is off cannot be estimated: `ultr propensity` withholds its intervals."
     others = " and ".join(_CURVES[other.model] for other in found.alternatives)
     (off, rank), curve = found.off, found.curve
     return (
         f"The curve may be off by {abs(off):.0%}, most at rank {rank}: {others} has {curve[rank - 1] * (1 + off):.3f} "
-        f"there in place of {curve[rank - 1]:.3f}. Intervals are widened to hold both."
+        f"there in place of {curve[rank - 1]:.3f}. `ultr propensity` widens its intervals to hold both."
     )
 
 

@@ -255,6 +255,8 @@ def _log_facts(study: Study, stored: StoredRuns, log: LogSpec) -> dict[str, Any]
             "identified": [bool(d["identified"]) for d in known],
             "worst_standard_error": None if not worst or None in worst else float(np.mean(worst)),
             "components": known[0]["components"] if known else None,
+            "misfit": [d["goodness_of_fit"]["failed"] for d in known if "goodness_of_fit" in d],
+            "models": sorted({m for d in known for m in d.get("goodness_of_fit", {}).get("models", ())}),
             "errors": [d["error"] for d in said if "error" in d],
         }
     return out
