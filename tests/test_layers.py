@@ -25,6 +25,7 @@ LAYERS = [
         "hashing",
         "logspace",
         "compilation_cache",
+        "holm",
         "sessions",
     ],
     ["clicks", "data"],

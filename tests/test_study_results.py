@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ultr.evaluation.significance import holm
+from ultr.holm import holm
 from ultr.sessions import Sessions
 from ultr.study import Study, collect_results, read_study, results_markdown
 from ultr.study.choosing import weighted_gains

@@ -8,7 +8,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -20,7 +20,7 @@ from ultr.plots.style import check_file
 from ultr.text import table
 
 if TYPE_CHECKING:
-    from ultr.propensity import EstimatorSpec, Propensities
+    from ultr.propensity import EstimatorSpec, GoodnessOfFit, Propensities
     from ultr.propensity.likelihood_table import Errors
 
 TABLES = (".csv", ".json")
@@ -70,6 +70,11 @@ class _PropensityCommand(click.Command):
 )
 @click.option("--split", help="Read this split of the log only.")
 @ranks_option
+@click.option(
+    "--check/--no-check",
+    default=True,
+    help="Check whether clicks fit the position-based model, and widen or withhold curves where they do not.",
+)
 @click.option("--out", type=click.Path(path_type=Path), help="Also write the table: .csv or .json.")
 @click.option("--figure", type=click.Path(path_type=Path), help="Also draw the curves: .png, .svg or .pdf.")
 @seed_option
@@ -83,6 +88,7 @@ def command(
     bins: int,
     split: str | None,
     ranks: int | None,
+    check: bool,
     out: Path | None,
     figure: Path | None,
     seed: int,
@@ -94,6 +100,9 @@ def command(
     Where the log does not support a value, the reason is given instead. A session of weight w counts as w equal
     sessions.
 
+    All estimators assume that clicks are examination by rank times relevance. The command checks this: where the
+    log contradicts it, intervals reach over the curves of models that allow for it as well, or values are withheld.
+
     \b
     Example:
       ultr propensity log --method conditional-likelihood --method all-pairs --figure curves.png
@@ -103,34 +112,52 @@ def command(
     import numpy as np
 
     from ultr.data import open_counted
+    from ultr.data.counting import merge_extra
     from ultr.propensity import ESTIMATORS, contextual
-    from ultr.propensity.arm_counts import as_arm_counts, first_ranks
+    from ultr.propensity.arm_counts import arm_counts_of_cells, count_clicks_above, count_documents, first_ranks
+    from ultr.propensity.contexts import contextual_with_fit
+    from ultr.propensity.goodness_of_fit import goodness_of_fit_of_cells
 
     methods = list(dict.fromkeys(methods))
     _check_options(methods, ESTIMATORS, context, out, figure)
     source = open_counted(log, split=split)
     found: dict[str, Propensities] = {}
+    fits: dict[str, GoodnessOfFit] = {}
     if context:
         _check_ranks(min(ranks or source.ranks, source.ranks), ranks)
         for method in methods:
-            curves_of = contextual(source, context, bins=bins, method=method, errors=errors, ranks=ranks)
+            options: dict[str, Any] = {"bins": bins, "method": method, "errors": errors, "ranks": ranks}
+            if check and not fits:
+                curves_of, fits = contextual_with_fit(source, context, **options)
+            else:
+                curves_of = contextual(source, context, **options)
             for name, curve in curves_of.items():
-                found[name if len(methods) == 1 else f"{method}, {name}"] = curve
+                widened = fits[name].widened(curve) if fits else curve
+                found[name if len(methods) == 1 else f"{method}, {name}"] = widened
     else:
-        counts = first_ranks(as_arm_counts(source), ranks)
+        counted = count_clicks_above(source) if check else count_documents(source)
+        counts = first_ranks(arm_counts_of_cells(source, merge_extra(counted)), ranks)
         _check_ranks(len(np.unique(counts.arm)), ranks)
+        fits = {"": goodness_of_fit_of_cells(source, counted, ranks=ranks)} if check else {}
         for method in methods:
             spec = ESTIMATORS[method]
             if spec.resampled:
                 found[method] = spec.estimate(counts, replicates=replicates, seed=seed)
             else:
                 found[method] = spec.estimate(counts, errors=errors)
-    result = {"log": str(log), "split": split, "propensities": [curve.to_json() for curve in found.values()]}
+            found[method] = fits[""].widened(found[method]) if fits else found[method]
+    result: dict[str, Any] = {
+        "log": str(log),
+        "split": split,
+        "propensities": [curve.to_json() for curve in found.values()],
+    }
+    checked = {name: fit.to_json() for name, fit in fits.items()}
+    result["goodness_of_fit"] = checked.get("", checked or None)
     if out is not None:
         write_text(out, _csv(found) if out.suffix == ".csv" else json.dumps(result, indent=1) + "\n")
     if figure is not None:
         plots.save_figure(plots.propensities(found), figure)
-    output(result, _report(found), as_json)
+    output(result, _report(found, fits), as_json)
 
 
 def _check_options(
@@ -184,8 +211,8 @@ def _csv(found: Mapping[str, Propensities]) -> str:
     return text.getvalue()
 
 
-def _report(found: Mapping[str, Propensities]) -> str:
-    """Formats the curves, side by side where there are several, then reasons and warnings."""
+def _report(found: Mapping[str, Propensities], fits: Mapping[str, GoodnessOfFit]) -> str:
+    """Formats the curves, side by side where there are several, then reasons and warnings, then whether they fit."""
     first, *others = found.values()
     if not others:
         rows = [row[:-1] for row in first.table_rows()]
@@ -197,7 +224,10 @@ def _report(found: Mapping[str, Propensities]) -> str:
     for name, curve in found.items():
         lead = f"{name}: " if others else ""
         lines += [f"{lead}{line}" for line in curve.unsupported_lines()]
-        lines += [f"{lead}warning: {warning}" for warning in curve.warnings]
+        said = {line for fit in fits.values() for line in fit.text().splitlines()}
+        lines += [f"{lead}warning: {warning}" for warning in curve.warnings if warning not in said]
+    for name, fit in fits.items():
+        lines += [f"{name}: {line}" if name else line for line in fit.text().splitlines()]
     return "\n".join(lines)
 
 

@@ -155,6 +155,7 @@ def command(
       ultr train log --out run --model ubm --relevance table --solver em
     """
     from ultr.models import PBM
+    from ultr.study.assumptions import check_assumptions
     from ultr.study.building import build_model, build_optimizer, resolve_optimizer
     from ultr.study.tower_factory import ModelConfig, resolve_relevance
     from ultr.towers import withheld_ranks
@@ -229,6 +230,8 @@ def command(
     if isinstance(fitted.model, PBM):
         result["propensity"] = [float(x) for x in fitted.model.propensity(train.ranks)]
         result["unsupported"] = withheld_ranks(fitted.model, train.ranks)
+    if (checked := check_assumptions(spec, train)) is not None:
+        result["goodness_of_fit"] = checked
     write_json(out / "run.json", result)
     output(json_values(result), _report(result), as_json)
 
@@ -252,6 +255,8 @@ def _report(result: dict[str, Any]) -> str:
         for rank, reason in result["unsupported"].items():
             reasons.setdefault(reason, []).append(rank)
         text += [f"{ranks_text(ranks)}: {reason}" for reason, ranks in reasons.items()]
+    if said := result.get("goodness_of_fit", {}).get("text"):
+        text.append(said)
     return "\n".join(text)
 
 

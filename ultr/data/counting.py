@@ -116,6 +116,31 @@ def count_cells(
     )
 
 
+def merge_extra(cells: CellCounts, *, keep: bool = False) -> CellCounts:
+    """Adds cells up over their further key: one cell per document and rank, as `count_cells` counts without a key.
+
+    Args:
+      keep: whether only cells with the same further key are added up, which are next to each other.
+    """
+    if not len(cells.document):
+        return cells if keep else cells._replace(extra=None)
+    keys = [cells.document, cells.rank] + ([cells.extra] if keep and cells.extra is not None else [])
+    first = np.flatnonzero(np.append(True, np.any([key[1:] != key[:-1] for key in keys], axis=0)))
+    impressions, clicks = (np.add.reduceat(x, first) for x in (cells.impressions, cells.clicks))
+    document, rank, *extra = (key[first] for key in keys)
+    return CellCounts(document, rank, extra[0] if extra else None, impressions, clicks, cells.weight)
+
+
+def pair_key(one: ExtraKey, other: ExtraKey) -> ExtraKey:
+    """Returns the key of cells by two keys: the first times the size of the second, plus the second."""
+
+    def values(batch: pa.RecordBatch, offsets: np.ndarray, rank: np.ndarray, click: np.ndarray) -> np.ndarray:
+        first = one.values(batch, offsets, rank, click).astype(np.int64)
+        return np.asarray(first * other.size + other.values(batch, offsets, rank, click))
+
+    return ExtraKey(one.size * other.size, values, (*one.columns, *other.columns))
+
+
 def cell_sums(
     log: ClickLog,
     extra: ExtraKey | None = None,

@@ -51,11 +51,11 @@ if TYPE_CHECKING:
     from ultr.evaluation.significance import BaselineComparison as BaselineComparison
     from ultr.evaluation.significance import PairedTest as PairedTest
     from ultr.evaluation.significance import compare as compare
-    from ultr.evaluation.significance import holm as holm
     from ultr.evaluation.significance import paired_t as paired_t
     from ultr.evaluation.significance import randomisation as randomisation
     from ultr.evaluation.trec import write_qrels as write_qrels
     from ultr.evaluation.trec import write_run as write_run
+    from ultr.holm import holm as holm
 
 _EXPORTS = {
     "click_calibration": ("Calibration", "CalibrationBins", "calibration"),

@@ -11,6 +11,7 @@ import numpy as np
 from ultr.errors import ConfigError, DataError
 from ultr.evaluation.estimate import Estimate, paired_difference
 from ultr.files import JsonResult
+from ultr.holm import holm
 
 _EXACT = 16  # up to so many differences, all sign vectors are tried
 
@@ -105,28 +106,6 @@ def randomisation(
     test = monte_carlo_test(differences, exchanged, _sums, vectorized=True, n_resamples=rounds, batch=batch)
     as_far = int(_as_far(test.null_distribution, differences).sum())
     return PairedTest((1 + as_far) / (1 + rounds), found, found.value, rounds)
-
-
-def holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
-    """Adjusts p-values by Holm's (1979) step-down method: below 5 %, the chance of any false alarm is at most 5 %.
-
-    Args:
-      p_values: [M] in [0, 1]; NaN stands for no test, stays NaN and does not count.
-
-    Returns:
-      [M] adjusted: the largest of (m - i) p_(i) so far over the ordered p-values, at most 1.
-
-    Raises:
-      DataError: a value outside [0, 1], or not one dimension.
-    """
-    p = np.asarray(p_values, np.float64)
-    if p.ndim != 1 or ((p < 0) | (p > 1)).any():
-        raise DataError(f"expected p-values [M] between 0 and 1, found {p_values}", field="p_values")
-    made = np.flatnonzero(~np.isnan(p))
-    order = made[np.argsort(p[made], kind="stable")]
-    out = np.full(len(p), np.nan)
-    out[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(order), 0, -1)), 1.0)
-    return out
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

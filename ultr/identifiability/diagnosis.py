@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ultr.data import ClickLog, Counts
-from ultr.data.counting import CellCounts
+from ultr.data.counting import CellCounts, merge_extra
 from ultr.errors import ConfigError
 from ultr.files import json_values
 from ultr.identifiability.assumed_model import assume_model
@@ -24,7 +24,8 @@ from ultr.identifiability.rank_graph import (
 )
 from ultr.identifiability.report_text import ASSUMPTION, number_tables, summary_lines
 from ultr.identifiability.swap_plan import Swap, SwapPlan, plan_swaps
-from ultr.propensity.arm_counts import ArmCounts, arm_counts_of_cells, count_documents, first_ranks
+from ultr.propensity.arm_counts import ArmCounts, arm_counts_of_cells, count_clicks_above, first_ranks
+from ultr.propensity.goodness_of_fit import GoodnessOfFit, goodness_of_fit_of_cells
 from ultr.propensity.information import click_components
 from ultr.text import ranks_text
 
@@ -50,6 +51,7 @@ class Report:
       features: what a linear tower over document features could learn; None without features.
       plan: the swaps that reach the target.
       counts: clicks and impressions that all this is computed from.
+      fit: whether clicks are what the position-based model says, on which all these numbers rest.
       unsupported: 1-based ranks that documents connect with rank 1, but clicks do not: never clicked, or clicked on one
         side only, so that any propensity above or below some value is as likely. Their propensity is assumed, not
         measured; their errors are those of a log with more clicks. All connected ranks below rank 1 where rank 1 was
@@ -71,6 +73,7 @@ class Report:
     features: LinearTowerLimits | None
     plan: SwapPlan
     counts: ArmCounts = dataclasses.field(repr=False)
+    fit: GoodnessOfFit
     unsupported: tuple[int, ...] = ()
     warnings: tuple[str, ...] = ()
 
@@ -130,6 +133,7 @@ class Report:
                         "sessions": float(self.plan.epsilon_greedy_sessions),
                     },
                 },
+                "goodness_of_fit": self.fit.to_json(),
                 "warnings": self.warnings,
             }
         )
@@ -156,7 +160,8 @@ def report(
     which would make clicks alpha relevance + beta.
 
     Args:
-      source: a log, or its counts by rank or last click. A log is counted first.
+      source: a log, or its counts by rank or last click. A log is counted first, in one pass. Counts by rank tell less
+        about whether the model fits.
       target: the relative standard error of propensities that is wanted, from .001.
       ranks: look at ranks 1 to this only; None: at all ranks.
       share: of the log's sessions of a query that the swap plan may randomise.
@@ -172,7 +177,8 @@ def report(
         raise ConfigError(f"expected at least one pair of ranks to exchange, found {pairs}")
     if not 0 < share <= 1:
         raise ConfigError(f"expected a share above 0 and at most 1, found {share}")
-    counted, names = count_documents(source), source.vocabulary
+    above, names = count_clicks_above(source), source.vocabulary
+    counted = merge_extra(above)
     every_rank = arm_counts_of_cells(source, counted)
     counts = first_ranks(every_rank, ranks)
     model = assume_model(counts)
@@ -199,6 +205,7 @@ def report(
         plan=plan,
         unsupported=_unsupported_ranks(counts, model.component),
         counts=counts,
+        fit=goodness_of_fit_of_cells(source, above, ranks=ranks),
         warnings=(*model.warnings, *_warnings(counts, unknown)),
     )
 

@@ -23,7 +23,8 @@ ASSUMPTION = (
 def summary_lines(report: Report) -> list[str]:
     """Says what the log identifies, what limits it, what to do about it, and what that assumes."""
     assumed = f"Assumed: {ASSUMPTION}"
-    out = [*_verdict(report), *_limit(report), *_recommendation(report), assumed, "", *_logging_policy(report)]
+    out = [*_verdict(report), *_limit(report), *_recommendation(report), assumed, *report.fit.text().splitlines()]
+    out += ["", *_logging_policy(report)]
     return [*out, *(f"Note: {warning}." for warning in report.warnings)]
 
 

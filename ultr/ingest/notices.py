@@ -107,8 +107,8 @@ def rank_warnings(report: Mapping[str, Any], repairs: Repairs, *, shown: int, li
     again = report["dropped"]["duplicate_documents"]
     if again >= FEW * shown:
         out.append(
-            f"{again:,} of {shown:,} rows show a document a second time in their list; the highest of them is kept, and "
-            "clicks on the others count there, which makes propensities too steep"
+            f"{again:,} of {shown:,} rows show a document a second time in their list; the highest of them is kept, "
+            "and clicks on the others count there, which makes propensities too steep"
         )
     if repairs.without_first == lists:
         out.append("no list shows rank 1: propensities relative to rank 1 have no meaning")

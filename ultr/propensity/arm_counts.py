@@ -8,7 +8,7 @@ import numpy as np
 
 from ultr.arguments import check_count, number_array, whole_array
 from ultr.data import ClickLog, Counts
-from ultr.data.counting import CellCounts, count_cells
+from ultr.data.counting import CellCounts, count_cells, last_click_key
 from ultr.errors import ConfigError, DataError
 
 MAX_RANKS = 1000
@@ -101,6 +101,22 @@ def count_documents(source: ClickLog | Counts) -> CellCounts:
     return CellCounts(source.document, source.rank, None, source.impressions, source.clicks, source.weight)
 
 
+def count_clicks_above(source: ClickLog | Counts) -> CellCounts:
+    """Counts clicks and impressions by document, rank, and rank of the last click above.
+
+    Counts by rank have no last clicks, and give cells without that key. `ultr.data.counting.merge_extra` makes of the
+    cells what `count_documents` returns.
+
+    Raises:
+      ConfigError: neither a log nor counts.
+      DataError: more than `MAX_RANKS` ranks.
+    """
+    if isinstance(source, ClickLog):
+        _check_number_of_ranks(source)
+        return count_cells(source, last_click_key(source))
+    return count_documents(source)._replace(extra=source.last_click)
+
+
 def arm_counts_of_cells(source: ClickLog | Counts, counted: CellCounts) -> ArmCounts:
     """Converts counts by document and rank, and perhaps by context, to `ArmCounts` of the documents that are known.
 
@@ -113,11 +129,7 @@ def arm_counts_of_cells(source: ClickLog | Counts, counted: CellCounts) -> ArmCo
     Raises:
       DataError: no clicks, no document that the vocabulary knows, or more than `MAX_RANKS` ranks.
     """
-    if source.ranks > MAX_RANKS:
-        raise DataError(
-            f"expected at most {MAX_RANKS:,} ranks, found rank {source.ranks:,}",
-            fix="Check the rank column: ranks are places in a list, from 1.",
-        )
+    _check_number_of_ranks(source)
     known = (counted.document > 0) & (counted.document <= source.documents)
     document, arm = counted.document[known], counted.rank[known].astype(np.int64) - 1
     arms = source.ranks
@@ -198,6 +210,14 @@ def _checked_cells(counts: ArmCounts) -> ArmCounts:
         query=query.astype(np.int64, copy=False),
         arms=arms,
     )
+
+
+def _check_number_of_ranks(source: ClickLog | Counts) -> None:
+    if source.ranks > MAX_RANKS:
+        raise DataError(
+            f"expected at most {MAX_RANKS:,} ranks, found rank {source.ranks:,}",
+            fix="Check the rank column: ranks are places in a list, from 1.",
+        )
 
 
 def _checked(counts: ArmCounts) -> ArmCounts:

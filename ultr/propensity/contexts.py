@@ -11,11 +11,12 @@ import numpy as np
 import pyarrow as pa
 
 from ultr.data import ClickLog, Counts
-from ultr.data.counting import ExtraKey, count_cells
+from ultr.data.counting import CellCounts, ExtraKey, count_cells, last_click_key, merge_extra, pair_key
 from ultr.data.grouping import SortedGroups, sum_by_key
 from ultr.errors import ConfigError
 from ultr.propensity.arm_counts import ArmCounts, arm_counts_of_cells, first_ranks
 from ultr.propensity.conditional import fit_conditional
+from ultr.propensity.goodness_of_fit import GoodnessOfFit, goodness_of_fit_of_cells
 from ultr.propensity.joint import fit_joint
 from ultr.propensity.likelihood_table import Errors, LikelihoodFitter, check_errors, tabulate_fit
 from ultr.propensity.propensities import Propensities
@@ -67,6 +68,38 @@ def contextual(
       ConfigError: counts or no log at all, no such column, an option outside its range, or too many contexts.
       DataError: no clicks.
     """
+    return _estimate(source, by, bins, method, errors, ranks, memory, checked=False)[0]
+
+
+def contextual_with_fit(
+    source: ClickLog | Counts,
+    by: str | Sequence[str],
+    *,
+    bins: int = 4,
+    method: str = "conditional-likelihood",
+    errors: Errors = "information",
+    ranks: int | None = None,
+    memory: int = 1 << 30,
+) -> tuple[dict[str, Propensities], dict[str, GoodnessOfFit]]:
+    """Estimates examination in each context, and checks in each whether clicks fit the position-based model.
+
+    Returns:
+      The curves of `contextual`, not widened, and the checks by the same names.
+    """
+    return _estimate(source, by, bins, method, errors, ranks, memory, checked=True)
+
+
+def _estimate(
+    source: ClickLog | Counts,
+    by: str | Sequence[str],
+    bins: int,
+    method: str,
+    errors: Errors,
+    ranks: int | None,
+    memory: int,
+    *,
+    checked: bool,
+) -> tuple[dict[str, Propensities], dict[str, GoodnessOfFit]]:
     if not isinstance(source, ClickLog):
         raise ConfigError(f"expected a ClickLog, found {type(source).__name__}: counts have lost the context columns")
     check_errors(errors)
@@ -89,7 +122,12 @@ def contextual(
         return np.repeat(np.ravel_multi_index(codes, sizes), np.diff(offsets))
 
     contexts = ExtraKey(math.prod(sizes), context_of, tuple(COLUMN + name for name in names))
-    counted = count_cells(source, contexts, memory=memory)
+    lasts = last_click_key(source).size
+    counted = count_cells(source, pair_key(contexts, last_click_key(source)) if checked else contexts, memory=memory)
+    whole = counted
+    if checked:
+        assert counted.extra is not None
+        counted = merge_extra(counted._replace(extra=counted.extra // lasts), keep=True)
     assert counted.extra is not None
     used, number = np.unique(counted.extra, return_inverse=True)
     width = source.ranks if ranks is None else min(ranks, source.ranks)
@@ -101,16 +139,31 @@ def contextual(
     every_rank = arm_counts_of_cells(source, counted._replace(extra=number))
     counts = first_ranks(every_rank, ranks, ranks_per_context=source.ranks)
     fit = FITTERS[method](counts, errors=errors)
-    out = {}
+    out, fits = {}, {}
     for i, code in enumerate(used):
         at = np.unravel_index(code, sizes)
         context = {c.name: c.labels[j] for c, j in zip(columns, at, strict=True)}
         first = i * width
         every_arm = tabulate_fit(counts, fit, method, errors=errors, reference=first, ranks=width)
-        out[", ".join(f"{name}={value}" for name, value in context.items())] = _curve_of_context(
-            counts, every_arm, slice(first, first + width), context
-        )
-    return out
+        name = ", ".join(f"{name}={value}" for name, value in context.items())
+        out[name] = _curve_of_context(counts, every_arm, slice(first, first + width), context)
+        if checked:
+            fits[name] = goodness_of_fit_of_cells(source, _cells_of_context(whole, int(code), lasts), ranks=ranks)
+    return out, fits
+
+
+def _cells_of_context(cells: CellCounts, code: int, lasts: int) -> CellCounts:
+    """Takes the cells of one context, by the last click alone, from those by context and last click."""
+    assert cells.extra is not None
+    here = cells.extra // lasts == code
+    return CellCounts(
+        cells.document[here],
+        cells.rank[here],
+        cells.extra[here] % lasts,
+        cells.impressions[here],
+        cells.clicks[here],
+        float("nan"),  # the number of sessions of a context is not counted
+    )
 
 
 class _ContextColumn(NamedTuple):

@@ -11,7 +11,8 @@ import numpy as np
 
 from ultr.errors import UltrError
 from ultr.evaluation import Estimate
-from ultr.evaluation.significance import compare, holm
+from ultr.evaluation.significance import compare
+from ultr.holm import holm
 from ultr.study.runs import Run, StoredRuns, run_digest, study_runs
 from ultr.study.settings import LogSpec, Study
 
@@ -254,6 +255,8 @@ def _log_facts(study: Study, stored: StoredRuns, log: LogSpec) -> dict[str, Any]
             "identified": [bool(d["identified"]) for d in known],
             "worst_standard_error": None if not worst or None in worst else float(np.mean(worst)),
             "components": known[0]["components"] if known else None,
+            "misfit": [d["goodness_of_fit"]["failed"] for d in known if "goodness_of_fit" in d],
+            "models": sorted({m for d in known for m in d.get("goodness_of_fit", {}).get("models", ())}),
             "errors": [d["error"] for d in said if "error" in d],
         }
     return out

@@ -24,7 +24,9 @@ from ultr.study.settings import LogSpec, Study
 from ultr.study.workers import call_in_processes, remove_dead_folders, working_folder
 
 LOG_FACTS = ("sessions", "queries", "documents", "ranks", "impressions", "clicks")
-DIAGNOSIS_FACTS = ("identified", "components", "unsupported", "standard_error", "worst", "warnings")
+DIAGNOSIS_FACTS = (
+    "identified", "components", "unsupported", "standard_error", "worst", "goodness_of_fit", "warnings"
+)  # fmt: skip
 
 Say = Callable[[str], None]
 
@@ -234,7 +236,7 @@ def _write_log_facts(study: Study, log: PreparedLog, stored: StoredRuns) -> dict
         facts |= {"truth": log.truth, "identity": log.log.identity}
         facts["seconds"] = round(time.perf_counter() - began, 3)
         if study.diagnose:
-            found = report(log.counts("train", "query")).to_json()
+            found = report(log.counts("train", "query", "last-click")).to_json()
             facts["diagnosis"] = {name: found[name] for name in DIAGNOSIS_FACTS if name in found}
     except UltrError as error:
         if "truth" in facts:

@@ -43,6 +43,7 @@ def _about(about: Mapping[str, Any]) -> list[str]:
     said = about.get("diagnosis")
     if said:
         text.append(_diagnosis(said))
+        text += _misfit(said)
     if lowest := about.get("lowest"):
         text.append("lowest possible: " + ", ".join(f"{name} {_number(x)}" for name, x in lowest.items()))
     return [". ".join(x[0].upper() + x[1:] for x in text) + ".", ""]
@@ -59,6 +60,18 @@ def _diagnosis(said: Mapping[str, Any]) -> str:
     known = "" if error is None else f", the worst rank at best to {error:.1%}"
     part = "" if yes == seeds else f" in {yes} of {seeds} seeds"
     return f"before training, the diagnosis says: propensities are identified{part}{known}"
+
+
+def _misfit(said: Mapping[str, Any]) -> list[str]:
+    """Says in how many seeds clicks contradict the position-based model, by which checks."""
+    found = said.get("misfit") or []
+    failed = [names for names in found if names]
+    if not failed:
+        return []
+    checks = ", ".join(dict.fromkeys(name for names in failed for name in names))
+    part = "" if len(failed) == len(found) else f" in {len(failed)} of {len(found)} seeds"
+    models = f"; models that allow for it: {', '.join(said['models'])}" if said.get("models") else ""
+    return [f"clicks do not fit the position-based model{part} (checks that fail: {checks}{models})"]
 
 
 def _ranking(results: Mapping[str, Any], log: Mapping[str, Any]) -> list[str]:
