@@ -237,6 +237,7 @@ class Collection(Dataset):
         names = () if self.features is None else self.vocabulary.feature_names
         return InputSchema.of(names, vocabulary=self.vocabulary)
 
+    @property
     def max_grade(self) -> float:
         """The highest grade of the scale, which parts of the collection keep.
 

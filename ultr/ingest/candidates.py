@@ -19,7 +19,7 @@ from ultr.errors import DataError
 from ultr.ingest.engine import Engine, EngineError
 from ultr.ingest.positions import file_and_row
 from ultr.ingest.readers.qrels import DOCUMENT, LABEL, QUERY
-from ultr.ingest.sources import csv_error, expand_inputs, reported_row, scan_table
+from ultr.ingest.sources import ScannedFiles, expand_inputs, scan_table
 from ultr.ingest.values import as_name, convert_columns, raise_first_bad
 
 KEYS = ("query", "document")
@@ -45,15 +45,20 @@ def read_candidates(
     (file,) = expand_inputs([path])
     with tempfile.TemporaryDirectory(prefix="ultr-") as folder, Engine(beside=Path(folder)) as engine:
         raw = scan_table(engine, file, 0)
+        scanned = ScannedFiles([raw])
         chosen = _columns(file, list(raw.columns), features)
-        table = raw.table.select(at=raw.at, **{ours: raw.columns[name] for ours, name in chosen.items()})
+        table = raw.table.select(
+            at=raw.at, **{ours: raw.columns[name] for ours, name in chosen.items()}, **scanned.broken(raw)
+        )
         types = {name: "label" if name == "label" else "feature" for name in chosen if name not in KEYS}
         named = table.mutate(query=as_name(table["query"]), document=as_name(table["document"]))
         try:
             staged = engine.stage("candidates", convert_columns(named, types))
         except EngineError as error:
-            raise csv_error([file], error) from error
-        where = partial(file_and_row, [file], reported_row=reported_row)
+            raise scanned.explain(error) from error
+        if scanned.may_break:
+            scanned.check_line_breaks(engine, staged)  # rows that a quote swallowed are an error
+        where = partial(file_and_row, [file], reported_row=scanned.reported_row)
         raise_first_bad(engine, staged, where, chosen)
         rows = engine.table(staged.order_by("at"))
 
