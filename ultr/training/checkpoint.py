@@ -20,10 +20,11 @@ from flax import nnx
 from ultr import baselines, models, towers
 from ultr.background import complete
 from ultr.errors import CheckpointError, ConfigError
-from ultr.files import file_digest, new_folder
+from ultr.files import check_room, file_digest, new_folder
 from ultr.towers.base import CallableTower
 
 SCHEMA = 1
+_STORED, _STORED_PER_ARRAY = 1 << 15, 1 << 10  # bytes that Orbax writes beside the numbers, at most
 _CLASS, _SHARED = "class", "shared"
 _VARIABLES: dict[str, Any] = {"Param": nnx.Param, "Variable": nnx.Variable, "array": jnp.asarray}
 
@@ -141,9 +142,11 @@ def save_arrays(directory: Path, tree: Any, meta: dict[str, Any]) -> None:
 def _save_arrays(directory: Path, tree: Any, meta: dict[str, Any]) -> None:
     import orbax.checkpoint as ocp
 
-    with new_folder(directory, single=True) as aside:
+    arrays = {name: _plain(leaf) for name, leaf in named_arrays(tree).items()}
+    with new_folder(directory) as aside:
+        check_room(aside, _STORED + sum(_STORED_PER_ARRAY + x.nbytes * 17 // 16 for x in arrays.values()))
         with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save((aside / "arrays").resolve(), {k: _plain(v) for k, v in named_arrays(tree).items()})
+            checkpointer.save((aside / "arrays").resolve(), arrays)
         written = (path for path in sorted((aside / "arrays").rglob("*")) if path.is_file())
         files = {str(path.relative_to(aside)): file_digest(path) for path in written}
         (aside / "meta.json").write_text(json.dumps(meta | {"schema": SCHEMA, "files": files}, indent=1) + "\n")
