@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from pathlib import Path
 
 ENTRIES = 4096  # of some 10 kB each
@@ -34,6 +35,8 @@ def turn_on() -> None:
         os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
     for name, value in KEEP.items():
         os.environ.setdefault(name, value)
+    # On a full disk, say, nothing is kept, and JAX says so for each of the programs.
+    warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation cache entry")
 
 
 def _folder() -> Path | None:

@@ -45,3 +45,7 @@ class DataError(UltrError, ValueError):
 
 class CheckpointError(UltrError):
     """A saved model that is damaged, incomplete or of another schema."""
+
+
+class WriteError(UltrError, OSError):
+    """A file or folder that cannot be written, such as on a full disk."""

@@ -12,54 +12,83 @@ import os
 import re
 import secrets
 import shutil
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ultr.errors import ConfigError
+from ultr import stopping
+from ultr.errors import ConfigError, WriteError
+from ultr.exhaustion import disk_problem
+from ultr.locks import SCRATCH, locked
+
+_LEFT = r"\.[0-9a-f]{8}\.(partial|old)"  # what a name ends with while a file or folder is written or replaced
+_LONG_AGO = 3600.0  # seconds; a file that was begun before that was left
+_LIVE: set[Path] = set()  # folders that this process is writing
 
 
 @contextlib.contextmanager
-def new_folder(
-    path: str | os.PathLike[str], *, check: Callable[[Path], None] | None = None, single: bool = False
-) -> Iterator[Path]:
+def new_folder(path: str | os.PathLike[str], *, check: Callable[[Path], None] | None = None) -> Iterator[Path]:
     """Gives an empty folder beside `path` that becomes `path` when the block ends without an exception.
 
-    What stood at `path` stays until then, and after an exception. Missing parents are made; a link is followed.
+    What stood at `path` stays until then, and after an exception. Missing parents are made; a link is followed. What
+    killed processes left beside it goes.
 
     Args:
       path: the folder to make or to replace.
       check: called with the absolute path before the block and once more before anything is replaced; raises where
         something must not be.
-      single: whether nobody else writes this folder: the place aside then has a fixed name, so that what a killed
-        process left there goes.
 
     Raises:
       NotADirectoryError: a file stands at `path`.
+      ConfigError: another process is writing it.
+      WriteError: the disk is full.
     """
     given, target = Path(os.path.abspath(path)), Path(os.path.realpath(path))
-    token = "" if single else f".{secrets.token_hex(4)}"
-    aside, old = (target.with_name(f".{target.name}{token}.{what}") for what in ("partial", "old"))
+    token = secrets.token_hex(4)
+    aside, old = (target.with_name(f".{target.name}.{token}.{what}") for what in ("partial", "old"))
     if check is not None:
         check(given)
     if target.exists() and not target.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(target))
-    target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir()
-    try:
-        yield aside
-        if check is not None:
-            check(given)
-        _rename(aside, target, old)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    with locked(target), write_errors(given):
+        recover(target)
+        aside.mkdir()
+        _LIVE.add(aside)
+        try:
+            yield aside
+            if check is not None:
+                check(given)
+            with stopping.whole():
+                _rename(aside, target, old)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+            _LIVE.discard(aside)
+
+
+def recover(target: Path) -> None:
+    """Puts back what stood at `target` if a process was killed while it replaced it, and removes what it left beside.
+
+    Nobody else may be writing there: call it with the lock of the target.
+    """
+    left = [p for p in _siblings(target) if p.is_dir() and p not in _LIVE]
+    for path in sorted(left, key=os.path.getmtime, reverse=True):
+        if path.suffix == ".old" and not target.exists():
+            path.rename(target)
+        else:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _siblings(target: Path) -> list[Path]:
+    if not target.parent.is_dir():
+        return []
+    pattern = re.compile(rf"\.{re.escape(target.name)}{_LEFT}")
+    return [entry for entry in target.parent.iterdir() if pattern.fullmatch(entry.name)]
 
 
 def _rename(aside: Path, target: Path, old: Path) -> None:
-    shutil.rmtree(old, ignore_errors=True)
     if not target.exists() or not any(target.iterdir()):
         os.replace(aside, target)
         return
@@ -82,11 +111,51 @@ def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
     """Writes a file; what stood there stays until the new one is complete."""
     target = Path(path)
     aside = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
+    for left in _siblings(target):
+        with contextlib.suppress(OSError):
+            if left.is_file() and time.time() - left.stat().st_mtime > _LONG_AGO:
+                left.unlink()
+    with write_errors(target):
+        try:
+            aside.write_bytes(content)
+            os.replace(aside, target)
+        finally:
+            aside.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def write_errors(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turns the errors of a full disk, however a library words them, into one that names what was to be written.
+
+    Raises:
+      WriteError: there is no room.
+    """
     try:
-        aside.write_bytes(content)
-        os.replace(aside, target)
+        yield
+    except Exception as error:
+        if (problem := disk_problem(error)) is None:
+            raise
+        raise WriteError(
+            f"{os.fspath(path)}: cannot be written: {problem}. Make room, or choose a folder on another disk"
+        ) from error
+
+
+def check_room(folder: Path, size: int) -> None:
+    """Checks that a file of a size can be written to a folder, for a library that fails noisily where it cannot.
+
+    Raises:
+      OSError: there is no room.
+    """
+    file = folder / ".room"
+    try:
+        with open(file, "wb") as stream:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(stream.fileno(), 0, size)
+    except OSError as error:
+        if disk_problem(error) is not None:  # others are of file systems that cannot reserve
+            raise
     finally:
-        aside.unlink(missing_ok=True)
+        file.unlink(missing_ok=True)
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
@@ -148,7 +217,8 @@ def check_output_folder(out: Path, *, may_hold: Callable[[Path], bool] | Iterabl
         raise ConfigError(f"{out} is a file: give --out a folder")
     names = may_hold if callable(may_hold) else set(may_hold)
     allowed = names if callable(names) else lambda entry: entry.name in names
-    if out.is_dir() and not all(allowed(entry) for entry in out.iterdir()):
+    own = re.compile(rf"\..+({_LEFT}|\.lock)|{re.escape(SCRATCH)}.+")  # of processes that were killed
+    if out.is_dir() and not all(own.fullmatch(entry.name) or allowed(entry) for entry in out.iterdir()):
         raise ConfigError(f"{out} holds other files: choose a new or empty folder for --out")
 
 

@@ -20,6 +20,7 @@ from types import FrameType
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 SAME_REQUEST = 0.5  # seconds within which a second signal is the first one again: `timeout` sends it twice
 PATIENCE = 1.0  # seconds after which somebody who waits is told how to end at once
+LONGEST = 60.0  # seconds after which the process ends if nothing has asked for the signal: something waits for ever
 AGAIN = 0.1  # seconds between two attempts to interrupt what runs outside Python
 
 
@@ -45,6 +46,7 @@ class _Request:
 
     number = 0  # of the first signal; 0: none came
     came_at = 0.0
+    heard = False
     interrupts: list[Callable[[], None]]
     whole = threading.RLock()  # held while something is replaced in several steps
 
@@ -69,6 +71,7 @@ def check() -> None:
       Stopped: a signal came.
     """
     if _REQUEST.number:
+        _REQUEST.heard = True
         raise Stopped(_REQUEST.number)
 
 
@@ -97,7 +100,8 @@ def whole() -> Iterator[None]:
 def on_signals() -> Iterator[None]:
     """Has Ctrl-C, SIGTERM and SIGHUP stop the work in the block; for the command line.
 
-    The first signal makes `check` raise; a second one ends the process. Signals that are ignored, such as those of a
+    The first signal makes `check` raise; a second one ends the process, and so does a minute in which nothing asked
+    `check`: folders are written aside, and a process that ends leaves what stood there. Signals that are ignored, such as those of a
     command under `nohup`, stay ignored. Outside the main thread, which alone may have handlers, nothing changes.
     """
     if threading.current_thread() is not threading.main_thread():
@@ -127,7 +131,7 @@ def on_signals() -> Iterator[None]:
         speaks.close()
         listener.join()
         listens.close()
-        _REQUEST.number = 0
+        _REQUEST.number, _REQUEST.heard = 0, False
 
 
 def _listen(listens: socket.socket) -> None:
@@ -146,7 +150,10 @@ def _listen(listens: socket.socket) -> None:
             for interrupt in list(_REQUEST.interrupts):
                 with contextlib.suppress(Exception):
                     interrupt()
-            if not told and time.monotonic() - _REQUEST.came_at > PATIENCE:
+            waited = time.monotonic() - _REQUEST.came_at
+            if not _REQUEST.heard and waited > LONGEST:
+                _end(128 + _REQUEST.number)
+            if not told and waited > PATIENCE:
                 told = True
                 _say("ultr: stopping after the step at hand; the same signal again ends at once\n")
 

@@ -6,12 +6,15 @@ import importlib
 import json
 import sys
 from collections.abc import Container, Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from ultr import __version__, compilation_cache, stopping
 from ultr.errors import UltrError
+from ultr.exhaustion import address_space, memory_problem
+from ultr.locks import locked
 
 if TYPE_CHECKING:
     from ultr.study.specs import MethodSpec
@@ -26,6 +29,23 @@ COMMANDS = {
     "evaluate": "Judge a trained model on a log or a collection.",
     "compare": "Compare methods on logs over seeds, with intervals and tests.",
 }
+
+
+# Command -> what takes less memory.
+LOWER = {
+    "demo": "Lower --sessions or --queries",
+    "prepare": "Lower --memory-limit, beyond which it works on disk",
+    "simulate": "Lower --ranks, or take part of the lists with --split",
+    "diagnose": "Lower --ranks or --pairs, or take part of the log with --split",
+    "propensity": "Lower --ranks or --bins, or take part of the log with --split",
+    "train": "Lower --batch-size or --hidden, or share rows of a table with --rows",
+    "evaluate": "Take part of the data with --split, or fewer --metrics",
+    "compare": "Lower --jobs, or the sizes of logs and models in the study",
+}
+# Address space in MiB, as measured, below which libraries end the process, or wait for threads that never started.
+START_MIB = 1536
+START_RUNTIME_MIB = 2304
+STARTS_RUNTIME = ("demo", "simulate", "train", "evaluate", "compare")
 
 
 class _LazyGroup(click.Group):
@@ -62,37 +82,61 @@ def cli() -> None:
     ULTR_CACHE=off in the environment turns that off.
     """
     compilation_cache.turn_on()
+    least = START_RUNTIME_MIB if click.get_current_context().invoked_subcommand in STARTS_RUNTIME else START_MIB
+    if not address_space(least):
+        raise MemoryError(f"there are less than {least} MiB of address space, which it takes to start")
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Runs the command line and exits; for bad use or input with one line on standard error and code 2."""
     with stopping.on_signals():
-        _run(arguments)
+        code, who, message = _run(arguments)
+    if message:  # said here, where the error has gone with all that it held: memory may be short
+        click.echo(f"{who}: error: {' '.join(message.split())}" if who else message, err=True)
+    sys.exit(code)
 
 
-def _run(arguments: Sequence[str] | None) -> NoReturn:
+def _run(arguments: Sequence[str] | None) -> tuple[int, str, str]:
+    """Runs the command line; returns its exit code and, where it failed, who failed and why."""
     try:
         code = cli.main(arguments, prog_name="ultr", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
-        click.echo(error.format_message(), err=True)
-        sys.exit(2)
+        return 2, "", error.format_message()
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
-        _fail(context.command_path if context else "ultr", error.format_message())
+        return 2, context.command_path if context else "ultr", error.format_message()
     except click.Abort as error:
         stop = error.__cause__
         code = stop.exit_code if isinstance(stop, stopping.Stopped) else 130
-        _fail("ultr", ". ".join(["interrupted", *getattr(stop, "__notes__", ())]), code=code)
+        return code, "ultr", ". ".join(["interrupted", *getattr(stop, "__notes__", ())])
     except UltrError as error:
-        _fail("ultr", str(error))
-    except OSError as error:
-        _fail("ultr", f"{error.filename}: {error.strerror}" if error.filename else str(error))
-    sys.exit(code if isinstance(code, int) else 0)
+        return 2, "ultr", str(error)
+    except Exception as error:
+        if (problem := memory_problem(error)) is not None:
+            return 2, "ultr", f"memory ran out ({problem}). {_what_to_lower(arguments)}"
+        if not isinstance(error, OSError):
+            raise
+        return 2, "ultr", f"{error.filename}: {error.strerror}" if error.filename else str(error)
+    return code if isinstance(code, int) else 0, "", ""
 
 
-def _fail(who: str, message: str, code: int = 2) -> NoReturn:
-    click.echo(f"{who}: error: {' '.join(message.split())}", err=True)
-    sys.exit(code)
+def _what_to_lower(arguments: Sequence[str] | None) -> str:
+    given = next((a for a in (sys.argv[1:] if arguments is None else arguments) if a in LOWER), "")
+    lower = f"{LOWER[given]}, or give" if given else "Give"
+    return f"{lower} the process more memory (`ulimit -v`, the limit of the container)"
+
+
+def hold(out: Path, *, inside: bool = False) -> None:
+    """Keeps other processes from writing to --out until the command has ended.
+
+    Args:
+      out: the folder.
+      inside: whether it is filled where it stands (`ultr.locks.locked`).
+
+    Raises:
+      ConfigError: another process is writing there.
+    """
+    click.get_current_context().with_resource(locked(out, inside=inside))
 
 
 def output(result: dict[str, Any], text: str, as_json: bool) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from ultr import plots
-from ultr.cli import MethodsCommand, json_option, output
+from ultr.cli import MethodsCommand, hold, json_option, output
 from ultr.errors import ConfigError
 from ultr.files import check_output_folder, json_values, write_json, write_text
 from ultr.study.registry import METHODS
@@ -60,6 +60,7 @@ def command(
 
     plots.check_figure(figure, made=out)
     study = read_study(config)
+    hold(out, inside=True)
     check_out(out)
     if figure is not None and study.data.test is None:
         raise ConfigError("--figure draws a ranking metric, and the study has no 'test' lists: leave --figure out")

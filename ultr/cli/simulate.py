@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from ultr.cli import json_option, output, overwrite_option, seed_option
+from ultr.cli import hold, json_option, output, overwrite_option, seed_option
 from ultr.errors import ConfigError
 
 _GROUPS = {
@@ -135,6 +135,7 @@ def command(
     from ultr import simulate
     from ultr.data import Collection
 
+    hold(out)
     lists = Collection.open(collection, split=split)
     if not (lists.labels >= 1).any():
         raise ConfigError(f"{collection}: expected grades of at least 1 for some documents, found none")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import click
 
-from ultr.cli import MethodsCommand, json_option, output, seed_option
+from ultr.cli import MethodsCommand, hold, json_option, output, seed_option
 from ultr.cli.inputs import open_known
 from ultr.errors import ConfigError, DataError
 from ultr.files import check_output_folder, json_values, write_json
@@ -166,6 +166,7 @@ def command(
     spec = _trained_method(model)
     _check_solver(spec, solver)
     _check_weights(spec, propensity, clip)
+    hold(out, inside=True)
     _check_out(out, resume)
     train, held_out = _splits(log, split, valid, valid_split, valid_fraction, seed, relevance)
     _check_clicks(train)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -12,6 +10,8 @@ from typing import Any
 import numpy as np
 
 from ultr import stopping
+from ultr.files import write_errors
+from ultr.locks import Scratch, sweep
 
 KeyedColumns = tuple[np.ndarray, ...]  # [n] each; the first one is the key, an unsigned integer
 Grouping = Callable[[KeyedColumns], KeyedColumns]
@@ -42,10 +42,11 @@ class SortedGroups:
         self._pending: list[KeyedColumns] = []
         self._runs: list[KeyedColumns] = []
         self._spilled: list[_SpilledRun] = []
-        self._scratch: Path | None = None
+        self._scratch: Scratch | None = None
         self._size = 0
 
     def __enter__(self) -> SortedGroups:
+        sweep(self._beside)
         return self
 
     def __exit__(
@@ -53,7 +54,7 @@ class SortedGroups:
     ) -> None:
         self._pending, self._runs, self._spilled = [], [], []
         if self._scratch is not None:
-            shutil.rmtree(self._scratch, ignore_errors=True)
+            self._scratch.remove()
             self._scratch = None
 
     def add(self, *columns: np.ndarray) -> None:
@@ -95,8 +96,8 @@ class SortedGroups:
         if not self._runs:
             return
         if self._scratch is None:
-            self._scratch = Path(tempfile.mkdtemp(prefix=".ultr-", dir=self._beside))
-        self._spilled.append(_SpilledRun(self._merged(), self._scratch / f"{len(self._spilled)}"))
+            self._scratch = Scratch(self._beside)
+        self._spilled.append(_SpilledRun(self._merged(), self._scratch.path / f"{len(self._spilled)}"))
         self._runs = []
 
     def _ranges(self) -> Iterator[KeyedColumns]:
@@ -122,7 +123,8 @@ class _SpilledRun:
         self.rows, self.row_bytes = len(columns[0]), sum(column.itemsize for column in columns)
         self._files = [(path.with_suffix(f".{i}"), column.dtype) for i, column in enumerate(columns)]
         for (file, _), column in zip(self._files, columns, strict=True):
-            column.tofile(file)
+            with write_errors(file), open(file, "wb") as stream:
+                stream.write(np.ascontiguousarray(column).data)  # `tofile` does not say what went wrong
 
     def keys(self) -> np.ndarray:
         return np.memmap(*self._files[0], mode="r")

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from ultr import stopping
 from ultr.errors import DataError
+from ultr.exhaustion import memory_problem
 from ultr.files import file_digest, json_digest, new_folder, write_json
 
 SCHEMA = 1
@@ -200,6 +201,8 @@ def parquet_errors(file: Path) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        if memory_problem(error) is not None:
+            raise
         text = " ".join(str(error).split())
         raise DataError(
             f"the Parquet file cannot be read: {text}", fix="Copy or prepare it again.", file=file

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import shutil
-import tempfile
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -20,6 +18,8 @@ import pyarrow.parquet as pq
 
 from ultr import stopping
 from ultr.errors import ConfigError, DataError
+from ultr.exhaustion import disk_problem, memory_problem
+from ultr.locks import Scratch
 
 BATCH_ROWS = 122_880  # rows per batch of a streamed result: the size of DuckDB's own row groups
 
@@ -40,7 +40,8 @@ class Engine:
     """
 
     def __init__(self, *, beside: Path, memory_limit: str | None = None) -> None:
-        self.scratch = Path(tempfile.mkdtemp(prefix=".prepare-", dir=beside))
+        self._folder = Scratch(beside)
+        self.scratch = self._folder.path
         self._numbers = itertools.count()
         config = {"temp_directory": str(self.scratch / "spill")}
         if memory_limit is not None:
@@ -53,7 +54,7 @@ class Engine:
                 # of a log with each other on the query, which multiplies their rows.
                 self.backend.raw_sql("SET disabled_optimizers = 'join_order'")
         except duckdb.Error as error:
-            shutil.rmtree(self.scratch, ignore_errors=True)
+            self._folder.remove()
             raise ConfigError(f"expected a memory limit such as '4GB', found {memory_limit!r}: {error}") from error
 
     def __enter__(self) -> Engine:
@@ -68,7 +69,7 @@ class Engine:
         try:
             self.backend.disconnect()
         finally:
-            shutil.rmtree(self.scratch, ignore_errors=True)
+            self._folder.remove()
 
     def stage(self, name: str, expression: ir.Table) -> ir.Table:
         """Computes a table and stores it on disk under the name; returns the stored table."""
@@ -194,15 +195,15 @@ class EngineError(DataError):
     def __init__(self, error: BaseException) -> None:
         lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         self.text = lines[0]
-        memory = isinstance(error, duckdb.OutOfMemoryException)
-        super().__init__(
-            f"the engine stopped: {self.text}",
-            fix=(
-                "Give it more with --memory-limit (in Python: memory_limit=...), or more disk space beside the output."
-                if memory
-                else ""
-            ),
-        )
+        fix = ""
+        if disk_problem(error) is not None:
+            fix = "Make room on the disk of the output, beside which intermediate files lie."
+        elif memory_problem(error) is not None:
+            fix = (
+                "Let it work on disk earlier with a lower --memory-limit (in Python: memory_limit=...), or, if that is "
+                "below what the machine has, give it more."
+            )
+        super().__init__(f"the engine stopped: {self.text}", fix=fix)
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ from ultr.data.columns import RESERVED_NAMES
 from ultr.data.splits import check_fractions
 from ultr.data.storage import check_replaceable
 from ultr.errors import ConfigError, DataError
+from ultr.files import write_errors
 from ultr.ingest.checking import check_raw_rows
 from ultr.ingest.engine import Engine
 from ultr.ingest.output import Output
@@ -26,6 +27,7 @@ from ultr.ingest.to_collection import write_graded_lists
 from ultr.ingest.to_log import write_log
 from ultr.ingest.values import LARGEST_FEATURE
 from ultr.ingest.views import check_pages
+from ultr.locks import locked
 
 SPLITS = ("session", "query", "time")
 
@@ -121,7 +123,12 @@ def prepare(
     output = Output(target, parent, split, split_by, seed, max_grade, overwrite, pages, bar)
     report: dict[str, Any] = {"format": format, "inputs": [path.name for path in files]}
     beside = next(folder for folder in target.parents if folder.is_dir())
-    with bar, Engine(beside=beside, memory_limit=memory_limit) as engine:
+    with (
+        bar,
+        write_errors(target),
+        locked(target),
+        Engine(beside=beside, memory_limit=memory_limit) as engine,
+    ):
         grades = None if grades_file is None else read_grades(engine, grades_file, quote=quote)
         found = reader.read(engine, files, request)
         if isinstance(found, GradedPairs):

@@ -13,6 +13,7 @@ from ultr.data import Collection
 from ultr.errors import ConfigError, DataError, UltrError
 from ultr.evaluation import evaluate, per_query
 from ultr.evaluation.trec import write_run
+from ultr.exhaustion import memory_problem
 from ultr.files import folder_name
 from ultr.models import ClickModel
 from ultr.study.learning import TrainedMethod, propensity_error, train_method
@@ -56,6 +57,9 @@ def make_run(
     except UltrError as error:
         return {"error": one_line(error)}, None
     except Exception as error:
+        if (problem := memory_problem(error)) is not None:
+            lower = "Lower --jobs, or the sizes of the log and the model in the study"
+            return {"error": f"memory ran out ({problem}). {lower}", "unexpected": True}, None
         return {"error": f"{type(error).__name__}: {one_line(error)}", "unexpected": True}, None
 
 

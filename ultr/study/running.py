@@ -17,11 +17,12 @@ from ultr.evaluation.metrics import parse_metric
 from ultr.evaluation.trec import write_qrels
 from ultr.files import folder_name, json_values
 from ultr.identifiability import report
+from ultr.locks import Scratch, locked, sweep
 from ultr.study.judging import add_cautions, make_run, one_line
 from ultr.study.prepared import JudgedLists, PreparedLog, count_shared
 from ultr.study.runs import Run, StoredRuns, run_digest, study_runs
 from ultr.study.settings import LogSpec, Study
-from ultr.study.workers import call_in_processes, remove_dead_folders, working_folder
+from ultr.study.workers import call_in_processes
 
 LOG_FACTS = ("sessions", "queries", "documents", "ranks", "impressions", "clicks")
 DIAGNOSIS_FACTS = (
@@ -67,7 +68,7 @@ def run_study(
       How many runs were "made", "kept" (their results were there) and "failed".
 
     Raises:
-      ConfigError: an unknown name or seed, or less than one job.
+      ConfigError: an unknown name or seed, less than one job, or another process makes runs in the folder.
       DataError: the graded lists cannot be read, or those to judge on share queries with those learnt from.
     """
     stored = StoredRuns(folder)
@@ -78,21 +79,21 @@ def run_study(
     if pending:
         _check_apart(study)
         _check_scales(study)
-    stored.folder.mkdir(parents=True, exist_ok=True)
-    remove_dead_folders(stored.folder)
-    batches = _batches(study, pending) + _undiagnosed(study, chosen, pending, stored)
-    counts = {"made": 0, "kept": len(chosen) - len(pending), "failed": 0}
-    if pending and study.data.test is not None:
-        (stored.folder / "trec").mkdir(exist_ok=True)
-        write_qrels(stored.folder / "trec" / "qrels", JudgedLists(study.data)["test"])
-    if jobs == 1 or len(batches) < 2:
-        for batch in batches:
-            _count(counts, _make_batch(study, batch, stored.folder, keep_logs, say))
-        return counts
-    tasks = [(study, batch, stored.folder, keep_logs, _say_aloud if say else None) for batch in batches]
-    with contextlib.closing(call_in_processes(_make_batch, tasks, jobs=jobs, folder=stored.folder)) as results:
-        for failed in results:
-            _count(counts, failed)
+    with locked(stored.folder, inside=True):
+        sweep(stored.folder)
+        batches = _batches(study, pending) + _undiagnosed(study, chosen, pending, stored)
+        counts = {"made": 0, "kept": len(chosen) - len(pending), "failed": 0}
+        if pending and study.data.test is not None:
+            (stored.folder / "trec").mkdir(exist_ok=True)
+            write_qrels(stored.folder / "trec" / "qrels", JudgedLists(study.data)["test"])
+        if jobs == 1 or len(batches) < 2:
+            for batch in batches:
+                _count(counts, _make_batch(study, batch, stored.folder, keep_logs, say))
+            return counts
+        tasks = [(study, batch, stored.folder, keep_logs, _say_aloud if say else None) for batch in batches]
+        with contextlib.closing(call_in_processes(_make_batch, tasks, jobs=jobs, folder=stored.folder)) as results:
+            for failed in results:
+                _count(counts, failed)
     return counts
 
 
@@ -185,13 +186,13 @@ def _say_aloud(text: str) -> None:
 
 def _make_batch(study: Study, batch: _Batch, folder: Path, keep_logs: bool, say: Say | None) -> list[bool]:
     """Makes the runs of one log and seed; returns whether each failed."""
-    stored, lists, work = StoredRuns(folder), JudgedLists(study.data), working_folder(folder)
+    stored, lists, work = StoredRuns(folder), JudgedLists(study.data), Scratch(folder)
     failed = []
     try:
         log, log_facts = None, dict[str, Any]()
         if batch.log is not None:
             shares = (study.valid_share, study.test_share)
-            log = PreparedLog(batch.log, seed=batch.seed, lists=lists, shares=shares, work=work)
+            log = PreparedLog(batch.log, seed=batch.seed, lists=lists, shares=shares, work=work.path)
             log_facts = _write_log_facts(study, log, stored)
         for run, digest in batch.runs:
             began = time.perf_counter()
@@ -210,13 +211,13 @@ def _make_batch(study: Study, batch: _Batch, folder: Path, keep_logs: bool, say:
             failed.append(facts.get("error") is not None)
             if say is not None:
                 say(f"{run.title}: {_summary(study, facts)} ({seconds:.1f} s)")
-        if keep_logs and batch.log is not None and (work / "log").exists():
+        if keep_logs and batch.log is not None and (work.path / "log").exists():
             kept = folder / "logs" / folder_name(batch.log.name) / f"seed-{batch.seed}"
             shutil.rmtree(kept, ignore_errors=True)
             kept.parent.mkdir(parents=True, exist_ok=True)
-            (work / "log").rename(kept)
+            (work.path / "log").rename(kept)
     finally:
-        shutil.rmtree(work, ignore_errors=True)
+        work.remove()
     return failed
 
 

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import concurrent.futures
+import concurrent.futures.process
 import multiprocessing
 import multiprocessing.connection
 import os
-import platform
-import re
-import shutil
 import signal
-import tempfile
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,36 +17,11 @@ from typing import Any, TypeVar
 import jax
 
 from ultr import compilation_cache, stopping
+from ultr.errors import UltrError
+from ultr.locks import Scratch, sweep
 
 T = TypeVar("T")
 POLL_SECONDS = 0.2
-
-
-def working_folder(folder: Path) -> Path:
-    """Makes a new folder for intermediate files, named by machine and process."""
-    return Path(tempfile.mkdtemp(prefix=f".work-{_machine()}-{os.getpid()}-", dir=folder))
-
-
-def remove_dead_folders(folder: Path) -> None:
-    """Removes the working folders of processes of this machine that are gone."""
-    for left in folder.glob(f".work-{_machine()}-*-*"):
-        process = left.name.removeprefix(f".work-{_machine()}-").split("-")[0]
-        if process.isdigit() and not _alive(int(process)):
-            shutil.rmtree(left, ignore_errors=True)
-
-
-def _machine() -> str:
-    return re.sub(r"[^\w.]", "_", platform.node())
-
-
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
 
 
 def call_in_processes(
@@ -63,12 +35,12 @@ def call_in_processes(
       jobs: processes, at most.
       folder: where the working folders lie.
     """
-    context, cache = multiprocessing.get_context("spawn"), working_folder(folder)
+    context, cache = multiprocessing.get_context("spawn"), Scratch(folder)
     others = set(multiprocessing.active_children())
     pool = concurrent.futures.ProcessPoolExecutor(
         min(jobs, len(tasks)), mp_context=context, initializer=end_with_parent
     )
-    with _environment(cache), pool:
+    with cache as programs, _environment(programs), pool:
         try:
             with _without_interrupts():
                 waiting = {pool.submit(function, *task) for task in tasks}
@@ -78,6 +50,11 @@ def call_in_processes(
                 for result in done:
                     stopping.check()  # a signal to all processes ends this one as it does without others
                     yield result.result()
+        except concurrent.futures.process.BrokenProcessPool as error:
+            raise UltrError(
+                "a process that made runs was ended from outside, as the system does where memory runs out. Lower "
+                "--jobs, or the sizes of logs and models in the study; the runs that are finished are kept"
+            ) from error
         except BaseException:
             workers = set(multiprocessing.active_children()) - others
             pool.shutdown(wait=False, cancel_futures=True)
@@ -85,10 +62,8 @@ def call_in_processes(
                 worker.kill()
             for worker in workers:
                 worker.join()
-            remove_dead_folders(folder)
+            sweep(folder)
             raise
-        finally:
-            shutil.rmtree(cache, ignore_errors=True)
 
 
 def end_with_parent() -> None:

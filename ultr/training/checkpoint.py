@@ -26,11 +26,12 @@ from ultr.data.input_schema import InputSchema
 from ultr.data.known_documents import KnownVocabulary, open_vocabulary
 from ultr.data.vocabulary import HasVocabulary
 from ultr.errors import CheckpointError, ConfigError
-from ultr.files import file_digest, new_folder
+from ultr.files import check_room, file_digest, new_folder
 from ultr.towers import Component, record_schema, schema_of
 from ultr.towers.base import CallableTower
 
 SCHEMA = 1
+_STORED, _STORED_PER_ARRAY = 1 << 15, 1 << 10  # bytes that Orbax writes beside the numbers, at most
 UNNAMED = (
     "{}: saved by an earlier version, without the names of its features. Their order cannot be checked, only their "
     "number: give data that was prepared as the training data, or train again"
@@ -157,9 +158,11 @@ def save_arrays(directory: Path, tree: Any, meta: dict[str, Any]) -> None:
 def _save_arrays(directory: Path, tree: Any, meta: dict[str, Any]) -> None:
     import orbax.checkpoint as ocp
 
-    with new_folder(directory, single=True) as aside:
+    arrays = {name: _plain(leaf) for name, leaf in named_arrays(tree).items()}
+    with new_folder(directory) as aside:
+        check_room(aside, _STORED + sum(_STORED_PER_ARRAY + x.nbytes * 17 // 16 for x in arrays.values()))
         with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save((aside / "arrays").resolve(), {k: _plain(v) for k, v in named_arrays(tree).items()})
+            checkpointer.save((aside / "arrays").resolve(), arrays)
         written = (path for path in sorted((aside / "arrays").rglob("*")) if path.is_file())
         files = {str(path.relative_to(aside)): file_digest(path) for path in written}
         (aside / "meta.json").write_text(json.dumps(meta | {"schema": SCHEMA, "files": files}, indent=1) + "\n")

@@ -9,9 +9,9 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,8 @@ from ultr import stopping
 from ultr.data.dataset import Dataset, DatasetLike
 from ultr.data.input_schema import InputSchema
 from ultr.errors import ConfigError
+from ultr.files import recover
+from ultr.locks import locked
 from ultr.sessions import Sessions
 from ultr.towers import (
     Component,
@@ -45,6 +47,8 @@ from ultr.training.rows import RowSparse, lazy_adam
 from ultr.training.steps import Trainer
 from ultr.training.weight_report import weight_facts
 
+P = ParamSpec("P")
+T = TypeVar("T")
 STATE_SECONDS = 10.0
 CACHE_BYTES = 1 << 30  # of decoded rows of a log, so that later epochs find them in memory
 LARGE_TABLE = 100_000  # entries; a larger table is not swept in every step
@@ -71,6 +75,19 @@ class Fitted:
     best: int
 
 
+def _alone_in_directory(function: Callable[P, T]) -> Callable[P, T]:
+    """Has a function work alone in the folder that its argument `directory` names."""
+
+    @wraps(function)
+    def alone(*args: P.args, **kwargs: P.kwargs) -> T:
+        directory = cast(str | Path | None, kwargs.get("directory"))
+        with contextlib.nullcontext() if directory is None else locked(directory, inside=True):
+            return function(*args, **kwargs)
+
+    return alone
+
+
+@_alone_in_directory
 def fit(
     model: Any,
     train: DatasetLike,
@@ -120,7 +137,9 @@ def fit(
       and counted.
 
     Raises:
+      ConfigError: another process trains in `directory`.
       DataError: an id or rank beyond a table, data without sessions, or without a feature that the model knows.
+      KeyboardInterrupt: Ctrl-C; threads have ended, and the state is kept.
       UltrError: the loss is not finite.
     """
     if epochs < 0 or batch_size < 1:
@@ -143,6 +162,8 @@ def fit(
     run: dict[str, Any] = {"history": [], "best": 0, "best_loss": None}
     partial_epoch: dict[str, Any] | None = None
     setting = _setting(model, schema, train, valid, settings, seed=seed, batch_size=batch_size, l2=l2)
+    if resume and directory is not None:
+        recover(directory / "state")
     if resume and directory is not None and (directory / "state" / "meta.json").exists():
         run, (state, best) = _resume(directory / "state", setting, (state, best))
         partial_epoch = _partial_epoch(directory / "state", run.pop("partial", None), block_sessions)
