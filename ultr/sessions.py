@@ -137,7 +137,7 @@ class Sessions(flax.struct.PyTreeNode):
           query, weight: one number per session.
 
         Raises:
-          DataError: lists of one session differ in length, or nothing was given.
+          DataError: lists of one session differ in length, a feature is not finite, or nothing was given.
         """
         ragged: dict[str, Sequence[Any] | np.ndarray] = dict(features or {})
         given = {"clicks": clicks, "labels": labels, "positions": positions}
@@ -185,7 +185,7 @@ class Sessions(flax.struct.PyTreeNode):
         return cls(
             mask=steps < size[:, None],
             position=default if positions is None else pad("positions", positions, np.int32),
-            features={name: pad(name, rows) for name, rows in ragged.items()},
+            features={name: _finite(pad(name, rows), name) for name, rows in ragged.items()},
             clicks=None if clicks is None else pad("clicks", clicks, np.int8),
             labels=None if labels is None else pad("labels", labels, np.float32),
             query=None if query is None else np.asarray(query, np.int32),
@@ -247,8 +247,10 @@ class Sessions(flax.struct.PyTreeNode):
                 self._reject(((array < 0) & mask).any(1), name, source, f"expected {what} of at least 0")
             elif np.issubdtype(array.dtype, np.floating):
                 bad = np.isinf(array) if name == "labels" else ~np.isfinite(array)
+                at = np.argwhere(bad & mask.reshape(*mask.shape, *(1,) * (bad.ndim - 2)))
                 bad = bad.any(axis=tuple(range(2, bad.ndim)))
-                self._reject((bad & mask).any(1), name, source, "expected finite numbers")
+                place = _place_in_list(array, at[0]) if len(at) else ""
+                self._reject((bad & mask).any(1), name, source, f"expected finite numbers{place}")
         for name in ("query", "weight"):
             value = getattr(self, name)
             if value is not None and np.asarray(value).shape != mask.shape[:1]:
@@ -266,6 +268,24 @@ class Sessions(flax.struct.PyTreeNode):
         if bad.any():
             rows = np.flatnonzero(bad)
             raise DataError(f"{expected}; {len(rows)} sessions differ", file=source, row=int(rows[0]) + 1, field=field)
+
+
+def _finite(values: np.ndarray, name: str) -> np.ndarray:
+    """Returns features [B, K, ...] as they are.
+
+    Raises:
+      DataError: one is NaN or infinite; names the session, the document and the column.
+    """
+    if values.dtype.kind == "f" and len(at := np.argwhere(~np.isfinite(values))):
+        place = _place_in_list(values, at[0])
+        raise DataError(f"expected finite numbers{place}", row=int(at[0][0]) + 1, field=f"features[{name}]")
+    return values
+
+
+def _place_in_list(values: np.ndarray, at: np.ndarray) -> str:
+    """Says what stands at an index [list, rank, ...] of values, for errors."""
+    column = "".join(f", column {i}" for i in at[2:])
+    return f", found {values[tuple(at)]} at document {at[1] + 1}{column} of session {at[0] + 1}"
 
 
 def concatenate(batches: Sequence[Sessions]) -> Sessions:

@@ -9,7 +9,6 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from ultr.data.input_schema import InputSchema
 from ultr.errors import ConfigError
 from ultr.towers import (
     Component,
-    check_bounds,
+    InputCheck,
     matched,
     needs_no_features,
     record_schema,
@@ -152,7 +151,7 @@ def fit(
         return {
             "length": sessions,
             "rank_first": trainer.rank_first,
-            "check": partial(check_bounds, model, source=name, largest=largest_indices(data)),
+            "check": InputCheck(model, data, source=name, largest=largest_indices(data)),
             "put": put,
             "block_sessions": block_sessions,
             "share_features": shares,
