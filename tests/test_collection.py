@@ -176,7 +176,7 @@ def test_collections_have_named_splits(tmp_path: Path) -> None:
         ({"label": [0, 1, math.nan]}, r"row 3, field 'label': expected finite grades"),
         ({"label": [0, 1, "high"]}, r"field 'label': expected numbers"),
         ({"features": np.zeros(3)}, r"field 'features': expected shape"),
-        ({"features": [[0.0], [math.inf], [0.0]]}, r"row 2, field 'features': expected finite numbers"),
+        ({"features": [[0.0], [math.inf], [0.0]]}, r"row 2, field 'features\[0\]': expected finite numbers, found inf"),
         ({"ids": [1, 2, 4]}, r"field 'ids': expected every id of 1 to 3 once"),
         ({"document": ["a"]}, r"field 'document': expected 3 names, found 1"),
         ({"feature_names": ["a"]}, r"field 'feature_names': expected 0 names, found 1"),

@@ -320,6 +320,19 @@ def test_commands_match_by_name(ultr: Ultr, run: Path, logs: dict[Any, ClickLog]
     assert "(price, stock), found (weight, age)" in wrong.err
 
 
+def test_diagnosis_says_that_a_run_is_of_other_features(
+    ultr: Ultr, run: Path, logs: dict[Any, ClickLog], tmp_path: Path
+) -> None:
+    same, permuted, other = (
+        ultr("diagnose", logs[order].path, "--run", run, "--json").json["agreement"]
+        for order in [("price", "stock"), ORDERS[0], ("weight", "age")]
+    )
+    assert same == permuted
+    assert "note" not in same
+    assert "(price, stock), found (weight, age)" in other["note"]
+    assert {name: value for name, value in other.items() if name != "note"} == same
+
+
 def test_training_commands_match_by_name(ultr: Ultr, logs: dict[Any, ClickLog], tmp_path: Path) -> None:
     options = ("--relevance", "linear", "--epochs", "1", "--batch-size", "32", "--json")
     losses = []

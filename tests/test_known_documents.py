@@ -16,7 +16,7 @@ from evaluated import OwnDocumentTable
 from narrowing import present
 from raw_logs import prepare_log, write
 
-from ultr import models, towers
+from ultr import baselines, models, towers
 from ultr.data import ClickLog, Collection
 from ultr.data.known_documents import open_vocabulary
 from ultr.data.vocabulary import Vocabulary
@@ -146,6 +146,18 @@ def test_training_goes_on_with_the_documents_of_the_first_log(train: ClickLog, o
     second = fit(first, other, epochs=1, batch_size=16, seed=0).model
     assert present(present(schema_of(second)).documents).shared(present(train.input_schema.documents)) is not None
     assert by_name(second, train).keys() == by_name(first, train).keys()
+
+
+def test_displays_are_those_of_the_documents_of_their_log(train: ClickLog, other: ClickLog) -> None:
+    displays = baselines.Displays.of(train)
+    ranker = baselines.PolicyAware(
+        relevance=towers.DocumentTable(train.documents), propensity=[1, 0.5, 0.4, 0.3], displays=displays
+    )
+    data = towers.matched(ranker, other, name="log")
+    for own, batch in zip(other.batches(16), data.batches(16), strict=True):
+        ids = other.vocabulary.ids_in(train.vocabulary)
+        np.testing.assert_array_equal(batch.features["document"], ids[own.features["document"]])
+    assert towers.matched(ranker, train, name="log") is train
 
 
 def test_parts_with_unrelated_documents_do_not_join(train: ClickLog, other: ClickLog) -> None:

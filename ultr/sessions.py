@@ -138,7 +138,8 @@ class Sessions(flax.struct.PyTreeNode):
           query, weight: one number per session.
 
         Raises:
-          DataError: lists of one session differ in length, hold something else than numbers, or nothing was given.
+          DataError: lists of one session differ in length, hold something else than finite numbers, or nothing was
+            given.
         """
         if features is not None and not isinstance(features, Mapping):
             raise DataError(f"expected features as name -> lists, found {type(features).__name__}", field="features")
@@ -159,7 +160,7 @@ class Sessions(flax.struct.PyTreeNode):
         width = max(size, default=0) or 1
         steps = np.arange(width, dtype=np.int32)
         default = np.broadcast_to(steps, (len(size), width)).copy()
-        made = {name: _padded(name, ragged[name], width) for name in features or {}}
+        made = {name: _finite(_padded(name, ragged[name], width), name) for name in features or {}}
         return cls(
             mask=steps < np.asarray(size, np.int32)[:, None],
             position=default if positions is None else _padded("positions", ragged["positions"], width, np.int32),
@@ -241,8 +242,10 @@ class Sessions(flax.struct.PyTreeNode):
             elif array.dtype.kind not in "biu":
                 array = array.astype(np.float32) if array.dtype.kind != "f" else array
                 bad = np.isinf(array) if name == "labels" else ~np.isfinite(array)
+                at = np.argwhere(bad & mask.reshape(*mask.shape, *(1,) * (bad.ndim - 2)))
                 bad = bad.any(axis=tuple(range(2, bad.ndim)))
-                self._reject((bad & mask).any(1), name, source, "expected finite numbers")
+                place = _place_in_list(array, at[0]) if len(at) else ""
+                self._reject((bad & mask).any(1), name, source, f"expected finite numbers{place}")
         for name in ("query", "weight"):
             value = getattr(self, name)
             if value is None:
@@ -263,6 +266,24 @@ class Sessions(flax.struct.PyTreeNode):
         if bad.any():
             rows = np.flatnonzero(bad)
             raise DataError(f"{expected}; {len(rows)} sessions differ", file=source, row=int(rows[0]) + 1, field=field)
+
+
+def _finite(values: np.ndarray, name: str) -> np.ndarray:
+    """Returns features [B, K, ...] as they are.
+
+    Raises:
+      DataError: one is NaN or infinite; names the session, the document and the column.
+    """
+    if values.dtype.kind == "f" and len(at := np.argwhere(~np.isfinite(values))):
+        place = _place_in_list(values, at[0])
+        raise DataError(f"expected finite numbers{place}", row=int(at[0][0]) + 1, field=f"features[{name}]")
+    return values
+
+
+def _place_in_list(values: np.ndarray, at: np.ndarray) -> str:
+    """Says what stands at an index [list, rank, ...] of values, for errors."""
+    column = "".join(f", column {i}" for i in at[2:])
+    return f", found {values[tuple(at)]} at document {at[1] + 1}{column} of session {at[0] + 1}"
 
 
 def concatenate(batches: Sequence[Sessions]) -> Sessions:

@@ -46,6 +46,10 @@ class Displays(Component):
         return (IndexBound("document", self.documents + 1, "ids"),)
 
     @property
+    def reads(self) -> frozenset[str]:
+        return frozenset({"document"})
+
+    @property
     def cut(self) -> bool:
         """Whether the logging policy shows some document in some sessions of its query only."""
         shown = self.exposure(np.ones(self.ranks))
@@ -64,6 +68,13 @@ class Displays(Component):
           DataError: no document is shown, one document has several queries, or there are more than 2^31 - 1 cells.
           ConfigError: sessions without queries or documents.
         """
+        found = cls._counted(log)
+        if isinstance(log, ClickLog | Counts):
+            found.input_schema = log.input_schema.only(found.reads)
+        return found
+
+    @classmethod
+    def _counted(cls, log: ClickLog | Counts | InMemory | Sessions) -> Displays:
         if isinstance(log, ClickLog):
             made = count_cells(log)
             queries = log.vocabulary.document_query[: log.documents + 1]

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from ultr.cli import json_option, output, ranks_option
-from ultr.cli.inputs import load_model
+from ultr.cli.inputs import load_model, other_inputs
 from ultr.errors import UltrError
 
 
@@ -64,13 +64,17 @@ def command(
     from ultr.propensity import conditional_likelihood
 
     model = load_model(run)[0] if run else None
-    found = report(open_counted(log, split=split), target=target, ranks=ranks, share=share, pairs=pairs)
+    source = open_counted(log, split=split)
+    found = report(source, target=target, ranks=ranks, share=share, pairs=pairs)
     result, text = found.to_json(), found.text()
     if model is not None:
         try:
             compared = agreement(model, conditional_likelihood(found.counts))
             result["agreement"] = compared.to_json() | {"run": str(run)}
             sentence = compared.text()
+            if (note := other_inputs(model, source)) is not None:
+                result["agreement"]["note"] = note
+                sentence += f" {note}"
         except UltrError as e:
             result["agreement"] = {"run": str(run), "reason": str(e)}
             sentence = f"The learned curve cannot be compared: {str(e).rstrip('.')}."

@@ -12,6 +12,7 @@ from ultr.text import counted
 
 if TYPE_CHECKING:
     from ultr.data import ClickLog, Collection
+    from ultr.data.dataset import Dataset
     from ultr.data.input_schema import InputMatch
 
 
@@ -52,12 +53,24 @@ def open_known(path: Path, known: Any, *, split: str | None = None) -> ClickLog 
     return open_data(path, split=split, vocabulary=known if related else None)
 
 
+def other_inputs(model: object, data: Dataset) -> str | None:
+    """Says that a model was trained on other features than data has, where only its curve over ranks is used."""
+    from ultr.errors import DataError
+    from ultr.towers import input_match
+
+    try:
+        input_match(model, data, name="this log")
+    except DataError as error:
+        return f"The run was trained on other data, perhaps of other users ({str(error).rstrip('.')})."
+    return None
+
+
 def match_notes(match: InputMatch | None) -> list[str]:
     """Says which documents and categories of the data the model does not know."""
     if match is None:
         return []
     notes = []
-    if match.documents is not None:
+    if match.documents is not None and match.documents[0]:  # where none is found, the model reads none
         found, unknown = match.documents
         notes.append(
             f"the data has document ids of its own: {counted(found, 'document')} found by name among those of the "

@@ -191,7 +191,10 @@ class Collection(Dataset):
         table = None
         if features is not None:
             table = _column(features, "features", (count, -1))
-            _reject(~np.isfinite(table).all(1), "features", "finite numbers")
+            if not (finite := np.isfinite(table)).all():
+                at = int((~finite).any(0).argmax())
+                named = at if feature_names is None or at >= len(feature_names) else feature_names[at]
+                _reject(~finite[:, at], f"features[{named}]", f"finite numbers, found {table[~finite[:, at], at][0]}")
         numbers = np.arange(1, count + 1, dtype=np.int32)
         if ids is not None:
             own = whole_array(ids, "ids", least=1)

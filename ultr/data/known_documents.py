@@ -65,6 +65,10 @@ class KnownVocabulary:
             )
         return dataclasses.replace(self, path=os.path.abspath(vocabulary.path), names=vocabulary)
 
+    def without_names(self) -> KnownVocabulary:
+        """Returns the same vocabulary, which is opened when names are needed, where a folder has them."""
+        return dataclasses.replace(self, names=None) if os.path.isdir(self.path) else self
+
     @property
     def size(self) -> int:
         """The number of documents."""

@@ -220,7 +220,9 @@ class Vocabulary:
             row = start
             for chunk in table["features"].chunks:
                 values = feature_rows(chunk, self.path / DOCUMENTS_FILE, row)
-                self._reject(~np.isfinite(values).all(1), row, "features", "finite numbers")
+                if not (finite := np.isfinite(values)).all():
+                    name = self.feature_names[int((~finite).any(0).argmax())]
+                    self._reject(~finite.all(1), row, f"features[{name}]", "finite numbers")
                 yield row + 1, values
                 row += len(values)
 

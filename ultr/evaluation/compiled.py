@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable, Hashable
+from functools import partial
 from typing import Any
 
 import jax
@@ -19,7 +20,8 @@ from ultr.errors import ConfigError, DataError
 from ultr.evaluation.contracts import PredictedClicks, Scorer
 from ultr.models import ClickModel
 from ultr.sessions import Array, Sessions
-from ultr.towers import check_bounds, input_match
+from ultr.towers import InputCheck, check_bounds, input_match
+from ultr.towers.base import still
 
 
 class CompiledModel:
@@ -35,12 +37,10 @@ class CompiledModel:
     def __init__(self, model: object) -> None:
         self.model = model
         self._match: InputMatch | None = None
+        self._check: InputCheck | None = None
         self._split: tuple[Any, Any] | None = None
         if isinstance(model, nnx.Module):
-            copy = nnx.merge(*nnx.split(model))
-            # What `copy.eval()` does, which has no type annotations.
-            copy.set_attributes(deterministic=True, use_running_average=True, raise_if_not_found=False)
-            self._split = nnx.split(copy)
+            self._split = nnx.split(still(model))
 
     def on(self, data: Dataset, *, name: str = "evaluation data") -> CompiledModel:
         """Returns the same model for the batches of a dataset, whose features it finds by name.
@@ -50,6 +50,8 @@ class CompiledModel:
         """
         bound = copy.copy(self)
         bound._match = input_match(self.model, data, name=name)
+        if isinstance(self.model, nnx.Module):
+            bound._check = InputCheck(self.model, data, source=name)
         return bound
 
     def __call__(self, function: Callable[..., Any], batch: Sessions, *options: Hashable) -> Any:
@@ -63,7 +65,8 @@ class CompiledModel:
         if self._split is None or not isinstance(self.model, nnx.Module):
             return function(self.model, batch, *options)
         # Scores do not depend on positions, so lists of candidates may be longer than the tables over ranks.
-        check_bounds(self.model, batch.unbiased() if function is _scores else batch, source="evaluation data")
+        check = self._check or partial(check_bounds, self.model, source="evaluation data")
+        check(batch.unbiased() if function is _scores else batch)
         return _compiled(function, self._split[0], options, self._split[1], batch)
 
     def scores(self, batch: Sessions) -> np.ndarray:

@@ -19,7 +19,7 @@ from ultr.sessions import Sessions
 from ultr.simulate.entropy import Entropies, EntropyTotals, ExactEntropies, entropies, exact_entropies
 from ultr.simulate.examination_curves import Context
 from ultr.simulate.ranking_sampler import RankingSampler
-from ultr.towers import check_bounds, input_match
+from ultr.towers import InputCheck, input_match
 
 
 class DrawnSessions(NamedTuple):
@@ -109,6 +109,7 @@ class ClickSampler:
         about = collection.input_schema
         schema = InputSchema(about.features, drawn, about.documents)
         self._match = input_match(model, schema, name="collection")
+        self._check = InputCheck(model, collection, source="collection")
         self._key = jax.random.key(seed)
         self._step = jax.jit(partial(_sample, graph))
         self._exact_entropies = partial(_exact_entropies, graph)
@@ -120,7 +121,7 @@ class ClickSampler:
         """Samples [n, top] clicks and returns them with their log-probabilities [n]."""
         n = len(drawn.query)
         batch = self._batch(drawn)
-        check_bounds(self._model, batch, source="collection")
+        self._check(batch)
         clicked, log_prob, found = self._step(self._state, batch, jax.random.fold_in(self._key, drawn.start))
         self.entropy_totals.add(jax.tree.map(lambda x: np.asarray(x)[:n], found), drawn.shown >= 0)
         return np.asarray(clicked)[:n], np.asarray(log_prob)[:n]

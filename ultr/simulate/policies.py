@@ -10,7 +10,7 @@ import numpy as np
 from ultr import stopping
 from ultr.data import Collection
 from ultr.data.input_schema import InputSchema
-from ultr.errors import ConfigError
+from ultr.errors import ConfigError, DataError
 from ultr.sessions import Sessions, whole_feature
 
 RANKERS = ("random", "oracle", "noisy", "linear", "boosted", "strength")
@@ -77,6 +77,7 @@ class Policy:
 
         Raises:
           ConfigError: the collection has no features, or LightGBM is not installed.
+          DataError: a score is not finite.
         """
         rng = np.random.default_rng(seed)
         labels = np.nan_to_num(np.asarray(collection.labels, np.float64))
@@ -89,6 +90,12 @@ class Policy:
         by_features = self.ranker in ("linear", "boosted")
         fitted = FittedPolicy(self, raw, collection.input_schema if by_features else None)
         scores = raw(collection.features, labels, collection.document)
+        if not (finite := np.isfinite(scores)).all():
+            raise DataError(
+                f"the policy '{self.ranker}' scores document {collection.document[~finite][0]} as {scores[~finite][0]}",
+                fix="Its features are not finite: fill them",
+                field="features",
+            )
         deviation = scores.std()
         fitted.centre, fitted.scale = float(scores.mean()), float(deviation) if deviation > 0 else 1.0
         return fitted

@@ -14,6 +14,7 @@ from ultr.towers.base import (
     parameter_groups,
     read_feature,
 )
+from ultr.towers.checks import InputCheck
 from ultr.towers.inputs import input_match, matched, record_schema, schema_of, trained_schema
 from ultr.towers.lookup import lookup, lookup_small, read_by, row_tables
 from ultr.towers.networks import DCNV2, MLP, FeatureNetwork, Linear
@@ -52,6 +53,7 @@ __all__ = [
     "GradeTable",
     "GradientReversal",
     "IndexBound",
+    "InputCheck",
     "LastClickTable",
     "LastClickTower",
     "Linear",

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Literal, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from ultr.data.input_schema import InputSchema
 from ultr.errors import ConfigError, DataError
 from ultr.sessions import Array, Sessions, SharedFeature, whole_feature
 
+Module = TypeVar("Module", bound=nnx.Module)
 ParameterGroup = Literal["network", "table"]
 
 
@@ -187,9 +188,103 @@ def declared(model: nnx.Module) -> list[Component]:
     return [module for _, module in nnx.iter_modules(model) if isinstance(module, Component)]
 
 
+def still(model: Module) -> Module:
+    """Copies a model with dropout and the like switched off; the copy shares its arrays."""
+    copy = nnx.merge(*nnx.split(model))
+    # What `copy.eval()` does, which has no type annotations.
+    copy.set_attributes(deterministic=True, use_running_average=True, raise_if_not_found=False)
+    return copy
+
+
 def indexed_fields(model: nnx.Module) -> set[str]:
     """Names what the tables of a model are indexed by: integer features, `position`, `last_click` or `labels`."""
     return {bound.field for module in declared(model) for bound in module.index_bounds}
+
+
+class NamedBound(NamedTuple):
+    """The size of a table, and the name of the module that has it."""
+
+    name: str
+    bound: IndexBound
+
+
+class Violation(NamedTuple):
+    """The first value that is beyond a table or not whole: whose table, the list [B] of the batch that holds it, and the value."""
+
+    bound: NamedBound
+    row: int
+    found: float
+
+
+def find_violation(
+    model: nnx.Module,
+    sessions: Sessions,
+    *,
+    largest: Mapping[str, int] | None = None,
+    more: Sequence[NamedBound] = (),
+) -> Violation | None:
+    """Finds an id or position that is not whole or beyond the tables of a model; compiled code would clamp it.
+
+    Args:
+      model: its modules declare `index_bounds`.
+      sessions: on the host.
+      largest: what no value of a field exceeds, where that is known; such fields are looked at only if it is too large.
+      more: further bounds.
+
+    Raises:
+      DataError: a field holds something else than one number per document.
+    """
+    sessions = sessions.list_first()
+    mask = np.asarray(sessions.mask)
+    own = {"position": sessions.position, "labels": sessions.labels, "last_click": sessions.last_click}
+    bounds = [NamedBound(type(module).__name__, bound) for module in declared(model) for bound in module.index_bounds]
+    for named in (*bounds, *more):
+        field, size, _ = named.bound
+        if largest is not None and largest.get(field, size) < size:
+            continue
+        values = own[field] if field in own else sessions.features.get(field)
+        if values is None:
+            continue
+        array = number_array(whole_feature(values), field)
+        if array.shape != mask.shape:
+            raise DataError(f"expected [B, K] = {mask.shape}, found {array.shape}", field=field)
+        bad = ((array >= size) | (array < 0)) & mask
+        if array.dtype.kind not in "iu":
+            missing = np.isnan(array) if field == "labels" else np.zeros(mask.shape, bool)
+            bad |= not_whole(array) & mask & ~missing
+        if bad.any():
+            row, column = (int(i) for i in np.argwhere(bad)[0])
+            return Violation(named, row, array[row, column].item())
+    return None
+
+
+def bounds_error(found: Violation, *, source: str, row: int | None, name: str = "") -> DataError:
+    """Makes the error about a value beyond a table.
+
+    Args:
+      found: the value.
+      source: what to call the data.
+      row: the 1-based row that holds the value.
+      name: what the value stands for.
+    """
+    field, size, noun = found.bound.bound
+    place = field == "position"
+    shown, last = (found.found + 1, size) if place else (found.found, size - 1)
+    if not float(found.found).is_integer():
+        return DataError(
+            f"expected {noun} as whole numbers in {found.bound.name}, found {shown}",
+            file=source,
+            row=row,
+            field="rank" if place else field,
+        )
+    other = "open the log with vocabulary= the log of training" if noun == "ids" else "cut the lists to these ranks"
+    return DataError(
+        f"expected {noun} up to {last} in {found.bound.name}, found {shown:.0f}{f' ({name})' if name else ''}",
+        fix="Build the tower with a larger table" + (f", or {other}" if noun != "grades" else ""),
+        file=source,
+        row=row,
+        field="rank" if place else field,
+    )
 
 
 def check_bounds(
@@ -198,49 +293,14 @@ def check_bounds(
     """Rejects ids and positions that are not whole or lie beyond the tables of a model; compiled code would clamp them.
 
     Args:
-      model: its modules declare `index_bounds`.
-      sessions: on the host.
+      model, sessions, largest: as for `find_violation`.
       source: what to call the sessions in an error.
-      largest: what no value of a field exceeds, where that is known; such fields are looked at only if it is too large.
 
     Raises:
       DataError: names the field, the 1-based session and the size of the table.
     """
-    sessions = sessions.list_first()
-    mask = np.asarray(sessions.mask)
-    own = {"position": sessions.position, "labels": sessions.labels, "last_click": sessions.last_click}
-    for module in declared(model):
-        for field, size, noun in module.index_bounds:
-            if largest is not None and largest.get(field, size) < size:
-                continue
-            values = own[field] if field in own else sessions.features.get(field)
-            if values is None:
-                continue
-            array = number_array(whole_feature(values), field, file=source)
-            if array.shape != mask.shape:
-                raise DataError(f"expected [B, K] = {mask.shape}, found {array.shape}", file=source, field=field)
-            bad = ((array >= size) | (array < 0)) & mask
-            if array.dtype.kind not in "iu":
-                missing = np.isnan(array) if field == "labels" else np.zeros(mask.shape, bool)
-                bad |= not_whole(array) & mask & ~missing
-            if bad.any():
-                row, column = (int(i) for i in np.argwhere(bad)[0])
-                found = array[row, column] + (field == "position")
-                last = size if field == "position" else size - 1
-                if not_whole(array[row, column]):
-                    raise DataError(
-                        f"expected {noun} as whole numbers in {type(module).__name__}, found {found}",
-                        file=source,
-                        row=row + 1,
-                        field="rank" if field == "position" else field,
-                    )
-                raise DataError(
-                    f"expected {noun} up to {last} in {type(module).__name__}, found {found:.0f}",
-                    fix="Build the tower with a larger table, or open the log with vocabulary= the log of training",
-                    file=source,
-                    row=row + 1,
-                    field="rank" if field == "position" else field,
-                )
+    if (found := find_violation(model, sessions, largest=largest)) is not None:
+        raise bounds_error(found, source=source, row=found.row + 1)
 
 
 def parameter_groups(model: nnx.Module) -> dict[tuple[Any, ...], ParameterGroup]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from flax import nnx
@@ -34,6 +35,8 @@ def trained_schema(model: nnx.Module, train: Dataset) -> InputSchema | None:
     if own is None:
         return known
     read = own.only(_records(model))
+    if read.documents is not None:  # a model shall not hold what may be larger than itself
+        read = dataclasses.replace(read, documents=read.documents.without_names())
     # What is known of features and contexts stays; a vocabulary may have grown.
     return read if known is None else known.joined(read.only(read.fields - known.fields | {DOCUMENT}))
 

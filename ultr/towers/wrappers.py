@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from ultr.errors import ConfigError
+from ultr.errors import ConfigError, DataError
 from ultr.sessions import Array, Sessions, SharedFeature
 from ultr.towers.base import LastClickTower, Tower, TowerLike, as_tower
 from ultr.towers.scaling import Statistic
@@ -240,13 +240,23 @@ class Stored(TowerWrapper):
     Args:
       tower: reads the feature `features`.
       values: [V + 1, F] by document id.
+
+    Raises:
+      DataError: a value is not finite.
     """
 
     takes_shared_features = True
 
     def __init__(self, tower: TowerLike, *, values: Array) -> None:
         super().__init__(tower)
-        self.values = Statistic(jnp.asarray(values, jnp.float32))
+        table = np.asarray(values, np.float32)
+        if len(bad := np.argwhere(~np.isfinite(table))):
+            document, column = (int(i) for i in bad[0])
+            raise DataError(
+                f"expected finite features, found {table[document, column]} of document {document}",
+                field=f"features[{column}]",
+            )
+        self.values = Statistic(jnp.asarray(table))
 
     def change(self, logits: jax.Array) -> jax.Array:
         return logits

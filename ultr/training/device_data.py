@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from functools import partial
 
 import jax
 import numpy as np
@@ -16,7 +15,7 @@ from ultr.data.input_schema import InputSchema
 from ultr.errors import ConfigError
 from ultr.models import LatentVariableModel
 from ultr.sessions import Sessions
-from ultr.towers import check_bounds, matched, read_feature
+from ultr.towers import InputCheck, matched, read_feature
 from ultr.training.feed import BLOCK_SESSIONS, BatchBlock, largest_indices, one_pass
 from ultr.training.inputs import count_rows, session_sums, training_data
 
@@ -96,7 +95,7 @@ class DeviceData(Dataset):
             return
         held: list[BatchBlock] = []
         size = 0
-        check = partial(check_bounds, self._model, source=self._name, largest=largest_indices(self._data))
+        check = InputCheck(self._model, self._data, source=self._name, largest=largest_indices(self._data))
         for block in one_pass(
             self,
             self.memory.batch_rows,

@@ -9,7 +9,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial, wraps
+from functools import wraps
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, cast
 
@@ -30,8 +30,8 @@ from ultr.locks import locked
 from ultr.sessions import Sessions
 from ultr.towers import (
     Component,
+    InputCheck,
     ShownRanks,
-    check_bounds,
     matched,
     needs_no_features,
     note_shown_ranks,
@@ -179,7 +179,7 @@ def fit(
         return {
             "length": sessions,
             "rank_first": trainer.rank_first,
-            "check": partial(check_bounds, model, source=name, largest=largest_indices(data)),
+            "check": InputCheck(model, data, source=name, largest=largest_indices(data)),
             "put": put,
             "block_sessions": block_sessions,
             "share_features": shares,
