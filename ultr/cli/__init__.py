@@ -12,6 +12,7 @@ import click
 
 from ultr import __version__, compilation_cache
 from ultr.errors import UltrError
+from ultr.text import did_you_mean
 
 if TYPE_CHECKING:
     from ultr.study.specs import MethodSpec
@@ -42,7 +43,8 @@ class _LazyGroup(click.Group):
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         if args and not args[0].startswith("-") and args[0] not in COMMANDS:
-            raise click.UsageError(f"unknown command '{args[0]}'; known: {', '.join(COMMANDS)}")
+            hint = did_you_mean(args[0], COMMANDS)
+            raise click.UsageError(f"unknown command '{args[0]}'{hint}; known: {', '.join(COMMANDS)}")
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

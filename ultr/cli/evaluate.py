@@ -9,12 +9,14 @@ import click
 
 from ultr import plots
 from ultr.cli import json_option, output, seed_option
+from ultr.cli.options import FiniteRange, InVain, Name, refuse_in_vain
 from ultr.errors import ConfigError
 from ultr.text import table
 
 if TYPE_CHECKING:
     from ultr.data import ClickLog, Collection
     from ultr.evaluation import Calibration, Estimate, FrequencyBucket
+    from ultr.evaluation.metrics import Metric
 
 _HEAD = ["value", "standard error", "95 % interval", "count", "excluded"]
 
@@ -43,18 +45,18 @@ class _WithMetrics(click.Command):
 @click.option(
     "--empty-queries",
     default="skip",
-    type=click.Choice(["skip", "zero", "one"]),
+    type=Name(["skip", "zero", "one"]),
     help="The value of a query without a relevant document; skip leaves it out.",
 )
 @click.option(
     "--cluster",
     default="session",
-    type=click.Choice(["session", "query"]),
+    type=Name(["session", "query"]),
     help="The independent units of the standard errors of click metrics.",
 )
 @click.option(
     "--max-grade",
-    type=click.FloatRange(min=0, min_open=True),
+    type=FiniteRange(min=0, min_open=True),
     help="The highest grade of the scale, for err [that of the data].",
 )
 @click.option("--calibration", is_flag=True, help="Also compare predicted with observed clicks by rank.")
@@ -102,6 +104,9 @@ def command(
     from ultr.training import load
     from ultr.training.checkpoint import read_meta
 
+    asked = None if metrics is None else [m.strip() for m in metrics.split(",")]
+    if asked is not None:
+        _refuse_in_vain([parse_metric(name).metric for name in asked], calibration)
     folder = run / "model" if (run / "model").is_dir() else run
     model = load(folder)
     trained_on = read_meta(folder)["extra"]
@@ -109,7 +114,6 @@ def command(
     opened = open_data(data, split=split, vocabulary=trained_on.get("vocabulary") if by_document else None)
     if calibration:
         _check_calibration(model, opened)
-    asked = [m.strip() for m in metrics.split(",")] if metrics else None
     key = jax.random.key(seed)
     found = evaluation.evaluate(
         model,
@@ -120,6 +124,7 @@ def command(
         cluster=cluster,
         max_grade=max_grade,
     )
+    _refuse_in_vain([parse_metric(name).metric for name in found], calibration)
     if _saw_sessions(trained_on.get("train"), opened.identity):
         click.echo(
             "note: the model was trained on sessions of this log; hold some out with `prepare --split`", err=True
@@ -153,6 +158,23 @@ def command(
             text += f"\n\n{name} by frequency of the query\n"
             text += table([["queries", "sessions each", "sessions", *_HEAD], *rows])
     output(result, text, as_json)
+
+
+def _refuse_in_vain(metrics: list[Metric], calibration: bool) -> None:
+    """Refuses options that were given and have no effect on any of the metrics that are computed."""
+    from ultr.evaluation.metrics import METRICS
+
+    ranking, clicks = ([m for m in metrics if m.kind == kind] for kind in ("ranking", "clicks"))
+    known = ", ".join(name for name, metric in METRICS.items() if metric.kind == "ranking")
+    scaled = ", ".join(name for name, metric in METRICS.items() if metric.needs_max_grade)
+    refuse_in_vain(
+        [
+            InVain("empty_queries", not ranking, f"without a ranking metric ({known}) of graded lists"),
+            InVain("seed", not ranking, f"without a ranking metric ({known}): it orders documents of equal scores"),
+            InVain("max_grade", not any(m.needs_max_grade for m in metrics), f"without the metric {scaled}"),
+            InVain("cluster", not (clicks or calibration), "without click metrics or --calibration"),
+        ]
+    )
 
 
 def _grade_scale(opened: ClickLog | Collection, stated: float | None) -> tuple[float, str]:

@@ -24,6 +24,7 @@ from ultr.ingest.readers.qrels import read_grades
 from ultr.ingest.sources import expand_inputs
 from ultr.ingest.to_collection import write_graded_lists
 from ultr.ingest.to_log import write_log
+from ultr.text import did_you_mean
 
 SPLITS = ("session", "query", "time")
 
@@ -122,10 +123,12 @@ def _check_options(
     split_by: str,
 ) -> Reader:
     if format not in READERS:
-        raise ConfigError(f"expected a format of {list(READERS)}, found {format!r}")
+        raise ConfigError(f"expected a format of {list(READERS)}, found {format!r}{did_you_mean(str(format), READERS)}")
     reader = READERS[format]
     if split_by not in SPLITS:
-        raise ConfigError(f"expected split_by of {list(SPLITS)}, found {split_by!r}")
+        raise ConfigError(
+            f"expected split_by of {list(SPLITS)}, found {split_by!r}{did_you_mean(str(split_by), SPLITS)}"
+        )
     if split is not None:
         check_fractions(split)
     for what, names in (("features", request.features), ("context", request.context)):
