@@ -345,7 +345,7 @@ def test_the_demo_writes_its_results(ultr: Ultr, tmp_path: Path) -> None:
 
 
 MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
-    "command": (("trian",), "unknown command 'trian'; known: demo, prepare"),
+    "command": (("trian",), "unknown command 'trian' (did you mean 'train'?); known: demo, prepare"),
     "option": (("train", "{log}", "--out", "{tmp}/r", "--epoch", "3"), "No such option"),
     "model": (
         ("train", "{log}", "--out", "{tmp}/r", "--model", "pmb"),
@@ -387,7 +387,7 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
     "file as folder": (("train", "{log}", "--out", "{run}/run.json"), "is a file"),
     "below a file": (("demo", "--out", "{run}/run.json/x"), "run.json"),
     "temperature": (("simulate", "{collection}", "--out", "{tmp}/l", "--temperature", "inf"), "finite temperature"),
-    "zipf": (("simulate", "{collection}", "--out", "{tmp}/l", "--zipf", "nan"), "finite zipf"),
+    "zipf": (("simulate", "{collection}", "--out", "{tmp}/l", "--zipf", "nan"), "zipf as a finite number"),
     "split": (("prepare", "{run}/run.json", "--out", "{tmp}/l", "--split", "a:b"), "expected NAME=SHARE"),
     "demo": (("demo", "--sessions", "3"), "3"),
 }

@@ -162,7 +162,7 @@ def test_unusable_arguments(tmp_path: Path) -> None:
         collapse(log, "list", directory=None)
     with pytest.raises(ConfigError, match="at least 1 byte, found 0"):
         collapse(log, "rank", memory=0)
-    with pytest.raises(ConfigError, match="batch size of at least 1, found 0"):
+    with pytest.raises(ConfigError, match="batch_size as a whole number of at least 1, found 0"):
         next(collapse(log, "rank").batches(0))
 
 

@@ -216,6 +216,12 @@ def test_strength_mixes_grades_with_noise(strength: float) -> None:
     assert np.corrcoef(scores, many.labels)[0, 1] == pytest.approx(expected, abs=4 / np.sqrt(len(scores)))
 
 
+# The options that some rankers alone have.
+OF_RANKER: dict[str, dict[str, float]] = {
+    "strength": {"strength": 0.5}, "linear": {"share": 0.2}, "boosted": {"share": 0.2},
+}  # fmt: skip
+
+
 def test_the_logger_ranks_other_lists(lists: Collection) -> None:
     key = jax.random.key(0)
     test = simulate.collection(queries=30, documents=12, features=6, seed=0).select(slice(5, 30))
@@ -223,7 +229,7 @@ def test_the_logger_ranks_other_lists(lists: Collection) -> None:
     row = np.asarray(batch.features["document"]) - 1
     rankers = [r for r in simulate.RANKERS if r != "boosted" or pytest.importorskip("lightgbm")]
     for ranker in rankers:
-        policy = simulate.Policy(ranker, strength=0.5, share=0.2)
+        policy = simulate.Policy(ranker, **OF_RANKER.get(ranker, {}))
         logger = policy.fitted(lists, seed=3)
         own = np.where(batch.mask, policy.scores(lists, seed=3)[row], 0.0)
         np.testing.assert_allclose(logger.score(batch), own, rtol=1e-4, atol=1e-4)

@@ -301,7 +301,7 @@ def test_no_thread_outlives_a_stream(tmp_path: Path, seed: int | None) -> None:
 
 
 def test_a_batch_size_below_one_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="batch size of at least 1, found 0"):
+    with pytest.raises(ConfigError, match="batch_size as a whole number of at least 1, found 0"):
         next(write_log(tmp_path / "log", make_rows(5)).batches(0))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import signal
 from pathlib import Path
@@ -205,8 +206,11 @@ def test_bad_use_is_explained(tmp_path: Path) -> None:
     mesh = jax.make_mesh((2,), ("rows",), axis_types=(AxisType.Auto,))
     with pytest.raises(DataError, match="a weight above 0"):
         fit(pbm(), log(5).replace(weight=np.zeros(5, np.float32)), epochs=1, seed=0)
-    for wrong in ({"seed": -1}, {"l2": -1.0}, {"l2": float("nan")}, {"patience": 0}):
-        with pytest.raises(ConfigError, match="expected seed >= 0"):
+    for wrong in (
+        *({"seed": x} for x in (-1, 0.5, "a")), *({"l2": x} for x in (-1.0, math.nan, math.inf, "a")),
+        *({name: x} for name in ("patience", "batch_size", "block_sessions") for x in (0, -1, 1.5, math.nan, True)),
+    ):  # fmt: skip
+        with pytest.raises(ConfigError, match=f"expected {next(iter(wrong))}"):
             fit(pbm(), source, epochs=1, **({"seed": 0} | wrong))
     with pytest.raises(ConfigError, match="learning rate above 0"):
         adam(-1.0)

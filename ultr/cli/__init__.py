@@ -15,6 +15,7 @@ from ultr import __version__, compilation_cache, stopping
 from ultr.errors import UltrError
 from ultr.exhaustion import address_space, memory_problem
 from ultr.locks import locked
+from ultr.text import did_you_mean
 
 if TYPE_CHECKING:
     from ultr.study.specs import MethodSpec
@@ -62,7 +63,8 @@ class _LazyGroup(click.Group):
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         if args and not args[0].startswith("-") and args[0] not in COMMANDS:
-            raise click.UsageError(f"unknown command '{args[0]}'; known: {', '.join(COMMANDS)}")
+            hint = did_you_mean(args[0], COMMANDS)
+            raise click.UsageError(f"unknown command '{args[0]}'{hint}; known: {', '.join(COMMANDS)}")
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

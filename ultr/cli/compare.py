@@ -8,6 +8,7 @@ import click
 
 from ultr import plots
 from ultr.cli import MethodsCommand, hold, json_option, output
+from ultr.cli.options import InVain, refuse_in_vain
 from ultr.errors import ConfigError
 from ultr.files import check_output_folder, json_values, write_json, write_text
 from ultr.study.registry import METHODS
@@ -62,6 +63,8 @@ def command(
     study = read_study(config)
     hold(out, inside=True)
     check_out(out)
+    simulated = any(log.path is None for log in study.logs)
+    refuse_in_vain([InVain("keep_logs", not simulated, "on a study without simulated logs")])
     if figure is not None and study.data.test is None:
         raise ConfigError("--figure draws a ranking metric, and the study has no 'test' lists: leave --figure out")
     counts = run_study(

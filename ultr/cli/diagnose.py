@@ -8,6 +8,7 @@ import click
 
 from ultr.cli import json_option, output, ranks_option
 from ultr.cli.inputs import load_model, other_inputs
+from ultr.cli.options import FiniteRange, InVain, refuse_in_vain
 from ultr.errors import UltrError
 
 
@@ -16,7 +17,7 @@ from ultr.errors import UltrError
 @click.option(
     "--target",
     default=0.05,
-    type=click.FloatRange(0.001, 1, max_open=True),
+    type=FiniteRange(0.001, 1, max_open=True),
     help="Relative standard error of the propensities that is wanted.",
 )
 @click.option("--split", help="Diagnose this split of the log only.")
@@ -24,7 +25,7 @@ from ultr.errors import UltrError
 @click.option(
     "--share",
     default=0.5,
-    type=click.FloatRange(0, 1, min_open=True),
+    type=FiniteRange(0, 1, min_open=True),
     help="Share of the log's sessions of a query that the swap plan may randomise.",
 )
 @click.option("--pairs", type=click.IntRange(min=1), help="Pairs of ranks that the plan may exchange per session [50].")
@@ -34,7 +35,7 @@ from ultr.errors import UltrError
     default=0,
     show_default=False,
     type=click.IntRange(0, 2**31 - 1),
-    help="Has no effect: nothing here is random.",
+    help="Refused, since nothing here is random.",
 )
 @json_option
 def command(
@@ -63,6 +64,7 @@ def command(
     from ultr.identifiability import agreement, report
     from ultr.propensity import conditional_likelihood
 
+    refuse_in_vain([InVain("seed", True, "here: nothing is random")])
     model = load_model(run)[0] if run else None
     source = open_counted(log, split=split)
     found = report(source, target=target, ranks=ranks, share=share, pairs=pairs)

@@ -10,12 +10,14 @@ import click
 from ultr import plots
 from ultr.cli import json_option, output, seed_option
 from ultr.cli.inputs import load_model, match_notes, open_known
+from ultr.cli.options import FiniteRange, InVain, Name, refuse_in_vain
 from ultr.errors import ConfigError
 from ultr.text import table
 
 if TYPE_CHECKING:
     from ultr.data import ClickLog, Collection
     from ultr.evaluation import Calibration, Estimate, FrequencyBucket
+    from ultr.evaluation.metrics import Metric
 
 _HEAD = ["value", "standard error", "95 % interval", "count", "excluded"]
 
@@ -44,18 +46,18 @@ class _WithMetrics(click.Command):
 @click.option(
     "--empty-queries",
     default="skip",
-    type=click.Choice(["skip", "zero", "one"]),
+    type=Name(["skip", "zero", "one"]),
     help="The value of a query without a relevant document; skip leaves it out.",
 )
 @click.option(
     "--cluster",
     default="session",
-    type=click.Choice(["session", "query"]),
+    type=Name(["session", "query"]),
     help="The independent units of the standard errors of click metrics.",
 )
 @click.option(
     "--max-grade",
-    type=click.FloatRange(min=0, min_open=True),
+    type=FiniteRange(min=0, min_open=True),
     help="The highest grade of the scale, for err [that of the data].",
 )
 @click.option("--calibration", is_flag=True, help="Also compare predicted with observed clicks by rank.")
@@ -118,6 +120,9 @@ def command(
     from ultr.evaluation.metrics import parse_metric
     from ultr.towers import indexed_fields, input_match
 
+    asked = None if metrics is None else [m.strip() for m in metrics.split(",")]
+    if asked is not None:
+        _refuse_in_vain([parse_metric(name).metric for name in asked], calibration)
     model, trained_on = load_model(run, vocabulary=vocabulary)
     known = trained_on.get("vocabulary") if "document" in indexed_fields(model) else None
     opened = open_known(data, known, split=split)
@@ -125,10 +130,10 @@ def command(
     judged = None if candidates is None else _read_candidates(candidates, model, opened)
     if calibration:
         _check_calibration(model, opened)
-    asked = [m.strip() for m in metrics.split(",")] if metrics else None
     key = jax.random.key(seed)
     ranking: dict[str, Any] = {"empty_queries": empty_queries, "candidates": judged, "max_grade": max_grade}
     found = evaluation.evaluate(model, opened, metrics=asked, key=key, cluster=cluster, **ranking)
+    _refuse_in_vain([parse_metric(name).metric for name in found], calibration)
     notes = match_notes(match)
     notes += [f"no {kind} metrics: {why}" for kind, why in found.not_computed.items()]
     if _saw_sessions(trained_on.get("train"), opened.identity):
@@ -178,6 +183,23 @@ def _read_candidates(path: Path, model: object, opened: ClickLog | Collection) -
         return Collection.open(path)
     schema = schema_of(model)
     return read_candidates(path, schema.features if schema else (), graded_by=opened.vocabulary)
+
+
+def _refuse_in_vain(metrics: list[Metric], calibration: bool) -> None:
+    """Refuses options that were given and have no effect on any of the metrics that are computed."""
+    from ultr.evaluation.metrics import METRICS
+
+    ranking, clicks = ([m for m in metrics if m.kind == kind] for kind in ("ranking", "clicks"))
+    known = ", ".join(name for name, metric in METRICS.items() if metric.kind == "ranking")
+    scaled = ", ".join(name for name, metric in METRICS.items() if metric.needs_max_grade)
+    refuse_in_vain(
+        [
+            InVain("empty_queries", not ranking, f"without a ranking metric ({known}) of graded lists"),
+            InVain("seed", not ranking, f"without a ranking metric ({known}): it orders documents of equal scores"),
+            InVain("max_grade", not any(m.needs_max_grade for m in metrics), f"without the metric {scaled}"),
+            InVain("cluster", not (clicks or calibration), "without click metrics or --calibration"),
+        ]
+    )
 
 
 def _grade_scale(opened: ClickLog | Collection, stated: float | None) -> tuple[float, str]:

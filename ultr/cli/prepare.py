@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from ultr.cli import json_option, output, overwrite_option, seed_option
+from ultr.cli.options import FiniteRange, InVain, Name, refuse_in_vain
 from ultr.ingest.readers import READERS
 
 # Our names of columns, of all formats together.
@@ -61,7 +62,7 @@ def _column_options(command: Callable[..., None]) -> Callable[..., None]:
     "format_",
     default="table",
     metavar="FORMAT",
-    type=click.Choice(list(READERS)),
+    type=Name(list(READERS)),
     help="Format of the inputs; the formats are listed below.",
 )
 @_column_options
@@ -85,12 +86,12 @@ def _column_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option(
     "--split-by",
     default="query",
-    type=click.Choice(["query", "session", "time"]),
+    type=Name(["query", "session", "time"]),
     help="Draw the lists of a query together, or each list, or take the earliest lists for the first split.",
 )
 @click.option(
     "--max-grade",
-    type=click.FloatRange(min=0, min_open=True),
+    type=FiniteRange(min=0, min_open=True),
     help="The highest grade of the scale, whatever grades are there; metrics and simulated users refer to it [that of "
     "the vocabulary, or the highest grade].",
 )
@@ -135,6 +136,13 @@ def command(
     from ultr.data import ClickLog
     from ultr.ingest import prepare
 
+    refuse_in_vain(
+        [
+            InVain("split_by", split is None, "without --split"),
+            InVain("seed", split is None, "without --split: it draws the splits, and nothing else is random"),
+            InVain("seed", split_by == "time", "with --split-by time: nothing is drawn"),
+        ]
+    )
     made = prepare(
         list(inputs),
         out,

@@ -14,10 +14,11 @@ import click
 
 from ultr import plots
 from ultr.cli import json_option, output, ranks_option, seed_option
+from ultr.cli.options import InVain, Name, refuse_in_vain
 from ultr.errors import ConfigError, DataError
 from ultr.files import write_text
 from ultr.plots.style import check_file
-from ultr.text import table
+from ultr.text import did_you_mean, table
 
 if TYPE_CHECKING:
     from ultr.propensity import EstimatorSpec, GoodnessOfFit, Propensities
@@ -49,7 +50,7 @@ class _PropensityCommand(click.Command):
 @click.option(
     "--errors",
     default="information",
-    type=click.Choice(["information", "query"]),
+    type=Name(["information", "query"]),
     help="For likelihoods: errors from the information matrix, right where the model is; query: robust to a wrong "
     "model, by a sandwich over queries.",
 )
@@ -170,21 +171,23 @@ def _check_options(
     """Checks, before any work, that names are known, options go together and files can be written."""
     for method in methods:
         if method not in estimators:
-            raise ConfigError(f"unknown method '{method}'; known: {', '.join(estimators)}")
+            hint = did_you_mean(method, estimators)
+            raise ConfigError(f"unknown method '{method}'{hint}; known: {', '.join(estimators)}")
     likelihoods = [name for name, spec in estimators.items() if not spec.resampled]
     for method in methods:
         if context and method not in likelihoods:
             raise ConfigError(f"--context goes with --method {' or '.join(likelihoods)}, not with {method}")
     with_method = f"with --method {', '.join(methods)}"
-    without_effect = {
-        "errors": (not set(methods) & set(likelihoods), with_method),
-        "replicates": (set(methods) <= set(likelihoods), with_method),
-        "bins": (not context, "without --context"),
-    }
-    for name, (ignored, when) in without_effect.items():
-        source = click.get_current_context().get_parameter_source(name)
-        if ignored and source is not click.core.ParameterSource.DEFAULT:
-            raise ConfigError(f"--{name} has no effect {when}: leave it out")
+    resampled = ", ".join(name for name in estimators if name not in likelihoods)
+    only = f"{with_method}, only with those that resample queries: {resampled}"
+    refuse_in_vain(
+        [
+            InVain("errors", not set(methods) & set(likelihoods), f"{with_method}: leave it out"),
+            InVain("replicates", set(methods) <= set(likelihoods), f"{with_method}: leave it out"),
+            InVain("seed", set(methods) <= set(likelihoods), only),
+            InVain("bins", not context, "without --context: leave it out"),
+        ]
+    )
     check_file("--out", out, TABLES)
     plots.check_figure(figure)
 

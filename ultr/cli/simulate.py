@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from ultr.cli import hold, json_option, output, overwrite_option, seed_option
+from ultr.cli.options import InVain, refuse_in_vain
 from ultr.errors import ConfigError
 
 _GROUPS = {
@@ -134,7 +135,11 @@ def command(
 
     from ultr import simulate
     from ultr.data import Collection
+    from ultr.simulate.policies import OWNERS, RANKERS, no_effect
 
+    unused = [name for name, owners in OWNERS.items() if policy in RANKERS and policy not in owners]
+    why = {name: no_effect(name, policy).removeprefix("has no effect ") for name in unused}
+    refuse_in_vain([InVain(name, True, why[name]) for name in unused])
     hold(out)
     lists = Collection.open(collection, split=split)
     if not (lists.labels >= 1).any():

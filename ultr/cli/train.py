@@ -10,11 +10,12 @@ import click
 
 from ultr.cli import MethodsCommand, hold, json_option, output, seed_option
 from ultr.cli.inputs import open_known
+from ultr.cli.options import FiniteRange, InVain, Name, is_given, refuse_in_vain
 from ultr.errors import ConfigError, DataError
 from ultr.files import check_output_folder, json_values, write_json
 from ultr.study.registry import METHODS, method_spec
-from ultr.study.specs import OPTIMIZERS, RELEVANCE_TOWERS, TABLES, MethodSpec
-from ultr.text import ranks_text, table
+from ultr.study.specs import NETWORK_TOWERS, OPTIMIZERS, RELEVANCE_TOWERS, TABLES, MethodSpec
+from ultr.text import did_you_mean, ranks_text, table
 
 if TYPE_CHECKING:
     from ultr.data import ClickLog
@@ -58,7 +59,7 @@ def _widths(text: str) -> tuple[int, ...]:
     "intervention-aware: a file or true [a trust model fitted to the training sessions].",
 )
 @click.option(
-    "--clip", type=click.FloatRange(min=0, min_open=True), help="Methods with the option clip: the largest weight."
+    "--clip", type=FiniteRange(min=0, min_open=True), help="Methods with the option clip: the largest weight."
 )
 @click.option(
     "--relevance",
@@ -80,20 +81,20 @@ def _widths(text: str) -> tuple[int, ...]:
 @click.option(
     "--valid-fraction",
     default=0.1,
-    type=click.FloatRange(0, 1, max_open=True),
+    type=FiniteRange(0, 1, max_open=True),
     help="Without --valid and --valid-split: the share that is held out (of the sessions for tables, of "
     "the queries for networks); 0: none.",
 )
 @click.option(
     "--solver",
     default="gradient",
-    type=click.Choice(list(WITHOUT_EFFECT)),
+    type=Name(list(WITHOUT_EFFECT)),
     help="gradient: minibatches, for every model. For click models on tables, without learning rate and batches: em, "
     "lbfgs, counting (one pass).",
 )
 @click.option(
     "--prior",
-    type=click.FloatRange(min=0, min_open=True),
+    type=FiniteRange(min=0, min_open=True),
     help="em, lbfgs, counting: outcomes assumed per probability before any is seen [fitted to each table].",
 )
 @click.option("--epochs", type=click.IntRange(min=1), help="Passes over the log, at most [20; em, lbfgs: 100].")
@@ -107,7 +108,7 @@ def _widths(text: str) -> tuple[int, ...]:
 @click.option(
     "--optimizer",
     default="auto",
-    type=click.Choice(("auto", *OPTIMIZERS)),
+    type=Name(("auto", *OPTIMIZERS)),
     help="adam; lazy-adam, lazy-adagrad: only the rows of document tables that a batch reads; auto: lazy-adam where a "
     "table is large.",
 )
@@ -158,12 +159,15 @@ def command(
     from ultr.study.assumptions import check_assumptions
     from ultr.study.building import build_model, build_optimizer, resolve_optimizer
     from ultr.study.tower_factory import ModelConfig, resolve_relevance
-    from ultr.towers import withheld_ranks
+    from ultr.towers import row_tables, withheld_ranks
     from ultr.training import fit, save, solve
     from ultr.training.checkpoint import facts_of
 
+    widths = _widths(hidden)
     _check_options(solver)
     spec = _trained_method(model)
+    drawn = valid is None and valid_fraction > 0
+    refuse_in_vain(_in_vain_without_log(spec, solver, valid, drawn))
     _check_solver(spec, solver)
     _check_weights(spec, propensity, clip)
     hold(out, inside=True)
@@ -176,11 +180,13 @@ def command(
             "list learns nothing. Give a log whose lists show more ranks",
             err=True,
         )
+    found = resolve_relevance(relevance, train)
+    refuse_in_vain(_in_vain(spec, train, found, judged=held_out is not None))
     config = ModelConfig(
         model=model,
-        relevance=resolve_relevance(relevance, train),
+        relevance=found,
         rows=rows,
-        hidden=_widths(hidden),
+        hidden=widths,
         transform=transform,
         seed=seed,
         options={} if clip is None else {"clip": clip},
@@ -195,6 +201,8 @@ def command(
     options: dict[str, Any] = {"solver": solver, "valid_fraction": valid_fraction}
     if solver == "gradient":
         kind = resolve_optimizer(optimizer, untrained)
+        by_rows = kind.startswith("lazy") and not row_tables(untrained)
+        refuse_in_vain([InVain("optimizer", by_rows, f"as {kind}: this model has no document table. Choose adam")])
         settings = options | {"optimizer": kind, "learning_rate": learning_rate}
         loop: dict[str, Any] = {"epochs": epochs or 20, "batch_size": batch_size, "l2": l2, "patience": patience}
         options = settings | loop
@@ -263,16 +271,46 @@ def _report(result: dict[str, Any]) -> str:
 
 def _check_options(solver: str) -> None:
     """Refuses options that were given and have no effect with the solver."""
-    context = click.get_current_context()
     for name in WITHOUT_EFFECT[solver]:
-        if context.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT:
-            others = ", ".join(other for other, names in WITHOUT_EFFECT.items() if name not in names)
-            option = f"--{name.replace('_', '-')}"
-            raise ConfigError(f"{option} has no effect with --solver {solver}, only with {others}")
+        others = ", ".join(other for other, names in WITHOUT_EFFECT.items() if name not in names)
+        refuse_in_vain([InVain(name, True, f"with --solver {solver}, only with {others}")])
+
+
+def _in_vain_without_log(spec: MethodSpec, solver: str, valid: Path | None, drawn: bool) -> list[InVain]:
+    """Lists the situations in which options have no effect, as far as they can be told before the log is opened."""
+    with_model = f"with --model {spec.name}, which has no tower over documents"
+    solved = solver != "gradient" and not spec.takes_propensities
+    judged = "with --valid, whose sessions judge the epochs. Give one of the two"
+    return [
+        *(InVain(name, valid is not None, judged) for name in ("valid_split", "valid_fraction")),
+        *(InVain(name, not spec.reads_documents, with_model) for name in ("relevance", "rows", "hidden")),
+        InVain("seed", solved and not drawn, f"with --solver {solver} where no share of the log is held out"),
+    ]
+
+
+def _in_vain(spec: MethodSpec, train: ClickLog, relevance: str, *, judged: bool) -> list[InVain]:
+    """Lists the situations in which options have no effect on a log."""
+    widths = [name for name, (_, settings) in NETWORK_TOWERS.items() if "hidden" in settings]
+    features = train.metadata["features"] or train.metadata["impression_features"]
+    scaled = (spec.reads_documents and relevance in NETWORK_TOWERS) or "logging_policy" in spec.needs
+    unjudged = "without sessions that judge the epochs: leave it out, or hold some out with --valid-fraction or --valid"
+    return [
+        InVain("hidden", relevance not in widths, f"with --relevance {relevance}, only with {', '.join(widths)}"),
+        InVain(
+            "transform",
+            not (features and scaled),
+            f"with --relevance {relevance}, only with networks over features ({', '.join(NETWORK_TOWERS)})",
+        ),
+        InVain("patience", not judged, unjudged),
+    ]
 
 
 def _trained_method(model: str) -> MethodSpec:
     """Finds a method that this command trains."""
+    for name in [model] if model in METHODS else model.split("+"):
+        if name not in METHODS:
+            hint = did_you_mean(name, TRAINED)
+            raise ConfigError(f"unknown model '{name}'{hint}; known: {', '.join(TRAINED)}")
     spec = method_spec(model)
     if not spec.trained_on_log:
         raise ConfigError(f"--model {model} is a method of `ultr compare` alone; known: {', '.join(TRAINED)}")
@@ -366,17 +404,32 @@ def _splits(
     from ultr.study.tower_factory import resolve_relevance
 
     splits = ClickLog.open(path).metadata["splits"]
+    for option, name in (("split", split), ("valid_split", valid_split)):
+        given = f"--{option.replace('_', '-')} {name}"
+        if is_given(option) and not splits:
+            raise ConfigError(
+                f"{given}: {path} was prepared without splits, so that there is none of that name. Leave it out to use "
+                "all sessions, or prepare the log with --split train=.8,valid=.1,test=.1"
+            )
+        if is_given(option) and name not in splits:
+            known = f"the log has the splits {', '.join(splits)}"
+            raise ConfigError(f"{given}: {known}{did_you_mean(name, splits)}")
+    if is_given("valid_split") and valid_split == split:
+        raise ConfigError(f"--valid-split {split}: these are the sessions to train on. Name another split")
     if splits and split not in splits:
         raise ConfigError(
             f"{path}: the log was prepared with the splits {', '.join(splits)}; name the one to train on with --split"
         )
+    judging = valid is None and valid_split in splits and valid_split != split
+    why = f"where the split '{valid_split}' of the log judges the epochs: leave it out"
+    refuse_in_vain([InVain("valid_fraction", judging, why)])
     train = ClickLog.open(path, split=split if splits else None)
     if valid is not None:
         found = open_known(valid, train)
         if not isinstance(found, ClickLog):
             raise DataError("expected a click log, found a collection", file=valid)
         return train, found
-    if valid_split in splits and valid_split != split:
+    if judging:
         return train, ClickLog.open(path, split=valid_split)
     if not fraction:
         return train, None

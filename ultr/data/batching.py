@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from ultr.errors import ConfigError
+from ultr.arguments import check_count
 
 PaddedRows = dict[str, np.ndarray]  # name -> [n] or [n, width]; "length" [n] is always there
 
@@ -37,8 +37,7 @@ def rebatch(
     Raises:
       ConfigError: `batch_size` is not positive.
     """
-    if batch_size < 1:
-        raise ConfigError(f"expected a batch size of at least 1, found {batch_size}")
+    check_count("batch_size", batch_size)
     waiting: dict[int, list[PaddedRows]] = {}
     for width, rows in pools:
         left = waiting.setdefault(width, [])

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ultr import stopping
-from ultr.arguments import number_array
+from ultr.arguments import check_count, number_array
 from ultr.data.dataset import Dataset, Description, SufficientStatistics
 from ultr.data.grouping import group_starts
 from ultr.data.input_schema import InputSchema
@@ -37,7 +37,7 @@ from ultr.data.storage import (
     write_metadata,
 )
 from ultr.data.vocabulary import Vocabulary
-from ultr.errors import ConfigError, DataError
+from ultr.errors import DataError
 from ultr.sessions import Sessions, SharedFeature
 
 COUNTS_FILE = "counts.parquet"
@@ -215,8 +215,7 @@ class Counts(Dataset):
         Raises:
           ConfigError: a batch size below 1.
         """
-        if batch_size < 1:
-            raise ConfigError(f"expected a batch size of at least 1, found {batch_size}")
+        check_count("batch_size", batch_size)
         rows, parts = self._rows, np.ones(0)
         if seed is not None:
             first = self._first

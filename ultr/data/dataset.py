@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from ultr import stopping
+from ultr.arguments import check_count
 from ultr.data.input_schema import InputMatch, InputSchema
 from ultr.errors import ConfigError
 from ultr.sessions import Sessions
@@ -128,6 +129,7 @@ class InMemory(Dataset):
 
     def batches(self, batch_size: int, *, seed: int | None = None, share_features: bool = False) -> Iterator[Sessions]:
         """Yields batches of exactly `batch_size` rows, the last one padded with masked rows."""
+        check_count("batch_size", batch_size)
         n = len(self.sessions)
         order = np.arange(n) if seed is None else np.random.default_rng(seed).permutation(n)
         for start in range(0, n, batch_size):

@@ -19,6 +19,7 @@ from ultr import stopping
 from ultr.errors import DataError
 from ultr.exhaustion import memory_problem
 from ultr.files import file_digest, json_digest, new_folder, write_json
+from ultr.text import did_you_mean
 
 SCHEMA = 1
 LOG_FORMAT = "ultr-click-log"
@@ -161,7 +162,9 @@ def missing_split(split: str, known: Iterable[str], folder: Path, held: str) -> 
             file=folder,
             field="split",
         )
-    return DataError(f"expected one of the splits {names}, found {split!r}", file=folder, field="split")
+    return DataError(
+        f"expected one of the splits {names}, found {split!r}{did_you_mean(split, names)}", file=folder, field="split"
+    )
 
 
 def check_fields(metadata: Mapping[str, Any], file: Path, fields: Mapping[str, type]) -> None:

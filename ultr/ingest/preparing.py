@@ -28,6 +28,7 @@ from ultr.ingest.to_log import write_log
 from ultr.ingest.values import LARGEST_FEATURE
 from ultr.ingest.views import check_pages
 from ultr.locks import locked
+from ultr.text import did_you_mean
 
 SPLITS = ("session", "query", "time")
 
@@ -153,10 +154,12 @@ def _check_options(
     split_by: str,
 ) -> Reader:
     if format not in READERS:
-        raise ConfigError(f"expected a format of {list(READERS)}, found {format!r}")
+        raise ConfigError(f"expected a format of {list(READERS)}, found {format!r}{did_you_mean(str(format), READERS)}")
     reader = READERS[format]
     if split_by not in SPLITS:
-        raise ConfigError(f"expected split_by of {list(SPLITS)}, found {split_by!r}")
+        raise ConfigError(
+            f"expected split_by of {list(SPLITS)}, found {split_by!r}{did_you_mean(str(split_by), SPLITS)}"
+        )
     if split is not None:
         check_fractions(split)
     for what, names in (("features", request.features), ("context", request.context)):

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from ultr.arguments import check_count, check_number
 from ultr.data import ClickLog, Collection, LogWriter
 from ultr.data.columns import CONTEXT
 from ultr.errors import ConfigError, DataError
@@ -70,10 +71,10 @@ def clicks(
       ConfigError: fewer than one session or rank, or a policy that the collection cannot feed.
       DataError: `out` exists, or a grade or rank beyond the model's tables.
     """
-    if sessions < 1 or ranks < 1:
-        raise ConfigError(f"expected at least one session and one rank, found {sessions} and {ranks}")
-    if seed < 0 or not 0 <= zipf < np.inf:
-        raise ConfigError(f"expected seed >= 0 and a finite zipf >= 0, found {seed} and {zipf}")
+    check_count("sessions", sessions)
+    check_count("ranks", ranks)
+    check_count("seed", seed, least=0)
+    check_number("zipf", zipf, least=0)
     sizes = np.diff(collection.offsets)
     if not (sizes > 0).any():
         raise DataError("expected a collection with documents, found none")

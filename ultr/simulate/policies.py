@@ -12,18 +12,34 @@ from ultr.data import Collection
 from ultr.data.input_schema import InputSchema
 from ultr.errors import ConfigError, DataError
 from ultr.sessions import Sessions, whole_feature
+from ultr.text import did_you_mean
 
 RANKERS = ("random", "oracle", "noisy", "linear", "boosted", "strength")
 _BOOSTING_ROUNDS = 100
+
+
+_ORDERED = ("oracle", "noisy", "linear", "boosted", "strength")  # the others are random as they are
+# Option -> the rankers that it has an effect on.
+OWNERS = {
+    "noise": ("noisy",),
+    "share": ("linear", "boosted"),
+    "strength": ("strength",),
+    **dict.fromkeys(("temperature", "epsilon", "swaps"), _ORDERED),
+}
+
+
+def no_effect(option: str, ranker: str) -> str:
+    """Says on which policies an option has an effect, where it has none on this one."""
+    return f"has no effect on the policy '{ranker}', only on {', '.join(OWNERS[option])}: leave it out"
 
 
 @dataclasses.dataclass(frozen=True)
 class Policy:
     """A logging policy: a ranker, and how much randomness there is in its rankings.
 
-    Randomness is added in this order, each kind with any ranker: `temperature` draws a ranking, `epsilon` puts random
-    documents into it, `swaps` exchanges neighbours of what is shown. Without any, a query is ranked the same in each
-    session, except by `random`.
+    Randomness is added in this order, each kind with any ranker but `random`: `temperature` draws a ranking, `epsilon`
+    puts random documents into it, `swaps` exchanges neighbours of what is shown. Without any, a query is ranked the
+    same in each session, except by `random`.
 
     Attributes:
       ranker: `random` (a fresh uniform permutation in each session), `oracle` (the expert grades),
@@ -43,7 +59,7 @@ class Policy:
         how strongly the logger's order depends on relevance in confounding studies (Zhang 2023, Hager 2025).
 
     Raises:
-      ConfigError: an unknown ranker or a number out of range.
+      ConfigError: an unknown ranker, a number out of range, or one that has no effect on this ranker.
     """
 
     ranker: str = "linear"
@@ -56,7 +72,8 @@ class Policy:
 
     def __post_init__(self) -> None:
         if self.ranker not in RANKERS:
-            raise ConfigError(f"unknown policy '{self.ranker}'; known: {', '.join(RANKERS)}")
+            hint = did_you_mean(str(self.ranker), RANKERS)
+            raise ConfigError(f"unknown policy '{self.ranker}'{hint}; known: {', '.join(RANKERS)}")
         if not (0 <= self.temperature < np.inf and 0 <= self.noise < np.inf and 0 < self.share <= 1):
             raise ConfigError(
                 f"expected finite temperature >= 0 and noise >= 0, and share in (0, 1], found "
@@ -67,6 +84,11 @@ class Policy:
                 f"expected epsilon and swaps in [0, 1] and strength in [-1, 1], found "
                 f"{self.epsilon}, {self.swaps}, {self.strength}"
             )
+        given = dataclasses.asdict(self)
+        for field in dataclasses.fields(self):
+            owners = OWNERS.get(field.name, RANKERS)
+            if self.ranker not in owners and given[field.name] != field.default:
+                raise ConfigError(f"{field.name} {no_effect(field.name, self.ranker)}")
 
     def fitted(self, collection: Collection, *, seed: int) -> FittedPolicy:
         """Fits the policy to a collection; the result is a ranker that can be evaluated on other lists.

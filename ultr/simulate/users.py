@@ -10,11 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from ultr import models
+from ultr.arguments import check_count
 from ultr.errors import ConfigError
 from ultr.models import ClickModel
 from ultr.simulate.examination_curves import BiasExponent, ClickGapCurve, Context, ProductTower, RankCurve
 from ultr.simulate.examination_curves import examination as examination_by_rank
 from ultr.simulate.wrapped_users import BottomUpUser, NoisyUser
+from ultr.text import did_you_mean
 from ultr.towers import Constant, GradeTable, LastClickTable, RankTable, logits_of
 
 BOTTOM_UP = "-bottom-up"
@@ -149,6 +151,8 @@ USERS: dict[str, Callable[[_UserSettings], ClickModel]] = {
     "mixture": lambda settings: _mixed(*_MIXTURE, settings),
 }
 INDEPENDENT_OF_ETA = ("gctr", "dctr", "cascade", "sdbn", "trust-affine")
+# Users whose examination is no curve over ranks.
+WITHOUT_CURVE = (*INDEPENDENT_OF_ETA, "dbn", "ccm", "mixture")
 
 
 def user(
@@ -195,20 +199,28 @@ def user(
       random_clicks: probability of an accidental click on a document that the user would not click.
 
     Raises:
-      ConfigError: an unknown name or examination, a number out of range, more ranks than a table has, or
-        contexts or a drift for a user that does not depend on eta.
+      ConfigError: an unknown name or examination, a number out of range, more ranks than a table has, shares of one
+        user, contexts, a drift or another eta for a user that does not depend on eta, or another examination for one
+        that has no curve over ranks.
     """
-    if grades < 1 or ranks < 1:
-        raise ConfigError(f"expected a highest grade and a number of ranks of at least 1, found {grades} and {ranks}")
+    check_count("grades", grades)
+    check_count("ranks", ranks)
     names = name.split("+")
     for one in names:
         if one.removesuffix(BOTTOM_UP) not in USERS or one == "mixture" + BOTTOM_UP:
             known = f"{', '.join(USERS)}, each also with '{BOTTOM_UP}', and several joined by '+'"
-            raise ConfigError(f"unknown user model '{one}'; known: {known}")
+            hint = did_you_mean(one, USERS)
+            raise ConfigError(f"unknown user model '{one}'{hint}; known: {known}")
     bias = BiasExponent(eta, drift, tuple(contexts))
     fixed = [one for one in names if one.removesuffix(BOTTOM_UP) in INDEPENDENT_OF_ETA]
     if not bias.constant and len(fixed) == len(names):
         raise ConfigError(f"the user '{name}' does not depend on eta: contexts and drift would change nothing")
+    if eta != 1 and len(fixed) == len(names):
+        raise ConfigError(f"the user '{name}' does not depend on eta: {eta:g} would change nothing. Leave eta out")
+    if examination != "inverse" and all(one.removesuffix(BOTTOM_UP) in WITHOUT_CURVE for one in names):
+        raise ConfigError(f"the user '{name}' has no curve over ranks: examination would change nothing. Leave it out")
+    if shares is not None and len(names) == 1:
+        raise ConfigError(f"shares are of users joined by '+', such as pbm+dbn, and '{name}' is one. Leave shares out")
     settings = _UserSettings(grades, examination_by_rank(examination, ranks), bias)
     model = _mixed(names, shares, settings) if len(names) > 1 or shares is not None else _one(name, settings)
     return NoisyUser(model, flip=flip, random_clicks=random_clicks) if flip or random_clicks else model

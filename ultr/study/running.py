@@ -23,6 +23,7 @@ from ultr.study.prepared import JudgedLists, PreparedLog, count_shared
 from ultr.study.runs import Run, StoredRuns, run_digest, study_runs
 from ultr.study.settings import LogSpec, Study
 from ultr.study.workers import call_in_processes
+from ultr.text import did_you_mean
 
 LOG_FACTS = ("sessions", "queries", "documents", "ranks", "impressions", "clicks")
 DIAGNOSIS_FACTS = (
@@ -101,7 +102,10 @@ def _chosen(study: Study, only: tuple[str, ...], seeds: tuple[int, ...]) -> list
     logs, methods = {log.name for log in study.logs}, {method.name for method in study.methods}
     for name in only:
         if name not in logs | methods:
-            raise ConfigError(f"no log or method is called '{name}'; there are {', '.join(sorted(logs | methods))}")
+            hint = did_you_mean(name, logs | methods)
+            raise ConfigError(
+                f"no log or method is called '{name}'{hint}; there are {', '.join(sorted(logs | methods))}"
+            )
     for seed in seeds:
         if seed not in study.seeds:
             raise ConfigError(f"seed {seed} is none of the study's: {', '.join(map(str, study.seeds))}")

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from ultr.arguments import check_count
 from ultr.errors import ConfigError
 from ultr.sessions import Sessions, SharedFeature
 from ultr.towers.base import Tower
@@ -100,6 +101,8 @@ class Linear(FeatureNetwork):
 
 
 def _dense(size: int, hidden: Sequence[int], rngs: nnx.Rngs) -> nnx.List[nnx.Linear]:
+    for width in hidden:
+        check_count("hidden", width)
     return nnx.List([nnx.Linear(a, b, rngs=rngs) for a, b in zip((size, *hidden), hidden, strict=False)])
 
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from ultr.arguments import check_count, check_number
 from ultr.errors import ConfigError
 from ultr.hashing import murmur32
 from ultr.sessions import Array, Sessions
@@ -73,7 +74,13 @@ class RankTable(TableTower):
     def __init__(
         self, ranks: int, *, initial: float | Sequence[float] | np.ndarray = 0.0, pin_first: bool = False
     ) -> None:
-        start = np.broadcast_to(np.asarray(initial, np.float32), (ranks,))
+        ranks = check_count("ranks", ranks)
+        start = np.asarray(initial, np.float32)
+        if start.shape not in ((), (ranks,)) or not np.isfinite(start).all():
+            raise ConfigError(
+                f"expected initial as one finite logit or one for each of {ranks} ranks, found {initial!r:.80}"
+            )
+        start = np.broadcast_to(start, (ranks,))
         self.ranks = ranks
         self.initial = float(start[0]) if np.ndim(initial) == 0 and ranks else tuple(start.tolist())
         self.pin_first = pin_first
@@ -107,8 +114,8 @@ class LastClickTable(LastClickTower):
         return frozenset()
 
     def __init__(self, ranks: int, *, initial: float = 0.0) -> None:
-        self.ranks = ranks
-        self.initial = float(initial)
+        self.ranks = check_count("ranks", ranks)
+        self.initial = check_number("initial", initial)
         self.table = nnx.Param(jnp.full((ranks, ranks + 1), self.initial))
 
     @property
@@ -160,8 +167,12 @@ class DocumentTable(TableTower):
             raise ConfigError(f"unknown kind of document table '{kind}'; known: {', '.join(self.kinds)}")
         if kind != "full" and not rows:
             raise ConfigError(f"a document table of kind '{kind}' needs rows=, the number of shared rows")
+        check_count("documents", documents, least=0)
+        check_count("dimension", dimension)
+        if rows is not None:
+            check_count("rows", rows)
         self.documents, self.kind, self.rows, self.dimension = documents, kind, rows, dimension
-        self.initial, self.feature = float(initial), feature
+        self.initial, self.feature = check_number("initial", initial), feature
         self.common = nnx.Param(jnp.asarray(self.initial))
         size = documents + 1 if kind == "full" else rows or 1
         if kind in ("full", "hashed"):
@@ -221,7 +232,8 @@ class RankDocumentTable(TableTower):
     takes_shared_features = True
 
     def __init__(self, documents: int, *, ranks: int, initial: float = 0.0) -> None:
-        self.documents, self.ranks, self.initial = documents, ranks, float(initial)
+        self.documents, self.ranks = check_count("documents", documents, least=0), check_count("ranks", ranks)
+        self.initial = check_number("initial", initial)
         self.common = nnx.Param(jnp.full(ranks, self.initial))
         self.table = nnx.Param(jnp.zeros((documents + 1, ranks)))
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -22,6 +21,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 from ultr import stopping
+from ultr.arguments import check_count, check_number
 from ultr.data.dataset import Dataset, DatasetLike
 from ultr.data.input_schema import InputSchema
 from ultr.errors import ConfigError
@@ -137,15 +137,16 @@ def fit(
       and counted.
 
     Raises:
-      ConfigError: another process trains in `directory`.
+      ConfigError: a number that is out of range, not finite or not whole, or settings that differ on resuming; or
+        another process trains in `directory`.
       DataError: an id or rank beyond a table, data without sessions, or without a feature that the model knows.
       KeyboardInterrupt: Ctrl-C; threads have ended, and the state is kept.
       UltrError: the loss is not finite.
     """
-    if epochs < 0 or batch_size < 1:
-        raise ConfigError(f"expected epochs >= 0 and batch_size >= 1, found {epochs} and {batch_size}")
-    if seed < 0 or not 0 <= l2 < math.inf or (patience is not None and patience < 1):
-        raise ConfigError(f"expected seed >= 0, a finite l2 >= 0 and patience >= 1, found {seed}, {l2} and {patience}")
+    epochs, seed = check_count("epochs", epochs, least=0), check_count("seed", seed, least=0)
+    batch_size, block_sessions = check_count("batch_size", batch_size), check_count("block_sessions", block_sessions)
+    l2 = check_number("l2", l2, least=0)
+    patience = None if patience is None else check_count("patience", patience)
     if resume and directory is None:
         raise ConfigError("resume needs directory=, the folder of the interrupted run")
     train = matched(model, training_data(train, model, "training data"), name="training data")

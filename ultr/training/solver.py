@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from ultr.arguments import check_count, check_number
 from ultr.data.dataset import DatasetLike
 from ultr.errors import ConfigError
 from ultr.models import DCM, DCTR, GCTR, RCTR, RDCTR, SDBN, CascadeModel, LatentVariableModel
@@ -86,12 +87,9 @@ def solve(
         )
     if method not in ("em", "lbfgs", "counting"):
         raise ConfigError(f"expected method 'em', 'lbfgs' or 'counting', found {method!r}")
-    known = prior == "fitted" or (not isinstance(prior, str) and 0 < prior < math.inf)
-    if not known or iterations < 1 or not tolerance >= 0:
-        raise ConfigError(
-            "expected prior > 0 (or 'fitted'), iterations >= 1 and tolerance >= 0, "
-            f"found {prior}, {iterations} and {tolerance}"
-        )
+    if prior != "fitted":
+        prior = check_number("prior (or 'fitted')", prior, above=0)
+    iterations, tolerance = check_count("iterations", iterations), check_number("tolerance", tolerance, least=0)
     if method not in solver_methods(type(model)):
         raise ConfigError(f"{type(model).__name__} has no counting estimator. Choose method='em' or 'lbfgs'")
     memory = memory or SolverMemory()
