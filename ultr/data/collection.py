@@ -32,6 +32,7 @@ from ultr.data.vocabulary_writing import write_vocabulary
 from ultr.errors import ConfigError, DataError
 from ultr.sessions import Sessions
 
+LARGEST_QUERY = (1 << 26) - 1  # id that `from_arrays` takes: all below it get names
 _FIELDS: dict[str, type] = {"queries": int, "documents": int, "features": list, "vocabulary": dict, "splits": dict}
 
 
@@ -167,16 +168,19 @@ class Collection(Dataset):
         Raises:
           DataError: arrays differ in length or hold something else; names the 1-based row and the field.
         """
-        keys = np.asarray(query)
+        keys = _array(query, "query")
         count = len(keys) if keys.ndim == 1 else -1
         if count < 1:
             raise DataError(f"expected [D] query ids or names, found shape {keys.shape}", field="query")
         if keys.dtype.kind in "iu":
-            _reject((keys < 0) | (keys >= 2**31 - 1), "query", "query ids of 0 to 2147483646")
-            owner, names = keys.astype(np.int32), [str(i) for i in range(int(keys.max()) + 1)]
+            _reject((keys < 0) | (keys > LARGEST_QUERY), "query", f"query ids of 0 to {LARGEST_QUERY:,}, or names")
+            owner = keys.astype(np.int32)
+            names = pa.array(np.arange(int(keys.max()) + 1)).cast(pa.string())
         else:
+            missing = np.array([not isinstance(x, str | int | np.integer) for x in keys.tolist()])
+            _reject(missing, "query", "query ids (whole numbers) or names (strings)")
             coded = pa.array([str(x) for x in keys.tolist()]).dictionary_encode()
-            owner, names = coded.indices.to_numpy(), coded.dictionary.to_pylist()
+            owner, names = coded.indices.to_numpy(), coded.dictionary
         grades = _column(label, "label", (count,))
         _reject(~np.isfinite(grades), "label", "finite grades")
         table = None
@@ -185,17 +189,19 @@ class Collection(Dataset):
             _reject(~np.isfinite(table).all(1), "features", "finite numbers")
         numbers = np.arange(1, count + 1, dtype=np.int32)
         if ids is not None:
-            given = np.asarray(ids)
-            if given.shape != (count,) or not np.array_equal(np.sort(given), numbers):
+            given = _array(ids, "ids")
+            if given.dtype.kind not in "iu" or given.shape != (count,) or not np.array_equal(np.sort(given), numbers):
                 raise DataError(f"expected every id of 1 to {count} once", field="ids")
             numbers = given.astype(np.int32)
-        if document is not None and len(document) != count:
-            raise DataError(f"expected {count} names, found {len(document)}", field="document")
+        if document is not None and _array(document, "document").shape != (count,):
+            raise DataError(f"expected {count} names, found {_array(document, 'document').shape}", field="document")
         titles = numbers.astype(str).tolist() if document is None else [str(x) for x in document]
         width = 0 if table is None else table.shape[1]
-        titled = [str(i) for i in range(width)] if feature_names is None else list(feature_names)
-        if len(titled) != width:
-            raise DataError(f"expected {width} names, found {len(titled)}", field="feature_names")
+        titled = (
+            [str(i) for i in range(width)] if feature_names is None else _array(feature_names, "feature_names").tolist()
+        )
+        if len(titled) != width or not all(isinstance(name, str) for name in titled):
+            raise DataError(f"expected {width} names, found {titled!r}", field="feature_names")
         back = np.argsort(numbers)
         columns: dict[str, Any] = {
             "query": pa.array(owner[back]),
@@ -204,7 +210,7 @@ class Collection(Dataset):
         }
         if table is not None:
             columns["features"] = pa.FixedSizeListArray.from_arrays(pa.array(table[back].ravel()), width)
-        rows = pa.table({"query": pa.array(names, pa.string())})
+        rows = pa.table({"query": names})
         made = cls.from_vocabulary(Vocabulary.from_tables(rows, pa.table(columns), features=titled))
         assert made is not None  # every document has a grade
         return made
@@ -415,11 +421,23 @@ def split_counts(
 def _column(values: Any, field: str, shape: tuple[int, ...]) -> np.ndarray:
     try:
         array = np.asarray(values, np.float32)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError, OverflowError) as error:
         raise DataError(f"expected numbers, found {error}", field=field) from error
     if array.ndim != len(shape) or array.shape[0] != shape[0]:
         raise DataError(f"expected shape {shape}, found {array.shape}", field=field)
     return array
+
+
+def _array(values: Any, field: str) -> np.ndarray:
+    """Makes an array of values of one form.
+
+    Raises:
+      DataError: they differ in form.
+    """
+    try:
+        return np.asarray(values)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise DataError(f"expected one value per document, found {error}", field=field) from error
 
 
 def _reject(bad: np.ndarray, field: str, expected: str) -> None:
