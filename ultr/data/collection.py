@@ -420,9 +420,13 @@ def split_counts(
 
 def _column(values: Any, field: str, shape: tuple[int, ...]) -> np.ndarray:
     try:
-        array = np.asarray(values, np.float32)
+        given = np.asarray(values)
+        with np.errstate(over="ignore"):  # too large a number becomes infinite, which is not accepted
+            array = given.astype(np.float32) if given.dtype.kind in "biufOUS" else None
     except (TypeError, ValueError, RecursionError, OverflowError) as error:
         raise DataError(f"expected numbers, found {error}", field=field) from error
+    if array is None:
+        raise DataError(f"expected numbers, found {given.dtype}", field=field)
     if array.ndim != len(shape) or array.shape[0] != shape[0]:
         raise DataError(f"expected shape {shape}, found {array.shape}", field=field)
     return array
