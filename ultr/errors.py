@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from os import PathLike, fspath
 
+LONGEST_MESSAGE = 1500  # signs; what was found may be a whole file
+
 
 class UltrError(Exception):
-    """Base of every error that the toolkit raises on purpose."""
+    """Base of every error that the toolkit raises on purpose; the middle of a message that is very long is left out."""
+
+    def __init__(self, message: str = "") -> None:
+        if len(message) > LONGEST_MESSAGE:
+            half = LONGEST_MESSAGE // 2
+            message = f"{message[:half]} [...] {message[-half:]}"
+        super().__init__(message)
 
 
 class ConfigError(UltrError, ValueError):

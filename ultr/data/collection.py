@@ -36,6 +36,7 @@ from ultr.data.vocabulary_writing import write_vocabulary
 from ultr.errors import ConfigError, DataError
 from ultr.sessions import Sessions
 
+LARGEST_QUERY = (1 << 26) - 1  # id that `from_arrays` takes: all below it get names
 _FIELDS: dict[str, type] = {"queries": int, "documents": int, "features": list, "vocabulary": dict, "splits": dict}
 
 
@@ -182,10 +183,10 @@ class Collection(Dataset):
             raise DataError(f"expected [D] query ids or names, found shape {given.shape}", field="query")
         if given.dtype.kind in "SU" or (given.dtype.kind in "OT" and isinstance(given[0], str)):
             coded = pa.array(_names(given, "query")).dictionary_encode()
-            owner, names = coded.indices.to_numpy(), coded.dictionary.to_pylist()
+            owner, names = coded.indices.to_numpy(), coded.dictionary
         else:
-            keys = whole_array(given, "query")
-            owner, names = keys.astype(np.int32), [str(i) for i in range(int(keys.max()) + 1)]
+            keys = whole_array(given, "query", most=LARGEST_QUERY)
+            owner, names = keys.astype(np.int32), pa.array(np.arange(int(keys.max()) + 1)).cast(pa.string())
         grades = _column(label, "label", (count,))
         _reject(~np.isfinite(grades), "label", "finite grades")
         table = None
@@ -205,9 +206,11 @@ class Collection(Dataset):
         if len(titles) != count:
             raise DataError(f"expected {count} names, found {len(titles)}", field="document")
         width = 0 if table is None else table.shape[1]
-        titled = [str(i) for i in range(width)] if feature_names is None else list(feature_names)
-        if len(titled) != width:
-            raise DataError(f"expected {width} names, found {len(titled)}", field="feature_names")
+        titled = (
+            [str(i) for i in range(width)] if feature_names is None else _array(feature_names, "feature_names").tolist()
+        )
+        if len(titled) != width or not all(isinstance(name, str) for name in titled):
+            raise DataError(f"expected {width} names, found {titled!r}", field="feature_names")
         back = np.argsort(numbers)
         columns: dict[str, Any] = {
             "query": pa.array(owner[back]),
@@ -216,7 +219,7 @@ class Collection(Dataset):
         }
         if table is not None:
             columns["features"] = pa.FixedSizeListArray.from_arrays(pa.array(table[back].ravel()), width)
-        rows = pa.table({"query": pa.array(names, pa.string())})
+        rows = pa.table({"query": names})
         scale = grade_scale(grades, stated=max_grade)
         words = Vocabulary.from_tables(rows, pa.table(columns), features=titled, max_grade=scale)
         made = cls.from_vocabulary(words)
@@ -492,6 +495,18 @@ def _names(given: Any, field: str) -> list[str]:
         if isinstance(name, bool | np.bool_) or not isinstance(name, str | Integral):
             raise DataError(f"expected names (text or whole numbers), found {name!r:.60}", row=row, field=field)
     return [str(name) for name in found]
+
+
+def _array(values: Any, field: str) -> np.ndarray:
+    """Makes an array of values of one form.
+
+    Raises:
+      DataError: they differ in form.
+    """
+    try:
+        return np.asarray(values)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise DataError(f"expected one value per document, found {error}", field=field) from error
 
 
 def _reject(bad: np.ndarray, field: str, expected: str) -> None:

@@ -184,18 +184,27 @@ def check_fields(metadata: Mapping[str, Any], file: Path, fields: Mapping[str, t
 def check_file_records(records: Any, file: Path) -> None:
     """Checks the records of files in metadata: each holds at least a name without folders and a number of rows.
 
+    Where they hold the size in bytes and checksums, these are a number and text.
+
     Raises:
       DataError: an entry is something else.
     """
     for record in records if isinstance(records, list) else [records]:
-        name, rows = (record.get("name"), record.get("rows")) if isinstance(record, dict) else (None, None)
-        if not isinstance(name, str) or name != os.path.basename(name) or not isinstance(rows, int):
+        held = record if isinstance(record, dict) else {}
+        name, sums = held.get("name"), [held.get(key) for key in ("footer", "digest")]
+        good = isinstance(name, str) and name == os.path.basename(name)
+        good = good and _is_count(held.get("rows")) and _is_count(held.get("bytes", 0))
+        if not good or not all(isinstance(x, str | None) for x in sums):
             raise DataError(
                 f"expected a file's name and rows, found {record!r}",
                 fix="Prepare it again.",
                 file=file,
                 field="files",
             )
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 @contextlib.contextmanager

@@ -89,6 +89,13 @@ class Vocabulary:
         known = {file["name"]: file for file in record.get("files", ())}
         rows = {QUERIES_FILE: metadata["queries"], DOCUMENTS_FILE: metadata["documents"]}
         footers = {name: open_parquet(path, known.get(name, {"name": name, "rows": n})) for name, n in rows.items()}
+        for name, footer in footers.items():
+            if footer.num_rows != rows[name]:
+                raise DataError(
+                    f"expected {rows[name]:,} rows, as the metadata say, found {footer.num_rows:,}",
+                    fix="Copy or prepare it again.",
+                    file=path / name,
+                )
         schemas = {name: footer.schema.to_arrow_schema() for name, footer in footers.items()}
         optional = {
             QUERIES_FILE: {"split": "string", "own": "bool"},

@@ -202,7 +202,7 @@ def raise_first_bad(engine: Engine, table: ir.Table, where: Callable[[int], File
     first = engine.record(table.filter(table.bad.notnull()).order_by("at").limit(1))
     if first:
         kind = VALUE_TYPES[first["bad"].split(".")[0]]
-        found = "nothing" if first["found"] is None else repr(first["found"])
+        found = "nothing" if first["found"] is None else repr(first["found"][:80])
         field = names.get(first["bad"], first["bad"])
         if kind.fix_word and _is_word(first["found"]):
             found, fix = f"{found}, which is not a number", kind.fix_word

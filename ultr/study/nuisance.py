@@ -218,10 +218,10 @@ def read_propensities(path: str | Path) -> np.ndarray:
     """
     how = "Write it with `ultr propensity LOG --json`"
     try:
-        found = json.loads(Path(path).read_text())
+        found = json.loads(Path(path).read_text("utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}. {how}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # also text that is not UTF-8, and brackets in brackets
         raise ConfigError(f"{path}: not JSON: {error}. {how}") from error
     try:
         curves = found.get("propensities", [found])
@@ -245,7 +245,12 @@ def read_propensities(path: str | Path) -> np.ndarray:
             raise DataError(
                 f"expected a number at rank {rank}, found {value!r}", fix=how, file=path, field="propensity"
             )
-    return np.array([math.nan if x is None else float(x) for x in values])[np.argsort(ranks)]
+    try:
+        return np.array([math.nan if x is None else float(x) for x in values])[np.argsort(ranks)]
+    except OverflowError as error:
+        raise DataError(
+            "expected numbers, found one beyond all of them", fix=how, file=path, field="propensity"
+        ) from error
 
 
 def _ranks_without(values: np.ndarray) -> list[int]:

@@ -209,7 +209,7 @@ class NamedBound(NamedTuple):
 
 
 class Violation(NamedTuple):
-    """The first value that is beyond a table or not whole: whose table, the list [B] of the batch that holds it, and the value."""
+    """The first value that is beyond a table or not whole: whose table, its list [B] in the batch, and the value."""
 
     bound: NamedBound
     row: int

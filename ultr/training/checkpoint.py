@@ -293,6 +293,11 @@ def load(
             like = build(meta["model"])
         except ConfigError as error:
             raise CheckpointError(f"{directory / 'meta.json'}: {error}") from error
+        except Exception as error:  # whatever a constructor says to arguments that no model had when it was saved
+            raise CheckpointError(
+                f"{directory / 'meta.json'}: the file is damaged, no model can be made of its description "
+                f"({type(error).__name__}: {error}). Train or copy the model again"
+            ) from error
     graphdef, state = nnx.split(like)
     model = nnx.merge(graphdef, restore_arrays(directory, state))
     try:

@@ -45,6 +45,7 @@ class _File:
             with pa.memory_map(str(self.path)) as stream, pa.ipc.open_file(stream) as source:
                 for index in range(source.num_record_batches):
                     batch = source.get_batch(index).select(list(columns))
+                    batch.validate(full=True)  # the format has no checksums
                     for start in range(0, len(batch), BATCH_ROWS):
                         yield batch.slice(start, BATCH_ROWS)
         except (pa.ArrowException, OSError, ValueError) as error:

@@ -270,15 +270,17 @@ class _ScannedEvents(ScannedFiles):
 
     def explain(self, error: EngineError) -> DataError:
         found = _JSON_FAILED.search(error.text)
-        path = next((t.path for t in self.tables if found is not None and str(t.read) == found["file"]), None)
-        return super().explain(error) if path is None else json_error(path, error)
+        texts = [table.path for table in self.tables if _is_json(table.path)]
+        named = [table.path for table in self.tables if found is not None and str(table.read) == found["file"]]
+        if named or (len(texts) == 1 and "JSON" in error.text):
+            return json_error((named or texts)[0], error)
+        return super().explain(error)
 
 
 def json_error(path: Path, error: EngineError) -> DataError:
-    """Finds the line at which the engine stopped reading a JSON file; returns `error` where it stopped for another."""
-    if not (found := _JSON_FAILED.search(error.text)):
-        return error
-    said = found["rest"].strip(" .")
+    """Finds the line at which the engine stopped reading a JSON file."""
+    found = _JSON_FAILED.search(error.text)
+    said = found["rest"].strip(" .") if found else error.text
     row = _bad_json(path)
     if row is None and (counted := re.search(r"(?:line|record/value) (\d+)", said)):
         row = int(counted[1])
