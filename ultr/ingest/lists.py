@@ -17,7 +17,7 @@ from ultr.errors import DataError
 from ultr.ingest.engine import Engine
 from ultr.ingest.positions import FileRow
 from ultr.ingest.values import LARGEST_FLOAT32
-from ultr.ingest.view_assignment import ViewCounts
+from ultr.ingest.view_rules import ViewCounts
 from ultr.ingest.views import Views, list_keys, rank_aggregates, tell_views_apart
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ultr.ingest.packing import Repairs
-from ultr.ingest.view_assignment import ViewCounts
+from ultr.ingest.view_rules import ViewCounts
 from ultr.ingest.views import FEW, pages_help
 
 
@@ -67,17 +67,16 @@ def view_warnings(counts: ViewCounts | None, *, shown: int, lists: int, pages: s
             f"ranks start again with other documents within a session and query {counts.pages:,} times in {lists:,} "
             f"lists, and each time was taken for a list of its own; if they are further pages, say so: {pages_help()}"
         )
-    if counts.copies + counts.mixed_copies >= FEW * shown:
+    if counts.copies >= FEW * shown:
         out.append(
-            f"{counts.copies + counts.mixed_copies:,} of {shown:,} rows are copies of others (the same document, rank "
+            f"{counts.copies:,} of {shown:,} rows are copies of others (the same document, rank "
             "and click, and time where there is one) and were dropped: were they delivered twice? If they are views "
             "of their own, number the views in a column and name it with --view"
         )
-    mixed = counts.mixed - counts.mixed_copies
-    if mixed >= FEW * shown:
+    if counts.mixed >= FEW * shown:
         out.append(
-            f"{mixed:,} of {shown:,} rows belong to views of a query within a session that cannot be told apart, and "
-            f"count as one list: {_EFFECT}. Number the views in a column and name it with --view"
+            f"{counts.mixed:,} of {shown:,} rows belong to views of a query within a session that cannot be told apart, "
+            f"and count as one list: {_EFFECT}. Number the views in a column and name it with --view"
         )
     return out
 
@@ -107,8 +106,8 @@ def rank_warnings(report: Mapping[str, Any], repairs: Repairs, *, shown: int, li
     again = report["dropped"]["duplicate_documents"]
     if again >= FEW * shown:
         out.append(
-            f"{again:,} of {shown:,} rows show a document a second time in their list; the highest of them is kept, "
-            "and clicks on the others count there, which makes propensities too steep"
+            f"{again:,} of {shown:,} rows show a document a second time in their list; the highest is kept, and "
+            "clicks on the others count there, which makes propensities too steep"
         )
     if repairs.without_first == lists:
         out.append("no list shows rank 1: propensities relative to rank 1 have no meaning")

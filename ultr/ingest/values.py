@@ -87,6 +87,11 @@ def _moment(column: Any) -> Any:
     return ibis.coalesce(text.try_cast("float64"), _seconds(stamp))
 
 
+def read_time(column: Any) -> Any:
+    """Converts a column of times to float64: numbers as they are, dates in seconds since 1970, null for others."""
+    return _moment(column).cast("float64")
+
+
 def _seconds(stamp: Any) -> Any:
     return stamp.truncate("s").epoch_seconds().cast("float64") + stamp.microsecond().cast("float64") / 1e6
 

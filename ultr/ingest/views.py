@@ -14,7 +14,8 @@ from ultr.errors import ConfigError, DataError
 from ultr.ingest.engine import Engine, bit_count
 from ultr.ingest.packing import FlatColumns
 from ultr.ingest.positions import FileRow
-from ultr.ingest.view_assignment import SCHEMA, Rules, ViewCounts, assign_views, gather_evidence, whole_groups
+from ultr.ingest.view_assignment import SCHEMA, assign_views, gather_evidence, whole_groups
+from ultr.ingest.view_rules import Rules, ViewCounts
 
 PAGES = ("separate", "joined", "first")
 FEW = 0.002  # from this share of the rows or lists on, what was told apart by a rule is worth a warning,
@@ -150,12 +151,11 @@ def _wanted(rows: ir.Table, keys: list[str]) -> ir.Table:
 
 
 def _refuse_mixed(counts: ViewCounts, rows: int, where: Callable[[int], FileRow]) -> None:
-    real = counts.mixed - counts.mixed_copies
-    # Where nearly all are copies, or most repeated ranks are no sign of further views, a warning is enough.
-    if counts.first_mixed < 0 or real < max(MANY * rows, 0.1 * counts.mixed, counts.repeated / 3):
+    # Where most repeated ranks are no sign of further views, a warning is enough.
+    if counts.first_mixed < 0 or counts.mixed < max(MANY * rows, counts.repeated / 3):
         return
     raise DataError(
-        f"expected each rank once in a session and query, or views that can be told apart: found {real:,} of {rows:,} "
+        f"expected each rank once in a session and query, or views that can be told apart: found {counts.mixed:,} of {rows:,} "
         "rows at a rank that another row of the same session and query has, and neither the times nor the order of "
         "the rows say which view they belong to. As one list, the documents of all views but the first would be "
         "dropped and their clicks moved to where the documents stood in the first: propensities would come out too "

@@ -18,7 +18,7 @@ from ultr.ingest.readers.base import ColumnRequest, RawRows, missing_column
 from ultr.ingest.readers.lines import unnest_ranked
 from ultr.ingest.sources import ScannedFiles, ScannedTable, is_parquet, scan_table
 from ultr.ingest.text_files import line_blocks, open_bytes, plain_file
-from ultr.ingest.values import as_name
+from ultr.ingest.values import as_name, read_time
 
 # Our names -> fields of an event.
 FIELDS = {
@@ -41,7 +41,9 @@ def read_ubi(engine: Engine, files: list[Path], request: ColumnRequest) -> RawRo
 
     Files with an action_name are events. A query_id is one list: its `impression` events (where the log has none, its
     `view` events; where a query has neither, the query_response_hit_ids of the queries file), with their
-    position.ordinal as rank. A `click` or `click_through` event clicks the document of its query_id and object_id.
+    position.ordinal as rank. A `click` or `click_through` event clicks the document of its query_id and object_id,
+    where it was last shown before the click. Positions that start again under a query_id are views or further pages
+    (see `views`).
     The query is the user_query of the queries file or of the event; a list without one is a query of its own.
     CSV and Parquet hold nested fields as columns with dotted names, as structs, or as JSON text.
     """
@@ -100,10 +102,7 @@ def _rows(
         shown = _with_queries(shown, asked, extra)
     shown = engine.stage("shown", shown.mutate(query=ibis.coalesce(shown["query"], shown["session"])))
     clicks = keyed.filter(keyed.action.isin(CLICKS))
-    hit = clicks.group_by(["session", "document"]).agg(times=clicks.count())
-    places = shown.group_by(["session", "document"]).agg(first=shown["at"].min())
-    hit = hit.join(places, ["session", "document"])
-    hit = engine.stage("hits", hit.select("times", at="first", list="session", object="document"))
+    hit = engine.stage("hits", _clicked_rows(shown, clicks))
     same = [shown["at"] == hit["at"], shown.session == hit["list"], shown.document == hit["object"]]
     table = shown.left_join(hit, same)
     table = table.mutate(click=table.times.notnull().cast("int8"))
@@ -136,9 +135,45 @@ def _rows(
             "rows_without_timestamp": timeless,
         },
         text=True,
+        asks_about_pages=True,
         reported_row=scanned.reported_row,
         explain=scanned.explain,
         warnings=warnings,
+    )
+
+
+def _clicked_rows(shown: ir.Table, clicks: ir.Table) -> ir.Table:
+    """Finds the shown row that each click belongs to: the last of its document before it, or else the first.
+
+    Rows are ordered by time where all have one, otherwise as they stand; a `view` that is asked for has to agree.
+
+    Returns:
+      at, list (the session), object (the document) and times, the number of clicks.
+    """
+    keys = ["session", "document", *(["view"] if "view" in shown.columns else [])]
+
+    def moments(table: ir.Table) -> ir.Table:
+        return table.select(*keys, "at", when=read_time(table["time"]))
+
+    shown, clicks = moments(shown), moments(clicks)
+    places = shown.group_by(keys).agg(first=shown["at"].min(), count=shown.count())
+    hit = clicks.join(places, keys)
+    once = hit.filter(hit["count"] == 1).select(*keys, row="first")
+    again = hit.filter(hit["count"] > 1).select(*keys, "first", click="at", clicked="when")
+    pairs = again.join(shown, keys)
+    timed = pairs["clicked"].notnull() & pairs["when"].notnull()
+    before = ibis.ifelse(timed, pairs["when"] <= pairs["clicked"], pairs["at"] < pairs["click"])
+    pairs = pairs.mutate(when=ibis.ifelse(timed, pairs["when"], 0.0), before=before)
+    ranked = pairs.filter(pairs["before"]).mutate(
+        number=ibis.row_number().over(group_by=[*keys, "click"], order_by=[ibis.desc("when"), ibis.desc("at")])
+    )
+    last = ranked.filter(ranked["number"] == 0).select(*keys, "click", row="at")
+    rest = again.anti_join(last, [*keys, "click"]).select(*keys, row="first")
+    found = once.union(last.drop("click")).union(rest)
+    return (
+        found.group_by([*keys, "row"])
+        .agg(times=found.count())
+        .select("times", at="row", list="session", object="document")
     )
 
 
