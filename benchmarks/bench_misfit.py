@@ -50,6 +50,9 @@ WEAKER = {
 }
 
 
+Task = tuple[str, float | None, tuple[int, int, int]]  # kind, weaker strength, seed
+
+
 class Lists(NamedTuple):
     """The lists of the sample: [S, K] documents, their estimated relevance [V + 1] and average rank [V + 1]."""
 
@@ -78,11 +81,13 @@ def main() -> None:
     options.add_argument("--seed", type=int, default=20260)
     options.add_argument("--processes", type=int, default=1)
     chosen = options.parse_args()
-    tasks = [(kind, None, (chosen.seed, KINDS.index(kind), i)) for kind in chosen.kinds for i in range(chosen.logs)]
+    tasks: list[Task] = [
+        (kind, None, (chosen.seed, KINDS.index(kind), i)) for kind in chosen.kinds for i in range(chosen.logs)
+    ]
     for kind in chosen.kinds:
         for j, strength in enumerate(WEAKER.get(kind, ())):
-            seeds = [(chosen.seed, KINDS.index(kind), 1000 * (j + 1) + i) for i in range(chosen.weak_logs)]
-            tasks += [(kind, strength, seed) for seed in seeds]
+            numbers = [10_000 * (j + 1) + i for i in range(chosen.weak_logs)]
+            tasks += [(kind, strength, (chosen.seed, KINDS.index(kind), number)) for number in numbers]
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as work:
         prepare([folder(chosen, "yandex-sample") / "train.txt"], Path(work) / "log", format="yandex-sample")
@@ -122,7 +127,7 @@ def _open(path: str) -> None:
     _LISTS.append(Lists(log, shown, estimated, rank))
 
 
-def _study_one(task: tuple[str, float | None, tuple[int, ...]]) -> dict[str, Any]:
+def _study_one(task: Task) -> dict[str, Any]:
     """Draws one log, checks it, and compares its curve with the truth."""
     kind, strength, seed = task
     lists, rng = _LISTS[0], np.random.default_rng(seed)
@@ -213,8 +218,14 @@ def _count(clicks: np.ndarray, lists: Lists) -> CellCounts:
     there = np.flatnonzero(impressions)
     cell, above = np.divmod(there, ranks + 1)
     document, rank = np.divmod(cell, ranks)
-    columns = (x.astype(np.int32) for x in (document, rank + 1, above))
-    return CellCounts(*columns, impressions[there], clicked[there], float(len(clicks)))
+    return CellCounts(
+        document.astype(np.int32),
+        rank.astype(np.int32) + 1,
+        above.astype(np.int32),
+        impressions[there],
+        clicked[there],
+        float(len(clicks)),
+    )
 
 
 def _table(found: list[dict[str, Any]], kinds: list[str], *, weak: bool) -> str:

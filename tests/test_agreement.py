@@ -123,7 +123,7 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = simulate.clicks(
         graded, simulate.Policy("linear", temperature=0.3), user, sessions=4000, seed=0, out=path / "log", ranks=5
     )
-    collapse(made, "rank", directory=path / "counts")
+    collapse(made, "last-click", directory=path / "counts")
     return path / "log"
 
 

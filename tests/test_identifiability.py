@@ -320,8 +320,9 @@ def test_logs_and_their_counts_say_the_same(tmp_path: Path) -> None:
     log = write_log(tmp_path / "log", plain(make_rows(400)))
     found = report(log)
     rank, last = (report(collapse(log, by)) for by in ("rank", "last-click"))
-    for other in (rank, last):
-        assert other.to_json() == found.to_json()
+    assert last.to_json() == found.to_json()
+    without_fit = [{name: x for name, x in r.to_json().items() if name != "goodness_of_fit"} for r in (rank, found)]
+    assert without_fit[0] == without_fit[1]  # counts by rank do not tell what was clicked above
     assert found.sessions == sum(range(400))  # weights
     assert found.features is not None
     with_features = write_log(tmp_path / "features", make_rows(400), impression_features=["bm25", "age"])

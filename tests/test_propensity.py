@@ -96,7 +96,8 @@ def test_a_log_and_its_counts_say_the_same(name: str, tmp_path: Path) -> None:
 def test_the_package_names_its_methods() -> None:
     functions = {spec.estimate.__name__ for spec in ESTIMATORS.values()}
     assert functions == {name.replace("-", "_") for name in ESTIMATORS}
-    assert {*functions, "contextual", "ESTIMATORS", "EstimatorSpec", "Propensities"} == {*propensity.__all__}
+    others = {"contextual", "goodness_of_fit", "ESTIMATORS", "EstimatorSpec", "Propensities", "Check", "GoodnessOfFit"}
+    assert functions | others == {*propensity.__all__}
     assert all(spec.name == name and spec.summary for name, spec in ESTIMATORS.items())
 
 

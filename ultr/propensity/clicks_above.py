@@ -59,6 +59,18 @@ class ContextCells:
         kind = last_click_class(self.rank, self.last, self.ranks)
         return self._by_arm((self.rank - 1) * classes_of(self.ranks) + kind, self.ranks * classes_of(self.ranks))
 
+    def shown_often(self, least: int) -> ContextCells:
+        """Returns the cells of the items with at least so many impressions; items keep their numbers."""
+        often = (np.bincount(self.item, self.impressions) >= least)[self.item] if len(self.item) else self.item > 0
+        return dataclasses.replace(
+            self,
+            item=self.item[often],
+            rank=self.rank[often],
+            last=None if self.last is None else self.last[often],
+            impressions=self.impressions[often],
+            clicks=self.clicks[often],
+        )
+
     def _by_arm(self, arm: np.ndarray, arms: int) -> ArmCounts:
         cell = self.item * arms + arm
         if len(cell) and not (cell[1:] > cell[:-1]).all():
@@ -89,8 +101,8 @@ def context_cells(source: ClickLog | Counts, counted: CellCounts, *, ranks: int,
     impressions = counted.impressions[known].astype(np.float64)
     keep = np.ones(len(item), bool)
     if len(item) > most:
-        cells, shown = np.bincount(item), np.bincount(item, impressions)
-        order = np.argsort(-shown, kind="stable")
+        cells = np.bincount(item)
+        order = np.argsort(-np.bincount(item, impressions), kind="stable")
         chosen = np.zeros(len(used), bool)
         chosen[order[np.cumsum(cells[order]) <= most]] = True
         keep = chosen[item]

@@ -90,7 +90,8 @@ def _maximise(counts: ArmCounts, free: np.ndarray) -> tuple[np.ndarray, np.ndarr
         np.maximum.at(top, counts.item, log_odds)
         odds = np.exp(log_odds - top[counts.item])
         q = odds / counts.sum_by_item(odds)[counts.item]
-        return _ConditionalIterate(a, q, float(counts.clicks @ np.log(q)))
+        with np.errstate(divide="ignore", invalid="ignore"):  # a step too far gives -inf or NaN, and is halved
+            return _ConditionalIterate(a, q, float(counts.clicks @ np.log(q)))
 
     def direction(at: _ConditionalIterate) -> tuple[Callable[[float], _ConditionalIterate], float]:
         expected = clicks[counts.item] * at.share

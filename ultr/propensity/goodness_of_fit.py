@@ -41,7 +41,6 @@ from ultr.propensity.clicks_above import (
     stratified_score,
 )
 from ultr.propensity.curve_by_relevance import (
-    MainComponent,
     interactions,
     low_over_high,
     main_component,
@@ -53,8 +52,11 @@ from ultr.propensity.propensities import NORMAL_QUANTILE, Propensities
 
 LAST_CLICK, CLICK_ABOVE, TRUST, NOISE = CHECKS = ("last-click", "click-above", "trust", "noise")
 CASCADES = "cascade"  # the check of clicks above where it fails in the direction of a cascade
-LEVEL = 0.05  # of all checks of a log together
+LEVEL = 0.02  # of all checks of a log together: of a hundred logs that fit, two are expected to be called misfits
 CHECKED_RANKS = 50  # the first ranks, which are checked
+FEWEST_SHOWN = (
+    10  # times that a document was shown from which its relevance is told; below, the corrections are too rough
+)
 MOST_CELLS = 400_000  # of the documents that are shown most, which are checked
 # A check that would miss a doubling of examination is not made: so many standard errors are found in 80 % of all logs.
 NOTICED, DOUBLED = 2.8, math.log(2)
@@ -64,7 +66,11 @@ ONLY_BY_RANK = "counts by rank do not tell what was clicked above: give the log,
 UNEVEN_WEIGHTS = "the weights of sessions are not whole numbers, so that chance is not known"
 TOO_FEW_RANKS = "the log has too few ranks for it"
 TOO_FEW_CLICKS = "too few clicks to notice a doubling"
-WITHHELD = "withheld: how much is examined below a click depends on the document clicked, as in a cascade"
+NOT_IN_CASCADE = "how far users read depends on the documents above, which no curve by document allows for"
+WITHHELD = (
+    "withheld: less is examined below a click, as in a cascade, so that no curve by rank holds (--no-check gives that "
+    "of the position-based model)"
+)
 NO_ALTERNATIVE = "no interval: the log does not fit the position-based model, and no other curve can be estimated"
 
 
@@ -275,14 +281,17 @@ def goodness_of_fit_of_cells(
     dependent = bool((holm([check.p_value for check in above]) < LEVEL).any())
     try:
         main = main_component(cells.by_rank())
-        checks = [*above, *_check_relevance(cells, main, dependent)]
+        checks = [*above, *_check_relevance(cells.shown_often(FEWEST_SHOWN), dependent)]
     except (UltrError, np.linalg.LinAlgError) as error:
         return GoodnessOfFit((*above, *(Check(name, reason=str(error)) for name in (TRUST, NOISE))), nothing)
     adjusted = holm([check.p_value for check in checks]).tolist()
     checks = [dataclasses.replace(check, adjusted=p) for check, p in zip(checks, adjusted, strict=True)]
     a = main.log_propensity
     found = GoodnessOfFit(tuple(checks), np.exp(a - a[0]) if math.isfinite(a[0]) else nothing)
-    return found if not found.failed or found.cascade else _with_alternatives(found, cells)
+    if found.cascade:  # under which the others are not known to be right
+        rest = (Check(check.name, reason=check.reason or NOT_IN_CASCADE) for check in checks[2:])
+        return dataclasses.replace(found, checks=(*checks[:2], *rest))
+    return _with_alternatives(found, cells) if found.failed else found
 
 
 def _with_alternatives(found: GoodnessOfFit, cells: ContextCells) -> GoodnessOfFit:
@@ -325,13 +334,16 @@ def _dependence(name: str, cells: ContextCells, contrast: np.ndarray, groups: np
     return Check(name, score.z, float(2 * ndtr(-abs(score.z))), effect=common_ratio(cells, groups))
 
 
-def _check_relevance(cells: ContextCells, main: MainComponent, dependent: bool) -> list[Check]:
+def _check_relevance(cells: ContextCells, dependent: bool) -> list[Check]:
     """Makes the checks of trust and noise.
 
     Args:
-      main: the common curve by rank.
+      cells: of documents that were shown often enough to tell their relevance.
       dependent: whether examination depends on the last click; then each last click has a curve of its own.
     """
+    if not cells.clicks.sum():
+        return [Check(name, reason=TOO_FEW_CLICKS) for name in (TRUST, NOISE)]
+    main = main_component(cells.by_rank())
     by_rank = np.arange(1, cells.ranks + 1.0)
     shapes = np.stack([trust_shape(by_rank), noise_shape(main.log_propensity)])
     tested = main

@@ -82,8 +82,9 @@ def _trust(found: GoodnessOfFit) -> str:
     """Says how far a curve of the position-based model can be trusted."""
     if found.cascade:
         return (
-            "How far a user reads depends on which documents stand above, so that no curve by rank can be trusted: "
-            "`ultr propensity` withholds it."
+            "So it is where a satisfying click ends reading: how far a user reads then depends on the documents above, "
+            "no curve by rank can be trusted, and `ultr propensity` withholds it. So it is, too, where users differ in "
+            "how far they read: --context gives each kind of them a curve."
         )
     if found.impossible or found.off is None:
         return "How far the curve is off cannot be estimated: `ultr propensity` withholds its intervals."
