@@ -118,8 +118,9 @@ class InputCheck:
         if found.bound.bound.field != DOCUMENT or not isinstance(self._data, HasVocabulary) or found.found < 1:
             return ""
         names = self._data.vocabulary
-        query = names.query_names[int(names.document_query[found.found])].as_py()
-        return f"document '{names.document_names[found.found - 1].as_py()}' of query '{query}'"
+        document = int(found.found)
+        query = names.query_names[int(names.document_query[document])].as_py()
+        return f"document '{names.document_names[document - 1].as_py()}' of query '{query}'"
 
 
 def first_not_finite(values: Any, mask: Any) -> tuple[int, ...] | None:
