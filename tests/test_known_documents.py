@@ -124,6 +124,19 @@ def test_the_names_are_found_where_the_log_was(train: ClickLog, other: ClickLog,
         load(tmp_path / "model", vocabulary=tmp_path / "nowhere")
 
 
+def test_a_model_that_knows_its_documents_by_fingerprint_alone_needs_the_log(
+    ultr: Ultr, train: ClickLog, other: ClickLog, tmp_path: Path
+) -> None:
+    # As earlier versions saved it.
+    save(pbm(train), tmp_path / "model", extra={"vocabulary": train.vocabulary.identity})
+    found = ultr("evaluate", tmp_path / "model", other.path)
+    assert found.code == 2
+    assert "other document ids" in found.err
+    assert "does not know where the training data is: say where (--vocabulary LOG" in found.err
+    assert ultr("evaluate", tmp_path / "model", train.path).code == 0
+    assert ultr("evaluate", tmp_path / "model", other.path, "--vocabulary", train.path).code == 0
+
+
 def test_nothing_in_common_is_refused(train: ClickLog, tmp_path: Path) -> None:
     model = solve(pbm(train), train).model
     strange = prepare_log(write(tmp_path / "s.csv", rows([("socks", "abc")])), tmp_path / "strange")
