@@ -198,6 +198,19 @@ def test_a_model_of_an_earlier_version_still_loads(trained: Any, logs: dict[Any,
         evaluate(old, logs[ORDERS[1]], key=KEY)
 
 
+def test_a_state_of_an_earlier_version_is_resumed(logs: dict[Any, ClickLog], tmp_path: Path) -> None:
+    log = logs["price", "stock"]
+    options: dict[str, Any] = {"batch_size": 32, "seed": 0, "directory": tmp_path / "run"}
+    expected = fit(network(log), log, epochs=2, batch_size=32, seed=0).history
+    fit(network(log), log, epochs=1, **options)
+    file = tmp_path / "run" / "state" / "meta.json"
+    meta = json.loads(file.read_text())
+    assert meta.pop("inputs")["features"] == ["price", "stock"]
+    file.write_text(json.dumps(meta))
+    found = fit(network(log), log, epochs=2, resume=True, **options).history
+    assert [epoch["loss"] for epoch in found] == [epoch["loss"] for epoch in expected]
+
+
 def test_sessions_without_names_are_scored_as_they_are(trained: Any, logs: dict[Any, ClickLog]) -> None:
     batch = next(iter(logs["price", "stock"].batches(200)))
     expected = numbers(evaluate(trained, batch, key=KEY))

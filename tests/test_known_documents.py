@@ -124,6 +124,19 @@ def test_the_names_are_found_where_the_log_was(train: ClickLog, other: ClickLog,
         load(tmp_path / "model", vocabulary=tmp_path / "nowhere")
 
 
+def test_a_model_that_knows_its_documents_by_fingerprint_alone_needs_the_log(
+    ultr: Ultr, train: ClickLog, other: ClickLog, tmp_path: Path
+) -> None:
+    # As earlier versions saved it.
+    save(pbm(train), tmp_path / "model", extra={"vocabulary": train.vocabulary.identity})
+    found = ultr("evaluate", tmp_path / "model", other.path)
+    assert found.code == 2
+    assert "other document ids" in found.err
+    assert "does not know where the training data is: say where (--vocabulary LOG" in found.err
+    assert ultr("evaluate", tmp_path / "model", train.path).code == 0
+    assert ultr("evaluate", tmp_path / "model", other.path, "--vocabulary", train.path).code == 0
+
+
 def test_nothing_in_common_is_refused(train: ClickLog, tmp_path: Path) -> None:
     model = solve(pbm(train), train).model
     strange = prepare_log(write(tmp_path / "s.csv", rows([("socks", "abc")])), tmp_path / "strange")
@@ -191,11 +204,38 @@ def test_a_log_that_judges_epochs_may_have_ids_of_its_own(
     made = ultr("train", train.path, "--out", tmp_path / "run", "--valid", other.path, *options)
     assert made.code == 0, made.err
     assert made.json["validation_sessions"] == len(other)
+    assert "validation data: the data has document ids of its own: 6 documents found by name" in made.err
     collection = Collection.from_arrays(query=[0], label=[1.0])
     collection.save(tmp_path / "collection")
     wrong = ultr("train", train.path, "--out", tmp_path / "run2", "--valid", tmp_path / "collection", *options)
     assert wrong.code == 2
     assert "expected a click log, found a collection" in wrong.err
+
+
+@pytest.mark.slow
+def test_a_comparison_finds_documents_by_name(ultr: Ultr, tmp_path: Path) -> None:
+    many = prepare_log(write(tmp_path / "many.csv", rows([("shoes", "abce"), ("hats", "xya")] * 20)), tmp_path / "many")
+    pairs = [("hats", "z", 0), ("hats", "x", 2), ("shoes", "b", 0), ("shoes", "a", 2), ("shoes", "c", 1)]
+    query, document, label = zip(*pairs, strict=True)
+    Collection.from_arrays(query=list(query), document=document, label=label).save(tmp_path / "test")
+    Collection.from_arrays(query=["socks"] * 2, document=["a", "b"], label=[0, 1]).save(tmp_path / "strange")
+    for name in ("test", "strange"):
+        (tmp_path / f"{name}.toml").write_text(f"""
+            seeds = [0]
+            metrics = ["ndcg@3"]
+            data = {{test = "{name}"}}
+            defaults = {{epochs = 2, relevance = "table"}}
+            log = [{{name = "log", path = "{many.path}"}}]
+            method = [{{model = "pbm"}}]
+        """)
+        assert ultr("compare", tmp_path / f"{name}.toml", "--out", tmp_path / f"out-{name}").code == 0
+    (found,), (strange,) = (
+        [json.loads(path.read_text()) for path in (tmp_path / f"out-{name}" / "cells").rglob("*.json")]
+        for name in ("test", "strange")
+    )
+    assert found["metrics"]["ndcg@3"] == 1.0  # the clicked documents are those with grade 2
+    assert "4 documents of the test lists are in its log by name; the other 1 have one score" in found["notes"]
+    assert "a table of documents knows only those of its log" in strange["error"]
 
 
 def test_a_vocabulary_is_opened_wherever_it_is(train: ClickLog) -> None:

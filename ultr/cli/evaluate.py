@@ -141,8 +141,8 @@ def command(
     for note in notes:
         click.echo(f"note: {note}", err=True)
     result: dict[str, Any] = {name: estimate.to_json() for name, estimate in found.items()}
-    if match is not None and match.documents is not None and match.documents[0]:
-        result["documents"] = dict(zip(("found_by_name", "unknown"), match.documents, strict=True))
+    if found.documents is not None:
+        result["documents"] = dict(zip(("found_by_name", "unknown"), found.documents, strict=True))
     if found.not_computed:
         result["not_computed"] = dict(found.not_computed)
     text = table([["metric", *_HEAD], *([name, *_estimate_row(e)] for name, e in found.items())])

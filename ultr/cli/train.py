@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import click
 
 from ultr.cli import MethodsCommand, hold, json_option, output, seed_option
-from ultr.cli.inputs import open_known
+from ultr.cli.inputs import match_notes, open_known
 from ultr.cli.options import FiniteRange, InVain, Name, is_given, refuse_in_vain
 from ultr.errors import ConfigError, DataError
 from ultr.files import check_output_folder, json_values, write_json
@@ -196,6 +196,11 @@ def command(
             f"--relevance {config.relevance} is not a plain table, which --solver {solver} needs. Choose --relevance "
             "table, or --solver gradient"
         )
+    if held_out is not None and config.relevance in TABLES:
+        known = train.input_schema.only({"document"})
+        match = known.match(held_out.input_schema, required=None, name="validation data", file=held_out.path)
+        for note in match_notes(match):
+            click.echo(f"note: validation data: {note}", err=True)
     nuisance = _nuisance(log, train, spec, propensity, seed)
     untrained = build_model(config, train, nuisance)
     options: dict[str, Any] = {"solver": solver, "valid_fraction": valid_fraction}

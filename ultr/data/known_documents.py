@@ -21,7 +21,7 @@ class KnownVocabulary:
 
     Attributes:
       identity: the vocabulary's `identity`, as JSON.
-      path: the folder that has the names; "memory" for a vocabulary in memory.
+      path: the folder that has the names; "memory" for a vocabulary in memory, empty where it is not known.
       names: the vocabulary, where it is at hand; otherwise it is opened at `path` when names are needed.
     """
 
@@ -105,7 +105,9 @@ class KnownVocabulary:
                 return ids
             why = "No query and document of it has a name of the training data"
         else:
-            why = f"The names of the training data are not in {self.path} any more: say where it is (--vocabulary LOG)"
+            lost = f"The names of the training data are not in {self.path} any more"
+            why = f"{lost if self.path else 'The model does not know where the training data is'}: say where "
+            why += "(--vocabulary LOG; in Python load(..., vocabulary=))"
         identities = json.loads(other.identity), json.loads(self.identity)
         raise other_ids(*identities, name=name, file=Path(other.path), why=why)
 

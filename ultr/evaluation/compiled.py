@@ -54,6 +54,15 @@ class CompiledModel:
             bound._check = InputCheck(self.model, data, source=name)
         return bound
 
+    @property
+    def documents(self) -> tuple[int, int] | None:
+        """Returns how many documents of the dataset were found by name and how many are unknown; None: by id.
+
+        Where none was found, the model reads no documents.
+        """
+        found = None if self._match is None else self._match.documents
+        return found if found is not None and found[0] else None
+
     def __call__(self, function: Callable[..., Any], batch: Sessions, *options: Hashable) -> Any:
         """Computes `function(model, batch, *options)`; a function is compiled once for each value of the options.
 

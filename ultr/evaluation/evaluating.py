@@ -35,9 +35,12 @@ class Estimates(dict[str, Estimate]):
 
     Attributes:
       not_computed: "ranking" where the data has grades and the metrics of rankings can still not be computed -> why.
+      documents: of data with document ids of its own, how many documents were found by name among those of the training
+        data and how many are unknown; None: the ids are those of the training data, or do not matter.
     """
 
     not_computed: Mapping[str, str] = {}
+    documents: tuple[int, int] | None = None
 
 
 def evaluate(
@@ -109,7 +112,7 @@ def evaluate(
         candidates=candidates,
     )
     estimates = Estimates()
-    estimates.not_computed = evaluation.not_computed
+    estimates.not_computed, estimates.documents = evaluation.not_computed, evaluation.documents
     for name, metric, at in evaluation.names():
         if isinstance(metric, RankingMetric):
             estimates[name] = Estimate.mean(evaluation.ranking[metric, at])
@@ -171,7 +174,7 @@ class _Evaluation:
       query: ids [Q] of the queries with graded lists, ascending; empty where no ranking metric was asked for.
       ranking: (metric, cutoff) -> values [Q].
       clicks: totals of the click metrics; without sessions where none was asked for.
-      not_computed: as of `Estimates`.
+      not_computed, documents: as of `Estimates`.
     """
 
     def __init__(
@@ -197,6 +200,7 @@ class _Evaluation:
         if first is None:
             raise DataError("expected at least one session or query to evaluate on, found none")
         compiled = CompiledModel(model).on(dataset)
+        self.documents = compiled.documents
         graded = graded_lists(dataset, first) if candidates is None else candidate_lists(candidates, dataset)
         why = _why_no_ranking(compiled, graded, dataset if candidates is None else None)
         self.not_computed = {RankingMetric.kind: why} if why is not None and graded is not None else {}

@@ -22,7 +22,7 @@ from ultr.study.runs import Run, StoredRuns
 from ultr.study.settings import Study
 from ultr.study.specs import NETWORKS
 from ultr.study.truth import true_alpha, true_examination
-from ultr.towers import row_tables
+from ultr.towers import input_match, row_tables
 
 CLICK_METRICS = ("log_likelihood", "perplexity", "conditional_perplexity")
 WEIGHTING_FACTS = ("effective_sample_size", "clipped", "affected", "unsupported")
@@ -114,10 +114,10 @@ def _judge_ranking(
     study: Study, run: Run, log: PreparedLog | None, test: Collection, trained: TrainedMethod, stored: StoredRuns
 ) -> tuple[Facts, Values]:
     """Computes the ranking metrics on the test lists, and writes the rankings as a TREC file."""
-    _check_vocabulary(trained.model, log, test)
+    notes = _vocabulary_notes(trained.model, log, test)
     key = jax.random.key(run.seed)
     values = per_query(trained.ranker, test, metrics=study.metrics, key=key)
-    facts: Facts = {"queries": len(values["query"]), "notes": []}
+    facts: Facts = {"queries": len(values["query"]), "notes": notes}
     if log is not None and log.settings.path is not None and run.method.spec.learns_from == "clicks":
         if shared := count_shared(log.query_names, test.query_names):
             facts["notes"].append(
@@ -130,12 +130,24 @@ def _judge_ranking(
     return facts, values
 
 
-def _check_vocabulary(model: Any, log: PreparedLog | None, test: Collection) -> None:
-    """Refuses a table of documents for lists of another vocabulary, whose ids mean other documents."""
+def _vocabulary_notes(model: Any, log: PreparedLog | None, test: Collection) -> list[str]:
+    """Says how many of the test lists' documents a table of documents knows, where it finds them by name.
+
+    Raises:
+      ConfigError: it knows none of them.
+    """
     if log is None or model is None or not any("relevance" in path for path in row_tables(model)):
-        return
-    if log.log.vocabulary.fingerprint != test.vocabulary.fingerprint:
+        return []
+    try:
+        match = input_match(model, test, name="test lists")
+    except DataError as error:
+        if error.field != "vocabulary":
+            raise
         raise ConfigError(
             "a table of documents knows only those of its log, and the test lists are others: choose a network as "
             f"relevance ({', '.join(NETWORKS)}), or test lists of the same collection"
-        )
+        ) from error
+    if match is None or match.documents is None:
+        return []
+    found, unknown = match.documents
+    return [f"{found:,} documents of the test lists are in its log by name; the other {unknown:,} have one score"]

@@ -320,5 +320,5 @@ def _saved_schema(meta: dict[str, Any]) -> InputSchema:
     schema = InputSchema() if found is None else InputSchema.from_json(found)
     known = meta["extra"].get("vocabulary") if isinstance(meta.get("extra"), dict) else None
     if schema.documents is None and known is not None:
-        schema = dataclasses.replace(schema, documents=KnownVocabulary.from_json({"identity": known, "path": "?"}))
+        schema = dataclasses.replace(schema, documents=KnownVocabulary.from_json({"identity": known, "path": ""}))
     return schema
