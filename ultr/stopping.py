@@ -101,8 +101,9 @@ def on_signals() -> Iterator[None]:
     """Has Ctrl-C, SIGTERM and SIGHUP stop the work in the block; for the command line.
 
     The first signal makes `check` raise; a second one ends the process, and so does a minute in which nothing asked
-    `check`: folders are written aside, and a process that ends leaves what stood there. Signals that are ignored, such as those of a
-    command under `nohup`, stay ignored. Outside the main thread, which alone may have handlers, nothing changes.
+    `check`: folders are written aside, and a process that ends leaves what stood there. Signals that are ignored, such
+    as those of a command under `nohup`, stay ignored. Outside the main thread, which alone may have handlers, nothing
+    changes.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -8,10 +8,10 @@ from typing import Literal, overload
 
 from ultr.data.click_log import ClickLog
 from ultr.data.counting import count_cells, last_click_key, with_all_documents
-from ultr.data.counts import COUNTS_BY, COUNTS_FORMAT, Counts
+from ultr.data.counts import COUNTS_BY, Counts
 from ultr.data.dataset import SufficientStatistics
 from ultr.data.distinct import write_distinct_sessions
-from ultr.data.storage import COLLECTION_FORMAT, LOG_FORMAT, new_data_folder, read_metadata
+from ultr.data.storage import COLLECTION_FORMAT, COUNTS_FORMAT, LOG_FORMAT, new_data_folder, read_metadata
 from ultr.errors import ConfigError, DataError
 
 SUFFICIENT_STATISTICS = (*COUNTS_BY, "list")

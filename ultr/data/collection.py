@@ -19,9 +19,7 @@ from ultr.data.dataset import Dataset, Description
 from ultr.data.splits import assign_split
 from ultr.data.storage import (
     COLLECTION_FORMAT,
-    METADATA_FILE,
     SCHEMA,
-    check_fields,
     content_fingerprint,
     missing_split,
     new_data_folder,
@@ -32,8 +30,6 @@ from ultr.data.vocabulary import Vocabulary, known_documents
 from ultr.data.vocabulary_writing import write_vocabulary
 from ultr.errors import ConfigError, DataError
 from ultr.sessions import Sessions
-
-_FIELDS: dict[str, type] = {"queries": int, "documents": int, "features": list, "vocabulary": dict, "splits": dict}
 
 
 class Collection(Dataset):
@@ -84,7 +80,6 @@ class Collection(Dataset):
         """
         folder = Path(path)
         metadata = read_metadata(folder, [COLLECTION_FORMAT])
-        check_fields(metadata, folder / METADATA_FILE, _FIELDS)
         own = Vocabulary.open(folder, metadata)
         known = own.documents if vocabulary is None else known_documents(own, vocabulary, file=folder)
         found = cls.from_vocabulary(own, own=own.own_queries, known=known, metadata=metadata)

@@ -17,14 +17,13 @@ from ultr import stopping
 from ultr.data.dataset import Dataset, Description, SufficientStatistics
 from ultr.data.grouping import group_starts
 from ultr.data.storage import (
+    COUNTS_FORMAT,
     DOCUMENTS_FILE,
     METADATA_FILE,
     PARQUET_OPTIONS,
     QUERIES_FILE,
     SCHEMA,
     check_columns,
-    check_fields,
-    check_file_records,
     file_record,
     new_data_folder,
     open_parquet,
@@ -37,24 +36,8 @@ from ultr.data.vocabulary import Vocabulary
 from ultr.errors import ConfigError, DataError
 from ultr.sessions import Sessions, SharedFeature
 
-COUNTS_FORMAT = "ultr-counts"
 COUNTS_FILE = "counts.parquet"
 COUNTS_BY = ("rank", "last-click")
-
-_FIELDS: dict[str, type] = {
-    "by": str,
-    "sessions": int,
-    "weight": float,
-    "queries": int,
-    "documents": int,
-    "known": int,
-    "ranks": int,
-    "features": list,
-    "files": list,
-    "identity": dict,
-    "vocabulary": dict,
-}
-
 
 LARGEST_SHARE = 1 / 64  # of a batch that one document may weigh,
 USUAL = 4.0  # unless that is less than so many times the median of the documents
@@ -119,8 +102,6 @@ class Counts(Dataset):
             )
         metadata = read_metadata(folder, [COUNTS_FORMAT])
         file = folder / METADATA_FILE
-        check_fields(metadata, file, _FIELDS)
-        check_file_records(metadata["files"], file)
         names = [record["name"] for record in metadata["files"]]
         if metadata["by"] not in COUNTS_BY or names != [COUNTS_FILE]:
             raise DataError(
