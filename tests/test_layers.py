@@ -15,17 +15,8 @@ import ultr
 PACKAGE = Path(ultr.__file__).parent
 LAYERS = [
     [
-        "errors",
-        "files",
-        "text",
-        "lazy",
-        "locks",
-        "stopping",
-        "background",
-        "hashing",
-        "logspace",
-        "compilation_cache",
-        "sessions",
+        *("errors", "exhaustion", "files", "text", "lazy", "locks", "stopping", "background", "hashing", "logspace"),
+        *("compilation_cache", "sessions"),
     ],
     ["clicks", "data"],
     ["towers", "ingest"],
