@@ -29,10 +29,7 @@ from ultr.text import table
 
 ROOT = Path(__file__).resolve().parents[1]
 # Ctrl-C is ignored by what a script has started in the background: here it is not.
-START = (
-    "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
-    "from ultr.cli import main; main(sys.argv[1:])"
-)
+START = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from ultr.cli import main; main()"
 LONGEST = 120.0  # seconds after which a process that does not stop is killed, and counted as such
 STUDY = """
 seeds = [0, 1, 2]
