@@ -42,10 +42,9 @@ OTHERS: list[BaseException] = [
 def test_memory_that_ran_out_is_recognised_however_it_is_worded(error: BaseException) -> None:
     assert memory_problem(error)
     assert disk_problem(error) is None
-    try:
-        raise ValueError("something") from error
-    except ValueError as outer:
-        assert memory_problem(outer) == memory_problem(error)
+    outer = ValueError("something")
+    outer.__cause__ = error
+    assert memory_problem(outer) == memory_problem(error)
 
 
 @pytest.mark.parametrize("error", OTHERS, ids=str)

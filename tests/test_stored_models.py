@@ -53,7 +53,7 @@ MODEL: dict[str, Any] = {"class": "PBM", "relevance": {"class": "Constant"}, "ex
         ({"model": None}, r"field 'model': .*expected a value, found none"),
         ({"model": 3}, r"field 'model': .*expected mapping, found 3"),
         ({"extra": None}, r"field 'extra': .*expected a value, found none"),
-        ({"extra": {"vocabulary": {"documents": -1}}}, r"field 'extra\.vocabulary\.fingerprint': .*expected a value"),
+        ({"extra": {"vocabulary": {"documents": 1}}}, r"field 'extra\.vocabulary\.fingerprint': .*expected a value"),
         ({"extra": {"train": "log"}}, r"field 'extra\.train': .*expected mapping \| null, found 'log'"),
         ({"model": {}}, r"field 'model\.class': expected the name of a class, found None"),
         ({"model": {"class": 3}}, r"field 'model\.class': expected the name of a class, found 3"),
