@@ -29,10 +29,7 @@ from ultr.text import table
 
 ROOT = Path(__file__).resolve().parents[1]
 # Ctrl-C is ignored by what a script has started in the background: here it is not.
-START = (
-    "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
-    "from ultr.cli import main; main(sys.argv[1:])"
-)
+START = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from ultr.cli import main; main()"
 LONGEST = 120.0  # seconds after which a process that does not stop is killed, and counted as such
 STUDY = """
 seeds = [0, 1, 2]
@@ -239,13 +236,14 @@ def _train(commands: Commands, chosen: argparse.Namespace, cache: bool) -> dict[
         found.append(interrupt(commands, arguments, rng.uniform(0.3, whole), kind, group=i % 2 == 0, cache=cache))
         _say(f"train {i}: {found[-1]}")
         found[-1]["left"] = commands.left("run")
-        if not found[-1]["ended"] and found[-1]["code"]:
+        if (commands.folder / "run" / "state").exists() and found[-1]["code"]:
             resumed += 1
-            fresh += not (commands.folder / "run" / "state").exists()
             commands.run([*arguments, "--resume"])
             equal += commands.result("run") == commands.whole
+        elif found[-1]["code"]:
+            fresh += 1
         shutil.rmtree(commands.folder / "run", ignore_errors=True)
-    about = f"{equal} of {resumed} bit-equal ({fresh} had nothing to resume from)"
+    about = f"{equal} of {resumed} bit-equal ({fresh} stopped before the first block)"
     return _summary(found) | {"resumed": about}
 
 

@@ -297,7 +297,8 @@ def test_folders_that_are_not_whole_counts(tmp_path: Path) -> None:
     for change, message in {
         ('"schema": 1', '"schema": 2'): "prepared with schema 2, this version reads 1",
         ('"by": "last-click"', '"by": "list"'): "found 'list'",
-        ('"ranks": ', '"rnks": '): "field 'ranks': expected int",
+        ('"ranks": ', '"rnks": '): "field 'ranks': expected a value, found none",
+        ('"weight": ', '"weight": -'): "field 'weight': expected float >= 0.0, found -",
     }.items():
         metadata.write_text(text.replace(*change))
         with pytest.raises(DataError, match=message):

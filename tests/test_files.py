@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import errno
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ultr.files import new_folder, write_text
+from ultr.errors import WriteError
+from ultr.files import new_folder, recover, write_text
 
 
 def content(folder: Path) -> dict[str, str]:
@@ -21,15 +25,14 @@ def folder(path: Path, text: str) -> Path:
     return path
 
 
-@pytest.mark.parametrize("single", [False, True])
 @pytest.mark.parametrize("before", ["nothing", "empty", "old"])
-def test_a_folder_appears_when_the_block_ends(tmp_path: Path, before: str, single: bool) -> None:
+def test_a_folder_appears_when_the_block_ends(tmp_path: Path, before: str) -> None:
     target = tmp_path / "deep" / "f"
     if before == "old":
         folder(target, "old")
     elif before == "empty":
         target.mkdir(parents=True)
-    with new_folder(target, single=single) as aside:
+    with new_folder(target) as aside:
         assert list(aside.iterdir()) == []
         (aside / "b.txt").write_text("new")
         assert target.exists() == (before != "nothing")
@@ -38,11 +41,10 @@ def test_a_folder_appears_when_the_block_ends(tmp_path: Path, before: str, singl
     assert [p.name for p in target.parent.iterdir()] == ["f"]
 
 
-@pytest.mark.parametrize("single", [False, True])
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-def test_after_an_exception_the_old_folder_stands(tmp_path: Path, error: Any, single: bool) -> None:
+def test_after_an_exception_the_old_folder_stands(tmp_path: Path, error: Any) -> None:
     target = folder(tmp_path / "f", "old")
-    with pytest.raises(error), new_folder(target, single=single) as aside:  # noqa: PT012
+    with pytest.raises(error), new_folder(target) as aside:  # noqa: PT012
         (aside / "b.txt").write_text("half")
         raise error
     assert content(tmp_path) == {"f/a.txt": "old"}
@@ -81,12 +83,63 @@ def test_a_check_is_asked_before_and_after_the_block(tmp_path: Path) -> None:
     assert content(tmp_path) == {"old/a.txt": "old", "raced/a.txt": "theirs"}
 
 
-def test_what_a_killed_process_left_goes_where_one_alone_writes(tmp_path: Path) -> None:
-    left = [folder(tmp_path / ".f.partial", "half"), folder(tmp_path / ".f.old", "older")]
-    with new_folder(tmp_path / "f", single=True) as aside:
-        assert aside == left[0]
+def test_what_a_killed_process_left_goes(tmp_path: Path) -> None:
+    folder(tmp_path / ".f.0123abcd.partial", "half")
+    folder(tmp_path / ".f.4567cdef.old", "older")
+    others = [
+        folder(tmp_path / name, "other") for name in (".f.v2.0123abcd.partial", ".f.partial.x", ".g.0123abcd.old")
+    ]
+    folder(tmp_path / "f", "old")
+    with new_folder(tmp_path / "f") as aside:
         (aside / "b.txt").write_text("new")
-    assert content(tmp_path) == {"f/b.txt": "new"}
+    assert content(tmp_path / "f") == {"b.txt": "new"}
+    assert sorted(tmp_path.iterdir()) == sorted([tmp_path / "f", *others])
+
+
+def test_what_stood_there_comes_back_where_a_process_was_killed_while_it_replaced_it(tmp_path: Path) -> None:
+    folder(tmp_path / ".f.0123abcd.partial", "new")
+    folder(tmp_path / ".f.0123abcd.old", "old")
+    recover(tmp_path / "f")
+    assert content(tmp_path) == {"f/a.txt": "old"}
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path, number: int) -> None:
+    folder(tmp_path / "f", "old")
+    expected = rf"f: cannot be written: {os.strerror(number).lower()}\. Make room, or choose a folder on another disk"
+    with pytest.raises(WriteError, match=expected), new_folder(tmp_path / "f"):
+        raise OSError(number, os.strerror(number), "a.txt")
+    with pytest.raises(WriteError, match=expected), new_folder(tmp_path / "f"):
+        raise ValueError(f"RESOURCE_EXHAUSTED: Failed to write 3 bytes: {os.strerror(number)}")  # as libraries say it
+    with pytest.raises(OSError, match="i/o") as other, new_folder(tmp_path / "f"):
+        raise OSError(errno.EIO, "i/o error")
+    assert not isinstance(other.value, WriteError)
+    assert content(tmp_path) == {"f/a.txt": "old"}
+
+
+WITH_A_LIMIT = """
+import resource, sys
+from pathlib import Path
+from ultr.files import check_room, write_bytes
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+folder = Path(sys.argv[1])
+check_room(folder, 1000)
+write_bytes(folder / "whole", b"x" * 1000)
+for write in (lambda: check_room(folder, 1001), lambda: write_bytes(folder / "half", b"x" * 1001)):
+    try:
+        write()
+    except OSError as error:
+        print(error)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="needs a system that reserves room")
+def test_what_does_not_fit_is_not_written(tmp_path: Path) -> None:
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    command = [sys.executable, "-c", WITH_A_LIMIT, str(tmp_path)]
+    said = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
+    assert said.lower().count("file too large") == 2
+    assert [p.name for p in tmp_path.iterdir()] == ["whole"]
 
 
 def test_two_writers_do_not_meet(tmp_path: Path) -> None:

@@ -15,19 +15,8 @@ import ultr
 PACKAGE = Path(ultr.__file__).parent
 LAYERS = [
     [
-        "arguments",
-        "errors",
-        "files",
-        "text",
-        "lazy",
-        "locks",
-        "stopping",
-        "background",
-        "hashing",
-        "logspace",
-        "compilation_cache",
-        "holm",
-        "sessions",
+        *("arguments", "errors", "exhaustion", "files", "text", "lazy", "locks", "stopping", "background", "hashing"),
+        *("logspace", "compilation_cache", "holm", "sessions"),
     ],
     ["clicks", "data"],
     ["towers", "ingest"],

@@ -104,11 +104,21 @@ def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
         ),
         ({"format": "other"}, r"field 'format': expected one of \['ultr-click-log'\], found 'other'"),
         ({"sessions": 6}, r"expected 6 sessions \(at least one\) in the files, found 5"),
-        ({"sessions": -1}, r"field 'sessions': expected int, found -1"),
+        ({"sessions": -1}, r"field 'sessions': expected int >= 0, found -1\. Prepare it again"),
+        ({"sessions": True}, r"field 'sessions': expected int, found True"),
+        ({"clicks": None}, r"field 'clicks': expected int, found None"),
+        ({"documents": 10**12}, r"field 'documents': expected int <= 2147483647, found 10{12}"),
+        ({"documents": 141}, r"field 'documents': expected 140 as documents.parquet has rows, found 141"),
+        ({"features": ["a", 1]}, r"field 'features\[1\]': expected str, found 1"),
+        ({"splits": {"train": -1}}, r"field 'splits\[\.\.\.\]': expected int >= 0"),
+        ({"truth": []}, r"field 'truth': expected mapping \| null, found \[\]"),
         ({"files": "none"}, r"field 'files': expected list, found 'none'"),
-        ({"files": [{"name": "../x.parquet", "rows": 5}]}, r"field 'files': expected a file's name and rows"),
-        ({"lengths": {"ten": 5}}, r"field 'lengths': expected lengths of lists"),
-        ({"vocabulary": {}}, r"field 'vocabulary': expected the vocabulary's fingerprint"),
+        (
+            {"files": [{"name": "../x.parquet", "rows": 5}]},
+            r"field 'files\[0\]\.name': expected a file's name without folders, found '../x",
+        ),
+        ({"lengths": {"ten": 5}}, r"field 'lengths': expected digits as names"),
+        ({"vocabulary": {}}, r"field 'vocabulary.fingerprint': expected a value, found none"),
         ({"context": {"device": "phone"}}, r"field 'context.device': expected"),
         (
             {"impression_features": ["bm25", "age", "color"]},
@@ -125,6 +135,24 @@ def test_metadata_that_does_not_fit_is_named(tmp_path: Path, change: dict[str, A
     (log.path / "metadata.json").write_text(json.dumps(log.metadata | change))
     with pytest.raises(DataError, match=message):
         ClickLog.open(log.path)
+
+
+@pytest.mark.parametrize("field", ["sessions", "ranks", "lengths", "clicks", "files", "splits", "vocabulary", "report"])
+def test_a_field_that_is_missing_is_named(tmp_path: Path, field: str) -> None:
+    log = write_log(tmp_path / "log", make_rows(5))
+    (log.path / "metadata.json").write_text(json.dumps({k: v for k, v in log.metadata.items() if k != field}))
+    with pytest.raises(DataError, match=rf"metadata.json, field '{field}': expected a value, found none\. Prepare"):
+        ClickLog.open(log.path)
+
+
+@pytest.mark.parametrize("text", ["[" * 1000, "{" + '"a":{' * 5000, "\xff", "1" * 5000])
+def test_metadata_that_cannot_be_read_is_named(tmp_path: Path, text: str) -> None:
+    log = write_log(tmp_path / "log", make_rows(5))
+    (log.path / "metadata.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(DataError, match=r"metadata\.json: the file is damaged: expected JSON"):
+        ClickLog.open(log.path)
+    with pytest.raises(DataError, match="this is neither"):
+        write_log(log.path, make_rows(5), overwrite=True)
 
 
 def test_a_folder_that_is_no_log_is_named(tmp_path: Path) -> None:

@@ -25,7 +25,6 @@ from ultr.files import json_values
 from ultr.study import METHODS, LogSpec, Study, collect_results, read_study, results_markdown, run_study
 from ultr.study.boosting import package_version
 from ultr.study.runs import StoredRuns, study_runs
-from ultr.study.workers import remove_dead_folders, working_folder
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
@@ -72,18 +71,6 @@ def test_what_a_killed_run_left_is_made_again(done: Any, tmp_path: Path) -> None
     assert not list((tmp_path / "out").glob(".work*"))
 
 
-def test_what_dead_processes_left_is_removed(tmp_path: Path) -> None:
-    child = subprocess.Popen(["true"])
-    child.wait()
-    mine = working_folder(tmp_path)
-    dead = tmp_path / mine.name.replace(f"-{os.getpid()}-", f"-{child.pid}-")
-    elsewhere = tmp_path / f".work-other.machine-{child.pid}-x"
-    for path in (dead, elsewhere):
-        path.mkdir()
-    remove_dead_folders(tmp_path)
-    assert sorted(tmp_path.iterdir()) == sorted([mine, elsewhere])
-
-
 ORPHAN = """
 import concurrent.futures, multiprocessing, os, signal, time
 from ultr.study.workers import end_with_parent
@@ -120,7 +107,7 @@ def _runs(process: int) -> bool:
 
 
 def test_what_an_early_end_left_can_be_taken_up_again(tmp_path: Path) -> None:
-    for name in ("trec", "about", ".work-machine-1-x"):
+    for name in ("trec", "about", ".ultr-scratch-x1"):
         (tmp_path / name).mkdir()
         check_out(tmp_path)
     (tmp_path / "notes.txt").write_text("")

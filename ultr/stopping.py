@@ -97,13 +97,17 @@ def whole() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def on_signals() -> Iterator[None]:
+def on_signals(*, for_good: bool = False) -> Iterator[None]:
     """Has Ctrl-C, SIGTERM and SIGHUP stop the work in the block; for the command line.
 
     The first signal makes `check` raise; a second one ends the process, and so does a minute in which nothing asked
     `check`: folders are written aside, and a process that ends leaves what stood there. Signals that are ignored, such
     as those of a command under `nohup`, stay ignored. Outside the main thread, which alone may have handlers, nothing
     changes.
+
+    Args:
+      for_good: whether the process ends after the block: the signals are ignored from then on, since what the
+        interpreter and libraries do at the end is quick and must not be torn apart.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -127,7 +131,7 @@ def on_signals() -> Iterator[None]:
         yield
     finally:
         for number in handled:
-            signal.signal(number, before[number])
+            signal.signal(number, signal.SIG_IGN if for_good else before[number])
         signal.set_wakeup_fd(wakeup)
         speaks.close()
         listener.join()

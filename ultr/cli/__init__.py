@@ -91,7 +91,7 @@ def cli() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Runs the command line and exits; for bad use or input with one line on standard error and code 2."""
-    with stopping.on_signals():
+    with stopping.on_signals(for_good=arguments is None):
         code, who, message = _run(arguments)
     if message:  # said here, where the error has gone with all that it held: memory may be short
         click.echo(f"{who}: error: {' '.join(message.split())}" if who else message, err=True)

@@ -101,4 +101,4 @@ def check_out(out: Path) -> None:
       ConfigError: names the folder and says what to choose instead.
     """
     if not ((out / "cells").exists() or (out / "results.json").exists()):
-        check_output_folder(out, may_hold=lambda entry: entry.name in ("trec", "about") or entry.match(".work-*"))
+        check_output_folder(out, may_hold=lambda entry: entry.name in ("trec", "about"))

@@ -29,8 +29,6 @@ from ultr.data.storage import (
     CONSECUTIVE,
     LOG_FORMAT,
     METADATA_FILE,
-    check_fields,
-    check_file_records,
     content_fingerprint,
     missing_split,
     open_parquet,
@@ -44,23 +42,6 @@ from ultr.sessions import Sessions, SharedFeature
 
 POOL_SESSIONS = 125_000  # how many sessions are shuffled among each other,
 POOL_VALUES = 1 << 26  # unless they hold more numbers than this
-
-_FIELDS: dict[str, type] = {
-    "sessions": int,
-    "queries": int,
-    "documents": int,
-    "ranks": int,
-    "lengths": dict,
-    "clicks": int,
-    "impressions": int,
-    "files": list,
-    "features": list,
-    "impression_features": list,
-    "context": dict,
-    "splits": dict,
-    "vocabulary": dict,
-    "report": dict,
-}
 
 
 class ClickLog(Dataset):
@@ -126,15 +107,6 @@ class ClickLog(Dataset):
         folder = Path(path)
         metadata = read_metadata(folder, [LOG_FORMAT])
         file = folder / METADATA_FILE
-        check_fields(metadata, file, _FIELDS)
-        check_file_records(metadata["files"], file)
-        if not all(length.isdecimal() for length in metadata["lengths"]):
-            raise DataError(
-                f"expected lengths of lists, found {list(metadata['lengths'])}",
-                fix="Prepare the data again.",
-                file=file,
-                field="lengths",
-            )
         groups: list[RowGroup] = []
         row = 0
         for record in metadata["files"]:

@@ -22,9 +22,7 @@ from ultr.data.input_schema import InputSchema
 from ultr.data.splits import assign_split
 from ultr.data.storage import (
     COLLECTION_FORMAT,
-    METADATA_FILE,
     SCHEMA,
-    check_fields,
     content_fingerprint,
     missing_split,
     new_data_folder,
@@ -37,7 +35,6 @@ from ultr.errors import ConfigError, DataError
 from ultr.sessions import Sessions
 
 LARGEST_QUERY = (1 << 26) - 1  # id that `from_arrays` takes: all below it get names
-_FIELDS: dict[str, type] = {"queries": int, "documents": int, "features": list, "vocabulary": dict, "splits": dict}
 
 
 class Collection(Dataset):
@@ -89,7 +86,6 @@ class Collection(Dataset):
         """
         folder = Path(path)
         metadata = read_metadata(folder, [COLLECTION_FORMAT])
-        check_fields(metadata, folder / METADATA_FILE, _FIELDS)
         own = Vocabulary.open(folder, metadata)
         known = own.documents if vocabulary is None else known_documents(own, vocabulary, file=folder)
         found = cls.from_vocabulary(own, own=own.own_queries, known=known, metadata=metadata)

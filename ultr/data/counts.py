@@ -26,8 +26,6 @@ from ultr.data.storage import (
     QUERIES_FILE,
     SCHEMA,
     check_columns,
-    check_fields,
-    check_file_records,
     file_record,
     new_data_folder,
     open_parquet,
@@ -42,21 +40,6 @@ from ultr.sessions import Sessions, SharedFeature
 
 COUNTS_FILE = "counts.parquet"
 COUNTS_BY = ("rank", "last-click")
-
-_FIELDS: dict[str, type] = {
-    "by": str,
-    "sessions": int,
-    "weight": float,
-    "queries": int,
-    "documents": int,
-    "known": int,
-    "ranks": int,
-    "features": list,
-    "files": list,
-    "identity": dict,
-    "vocabulary": dict,
-}
-
 
 LARGEST_SHARE = 1 / 64  # of a batch that one document may weigh,
 USUAL = 4.0  # unless that is less than so many times the median of the documents
@@ -127,8 +110,6 @@ class Counts(Dataset):
             )
         metadata = read_metadata(folder, [COUNTS_FORMAT])
         file = folder / METADATA_FILE
-        check_fields(metadata, file, _FIELDS)
-        check_file_records(metadata["files"], file)
         names = [record["name"] for record in metadata["files"]]
         if metadata["by"] not in COUNTS_BY or names != [COUNTS_FILE]:
             raise DataError(

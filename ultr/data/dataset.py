@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import hashlib
 from collections.abc import Iterator, Mapping, Sized
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
@@ -99,6 +100,10 @@ class Dataset(abc.ABC):
         """Counts the batches of a shuffled pass."""
         return sum(1 for _ in self.batches(batch_size, seed=0, share_features=True))
 
+    def content_identity(self) -> Mapping[str, Any] | None:
+        """Returns which rows these are, as a JSON value; of rows in memory a digest of them; None: not known."""
+        return self.description.identity
+
     def cached(self, memory: int) -> Dataset:
         """Returns the same rows, of which up to `memory` bytes stay decoded in memory for later passes."""
         return self
@@ -123,6 +128,17 @@ class InMemory(Dataset):
         shown = self.sessions.shown()
         weight = None if self.sessions.weight is None else float(self.sessions.row_weights()[shown].sum())
         return Description(int(shown.sum()), weight)
+
+    def content_identity(self) -> Mapping[str, Any]:
+        """Computes a digest of the arrays, unless the description has an identity."""
+        if self.description.identity is not None:
+            return self.description.identity
+        digest = hashlib.sha256()
+        for path, leaf in jax.tree_util.tree_leaves_with_path(self.sessions):
+            array = np.ascontiguousarray(leaf)
+            digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n".encode())
+            digest.update(array.view(np.uint8).reshape(-1).data if array.size else b"")
+        return {"fingerprint": digest.hexdigest()}
 
     def count_batches(self, batch_size: int) -> int:
         return -(-len(self) // batch_size)

@@ -11,11 +11,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ultr import stopping
+from ultr.data.schema import CollectionMetadata, CountsMetadata, LogMetadata, check_schema
 from ultr.errors import DataError
 from ultr.exhaustion import memory_problem
 from ultr.files import file_digest, json_digest, new_folder, write_json
@@ -25,6 +27,11 @@ SCHEMA = 1
 LOG_FORMAT = "ultr-click-log"
 COLLECTION_FORMAT = "ultr-collection"
 COUNTS_FORMAT = "ultr-counts"
+SCHEMAS: dict[str, type[msgspec.Struct]] = {
+    LOG_FORMAT: LogMetadata,
+    COLLECTION_FORMAT: CollectionMetadata,
+    COUNTS_FORMAT: CountsMetadata,
+}
 QUERIES_FILE = "queries.parquet"
 DOCUMENTS_FILE = "documents.parquet"
 METADATA_FILE = "metadata.json"
@@ -78,7 +85,7 @@ def prepared_format(folder: Path) -> str | None:
     """Reads whether a folder is a click log (`LOG_FORMAT`) or a collection (`COLLECTION_FORMAT`); None for others."""
     try:
         found = json.loads((folder / METADATA_FILE).read_text(encoding="utf-8"))["format"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return found if found in (LOG_FORMAT, COLLECTION_FORMAT) else None
 
@@ -96,7 +103,8 @@ def read_metadata(path: str | os.PathLike[str], formats: Sequence[str]) -> dict[
       formats: the formats that are accepted.
 
     Raises:
-      DataError: no such folder or file, not JSON, another format than `formats`, or another schema.
+      DataError: no such folder or file, not JSON, another format than `formats`, another schema, or a field that is
+        missing, mistyped or negative.
     """
     folder = Path(path)
     file = folder / METADATA_FILE
@@ -107,7 +115,7 @@ def read_metadata(path: str | os.PathLike[str], formats: Sequence[str]) -> dict[
         raise DataError("expected a metadata.json, found none: not a prepared folder", fix=make, file=folder)
     try:
         metadata: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(
             f"the file is damaged: expected JSON, found {error}", fix="Prepare the data again.", file=file
         ) from error
@@ -134,6 +142,7 @@ def read_metadata(path: str | os.PathLike[str], formats: Sequence[str]) -> dict[
             file=file,
             field="schema",
         )
+    check_schema(metadata, SCHEMAS[str(found)], file)
     return metadata
 
 
@@ -165,46 +174,6 @@ def missing_split(split: str, known: Iterable[str], folder: Path, held: str) -> 
     return DataError(
         f"expected one of the splits {names}, found {split!r}{did_you_mean(split, names)}", file=folder, field="split"
     )
-
-
-def check_fields(metadata: Mapping[str, Any], file: Path, fields: Mapping[str, type]) -> None:
-    """Checks that metadata holds fields of the given types, numbers being at least 0.
-
-    Raises:
-      DataError: names the field.
-    """
-    for name, kind in fields.items():
-        value = metadata.get(name)
-        if not isinstance(value, kind) or (isinstance(value, int) and (value is True or value < 0)):
-            raise DataError(
-                f"expected {kind.__name__}, found {value!r}", fix="Prepare it again.", file=file, field=name
-            )
-
-
-def check_file_records(records: Any, file: Path) -> None:
-    """Checks the records of files in metadata: each holds at least a name without folders and a number of rows.
-
-    Where they hold the size in bytes and checksums, these are a number and text.
-
-    Raises:
-      DataError: an entry is something else.
-    """
-    for record in records if isinstance(records, list) else [records]:
-        held = record if isinstance(record, dict) else {}
-        name, sums = held.get("name"), [held.get(key) for key in ("footer", "digest")]
-        good = isinstance(name, str) and name == os.path.basename(name)
-        good = good and _is_count(held.get("rows")) and _is_count(held.get("bytes", 0))
-        if not good or not all(isinstance(x, str | None) for x in sums):
-            raise DataError(
-                f"expected a file's name and rows, found {record!r}",
-                fix="Prepare it again.",
-                file=file,
-                field="files",
-            )
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 @contextlib.contextmanager

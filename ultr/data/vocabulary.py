@@ -15,11 +15,9 @@ import pyarrow.compute as pc
 
 from ultr.data.storage import (
     DOCUMENTS_FILE,
-    METADATA_FILE,
     QUERIES_FILE,
     as_numpy,
     check_columns,
-    check_file_records,
     open_parquet,
     read_row_groups,
 )
@@ -79,13 +77,6 @@ class Vocabulary:
           DataError: a file is missing, truncated or damaged, or a column is missing or mistyped.
         """
         record = metadata["vocabulary"]
-        if not isinstance(record.get("fingerprint"), str):
-            raise DataError(
-                f"expected the vocabulary's fingerprint, found {record!r}",
-                file=path / METADATA_FILE,
-                field="vocabulary",
-            )
-        check_file_records(record.get("files", []), path / METADATA_FILE)
         known = {file["name"]: file for file in record.get("files", ())}
         rows = {QUERIES_FILE: metadata["queries"], DOCUMENTS_FILE: metadata["documents"]}
         footers = {name: open_parquet(path, known.get(name, {"name": name, "rows": n})) for name, n in rows.items()}

@@ -29,8 +29,9 @@ from ultr.errors import CheckpointError, ConfigError
 from ultr.files import check_room, file_digest, new_folder
 from ultr.towers import Component, record_schema, schema_of
 from ultr.towers.base import CallableTower
+from ultr.training.stored_meta import ARRAYS, SCHEMA, check_meta
 
-SCHEMA = 1
+_NO_ARRAYS = "no arrays"
 _STORED, _STORED_PER_ARRAY = 1 << 15, 1 << 10  # bytes that Orbax writes beside the numbers, at most
 UNNAMED = (
     "{}: saved by an earlier version, without the names of its features. Their order cannot be checked, only their "
@@ -87,6 +88,8 @@ def _describe(value: Any, seen: dict[int, int]) -> Any:
         return description
     if isinstance(value, list | tuple | nnx.List):
         return [_describe(v, seen) for v in value]
+    if isinstance(value, np.generic):
+        return _describe(value.item(), seen)
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise ConfigError(f"a {type(value).__name__} ({value!r}) cannot be described in a file")
@@ -98,33 +101,46 @@ def build(description: Any) -> Any:
     Raises:
       ConfigError: an unknown class or argument.
     """
-    return _build(description, [])
+    return _build(description, [], "model")
 
 
-def _build(description: Any, made: list[Any]) -> Any:
+def _build(description: Any, made: list[Any], field: str) -> Any:
+    """Builds a part of a description; `made` collects the modules, `field` names the part in errors."""
     if isinstance(description, list):
-        return [_build(d, made) for d in description]
+        return [_build(d, made, f"{field}.{i}") for i, d in enumerate(description)]
     if not isinstance(description, dict):
         return description
     kind = description.get(_CLASS)
+    if not isinstance(kind, str):
+        raise ConfigError(f"field '{field}.{_CLASS}': expected the name of a class, found {kind!r}")
     if kind == _SHARED:
-        return made[description["module"]]
+        number = description.get("module")
+        if not isinstance(number, int) or not 0 <= number < len(made):
+            raise ConfigError(
+                f"field '{field}.module': expected the number of one of {len(made)} modules before it, found {number!r}"
+            )
+        return made[number]
     if kind in _VARIABLES:
-        return _VARIABLES[kind](jnp.asarray(description["value"], jnp.float32))
+        try:
+            return _VARIABLES[kind](jnp.asarray(description.get("value"), jnp.float32))
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"field '{field}.value': expected numbers, found {error}") from error
     known = _classes()
     if kind not in known:
-        raise ConfigError(f"unknown model or tower '{kind}'; known: {', '.join(sorted(known))}")
-    arguments = {name: _build(v, made) for name, v in description.items() if name not in (_CLASS, _RANKS)}
+        raise ConfigError(f"field '{field}': unknown model or tower '{kind}'; known: {', '.join(sorted(known))}")
+    arguments = {
+        name: _build(v, made, f"{field}.{name}") for name, v in description.items() if name not in (_CLASS, _RANKS)
+    }
     parameters = _parameters(known[kind])
     unknown = sorted(set(arguments) - set(parameters))
     if unknown:
-        raise ConfigError(f"{kind} has no argument '{unknown[0]}'; known: {', '.join(parameters)}")
+        raise ConfigError(f"field '{field}': {kind} has no argument '{unknown[0]}'; known: {', '.join(parameters)}")
     if "rngs" in parameters:
         arguments["rngs"] = nnx.Rngs(0)
     try:
         made.append(known[kind](**arguments))
-    except TypeError as error:
-        raise ConfigError(f"{kind}: {error}") from error
+    except Exception as error:  # whatever a constructor makes of values that it was never given
+        raise ConfigError(f"field '{field}': {kind}: {' '.join(str(error).split())[:300]}") from error
     ranks = description.get(_RANKS)
     if isinstance(ranks, list) and all(isinstance(rank, int) for rank in ranks):
         made[-1].shown_ranks = tuple(ranks)
@@ -140,6 +156,12 @@ def named_arrays(tree: Any) -> dict[str, Any]:
 def _plain(leaf: Any) -> np.ndarray:
     """Converts a leaf to a NumPy array; random keys (of dropout, say) to their data."""
     return np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+
+
+def _plain_arrays(tree: Any) -> dict[str, np.ndarray]:
+    """Maps paths to the arrays to store; to one of its own where there is none, since Orbax stores no empty tree."""
+    arrays = {name: _plain(leaf) for name, leaf in named_arrays(tree).items()}
+    return arrays or {_NO_ARRAYS: np.zeros(1, np.float32)}
 
 
 def _is_key(leaf: Any) -> bool:
@@ -158,47 +180,30 @@ def save_arrays(directory: Path, tree: Any, meta: dict[str, Any]) -> None:
 def _save_arrays(directory: Path, tree: Any, meta: dict[str, Any]) -> None:
     import orbax.checkpoint as ocp
 
-    arrays = {name: _plain(leaf) for name, leaf in named_arrays(tree).items()}
+    arrays = _plain_arrays(tree)
     with new_folder(directory) as aside:
         check_room(aside, _STORED + sum(_STORED_PER_ARRAY + x.nbytes * 17 // 16 for x in arrays.values()))
         with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save((aside / "arrays").resolve(), arrays)
-        written = (path for path in sorted((aside / "arrays").rglob("*")) if path.is_file())
+            checkpointer.save((aside / ARRAYS).resolve(), arrays)
+        written = (path for path in sorted((aside / ARRAYS).rglob("*")) if path.is_file())
         files = {str(path.relative_to(aside)): file_digest(path) for path in written}
         (aside / "meta.json").write_text(json.dumps(meta | {"schema": SCHEMA, "files": files}, indent=1) + "\n")
 
 
 def read_meta(directory: Path) -> dict[str, Any]:
-    """Reads the JSON beside the arrays, after checking schema and every file's checksum.
+    """Reads the JSON beside the arrays, after checking its schema, its fields and every file's checksum.
 
     Raises:
-      CheckpointError: names the file that is missing, damaged or of another schema.
+      CheckpointError: names the file that is missing, damaged, without a checksum or of another schema, and the field.
     """
     file = Path(directory) / "meta.json"
     if not file.is_file():
         raise CheckpointError(f"{directory}: expected a saved model (meta.json), found none. Give the folder of a run")
     try:
-        meta: dict[str, Any] = json.loads(file.read_text())
-    except ValueError as error:
+        meta: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{file}: the file is damaged, it is not JSON. Train or copy the model again") from error
-    if not isinstance(meta, dict) or not isinstance(meta.get("files", {}), dict):
-        raise CheckpointError(f"{file}: the file is damaged, expected facts about a model. Train or copy it again")
-    if meta.get("schema") != SCHEMA:
-        raise CheckpointError(
-            f"{file}: saved with schema {meta.get('schema')}, this version reads {SCHEMA}. "
-            "Load it with the version that saved it, or train again"
-        )
-    for required in ("format", "files"):
-        if required not in meta:
-            raise CheckpointError(
-                f"{file}: the file is damaged, '{required}' is missing. Train or copy the model again"
-            )
-    for name, expected in meta["files"].items():
-        path = Path(directory) / name
-        if not path.is_file():
-            raise CheckpointError(f"{path}: missing from the saved model. Copy it again, with all its files")
-        if file_digest(path) != expected:
-            raise CheckpointError(f"{path}: checksum differs from meta.json: the file is damaged. Copy it again")
+    check_meta(meta, Path(directory))
     return meta
 
 
@@ -211,8 +216,8 @@ def restore_arrays(directory: Path, like: Any) -> Any:
     import orbax.checkpoint as ocp
 
     leaves = named_arrays(like)
-    target = {k: _plain(v) for k, v in leaves.items()}
-    path = (Path(directory) / "arrays").resolve()
+    target = _plain_arrays(like)
+    path = (Path(directory) / ARRAYS).resolve()
     with ocp.StandardCheckpointer() as checkpointer:
         item = checkpointer.metadata(path).item_metadata
         saved = {str(k): tuple(v.shape) for k, v in dict(getattr(item, "tree", item)).items()}
@@ -284,20 +289,15 @@ def load(
     meta = read_meta(directory)
     if meta.get("format") != "ultr-model":
         raise CheckpointError(f"{directory}: expected a saved model, found format {meta.get('format')!r}")
-    if not isinstance(meta.get("model"), dict):
-        raise CheckpointError(f"{directory / 'meta.json'}: the file is damaged, 'model' is missing. Copy it again")
     if like is None:
         if "custom" in meta["model"]:
             raise CheckpointError(f"{directory}: {meta['model']['custom']}. Pass like=, a model of the same structure")
         try:
             like = build(meta["model"])
-        except ConfigError as error:
-            raise CheckpointError(f"{directory / 'meta.json'}: {error}") from error
-        except Exception as error:  # whatever a constructor says to arguments that no model had when it was saved
-            raise CheckpointError(
-                f"{directory / 'meta.json'}: the file is damaged, no model can be made of its description "
-                f"({type(error).__name__}: {error}). Train or copy the model again"
-            ) from error
+        except (ConfigError, RecursionError) as error:
+            raise CheckpointError(f"{directory / 'meta.json'}: {error}. Train or copy the model again") from error
+        if not isinstance(like, nnx.Module):
+            raise CheckpointError(f"{directory / 'meta.json'}, field 'model': expected a model, found {like!r}")
     graphdef, state = nnx.split(like)
     model = nnx.merge(graphdef, restore_arrays(directory, state))
     try:

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from functools import wraps
 from pathlib import Path
@@ -162,11 +163,13 @@ def fit(
     best = trainer.parameters(state)
     run: dict[str, Any] = {"history": [], "best": 0, "best_loss": None}
     partial_epoch: dict[str, Any] | None = None
-    setting = _setting(model, schema, train, valid, settings, seed=seed, batch_size=batch_size, l2=l2)
+    identities = [None if d is None or directory is None else d.content_identity() for d in (train, valid)]
+    setting = _setting(model, schema, identities, settings, seed=seed, batch_size=batch_size, l2=l2)
+    setting["optimizer"] = trainer.optimizer
     if resume and directory is not None:
         recover(directory / "state")
     if resume and directory is not None and (directory / "state" / "meta.json").exists():
-        run, (state, best) = _resume(directory / "state", setting, (state, best))
+        run, (state, best) = _resume(directory / "state", setting, (state, best), valid)
         partial_epoch = _partial_epoch(directory / "state", run.pop("partial", None), block_sessions)
         state, best = place(state), place(best)
     scratch = place(trainer.scratch(state))
@@ -369,20 +372,25 @@ def _exhausted(run: dict[str, Any], patience: int | None) -> bool:
 def _setting(
     model: nnx.Module,
     schema: InputSchema | None,
-    train: Dataset,
-    valid: Dataset | None,
+    identities: list[Any],
     settings: Mapping[str, Any] | None,
     **numbers: Any,
 ) -> dict[str, Any]:
     """Collects what must be the same on resuming, as JSON gives it back."""
-    identities = {
-        "train": train.description.identity,
-        "valid": None if valid is None else valid.description.identity,
-    }
+    data = dict(zip(("train", "valid"), identities, strict=True))
     setting: dict[str, Any] = {"inputs": None if schema is None else schema.to_json()}  # told first where it differs
-    setting |= numbers | {"model": _description(model)} | identities | {"settings": dict(settings or {})}
-    found: dict[str, Any] = json.loads(json.dumps(setting))
+    setting |= numbers | {"model": _description(model)} | data | {"settings": dict(settings or {})}
+    try:
+        found: dict[str, Any] = json.loads(json.dumps(setting, default=_plain_value))
+    except TypeError as error:
+        raise ConfigError(f"settings: expected values that JSON can hold, found another: {error}") from error
     return found
+
+
+def _plain_value(value: Any) -> Any:
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} ({value!r})")
 
 
 def _description(model: Any) -> Any:
@@ -392,14 +400,24 @@ def _description(model: Any) -> Any:
         return type(model).__name__
 
 
-def _resume(directory: Path, setting: dict[str, Any], like: Any) -> tuple[dict[str, Any], Any]:
+def _resume(directory: Path, setting: dict[str, Any], like: Any, judged: Dataset | None) -> tuple[dict[str, Any], Any]:
     meta = read_meta(directory)
+    if meta["format"] != "ultr-state":
+        raise ConfigError(f"{directory}: expected the state of an interrupted run, found a {meta['format']}")
     for name, value in setting.items():
         if name == "inputs" and name not in meta:  # a state of an earlier version
             continue
-        for key, was, now in _differences(name, meta.get(name), value):
+        was = meta.get(name)
+        if was is None and name in ("train", "valid", "optimizer"):
+            if name != "optimizer" and value is None and not (name == "valid" and judged is None):
+                warnings.warn(
+                    f"whether the {name} data is that of the interrupted run cannot be checked: it has no identity",
+                    stacklevel=3,
+                )
+            continue  # not known, or kept before it was recorded
+        for key, before, now in _differences(name, was, value):
             raise ConfigError(
-                f"{directory}: the interrupted run had another {key} ({was!r}, now {now!r}). "
+                f"{directory}: the interrupted run had another {key} ({before!r}, now {now!r}). "
                 "Resume with the same settings, or start in another folder"
             )
     return meta["run"], restore_arrays(directory, like)
@@ -423,7 +441,7 @@ def _differences(name: str, was: Any, now: Any) -> Iterator[tuple[str, Any, Any]
     if isinstance(was, dict) and isinstance(now, dict):
         for key in [*was, *(k for k in now if k not in was)]:
             yield from _differences(f"{name}.{key}", was.get(key), now.get(key))
-    elif was != now:
+    elif was != now and not (was != was and now != now):  # NaN is NaN
         yield name, was, now
 
 

@@ -29,6 +29,7 @@ class Trainer:
     (what is not trained), `optimizer` and `count`, the number of steps.
 
     Attributes:
+      optimizer: what the optimizer keeps between two steps, by the names of its parts.
       sums: how many sums a pass adds up: those of `weighted_sums`, and `weight_sums` where impressions are weighed.
     """
 
@@ -63,6 +64,12 @@ class Trainer:
             "optimizer": self._optax.init(params),
             "count": jnp.zeros((), jnp.int32),
         }
+
+    @property
+    def optimizer(self) -> str:
+        """Names the rule of the rows and the states of the other parameters, which tell optimizers apart."""
+        names = [type(self._rule).__name__] if self._rule else []
+        return ", ".join(dict.fromkeys(names + _state_names(self._optax.init(self._parts[1]))))
 
     def scratch(self, state: State) -> jax.Array:
         """Makes the working memory of the row-sparse update, which is not part of the state."""
@@ -213,6 +220,16 @@ def weighted_sums(loss: jax.Array, batch: Sessions) -> tuple[jax.Array, jax.Arra
     used = jnp.where(possible, weight, 0.0)
     total = jnp.sum(jnp.where(used > 0, loss, 0.0) * used)
     return total, jnp.stack([total, jnp.sum(used), jnp.sum(weight - used)])
+
+
+def _state_names(state: Any) -> list[str]:
+    """Names the classes of optax states that hold something, outermost first."""
+    if isinstance(state, dict):
+        return [name for part in state.values() for name in _state_names(part)]
+    if not isinstance(state, tuple | list):
+        return []
+    own = [type(state).__name__] if isinstance(state, tuple) and type(state) is not tuple and len(state) else []
+    return own + [name for part in state for name in _state_names(part)]
 
 
 class _Absent:
