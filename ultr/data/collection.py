@@ -200,7 +200,7 @@ class Collection(Dataset):
         titled = (
             [str(i) for i in range(width)] if feature_names is None else _array(feature_names, "feature_names").tolist()
         )
-        if len(titled) != width or not all(isinstance(name, str) for name in titled):
+        if not isinstance(titled, list) or len(titled) != width or not all(isinstance(name, str) for name in titled):
             raise DataError(f"expected {width} names, found {titled!r}", field="feature_names")
         back = np.argsort(numbers)
         columns: dict[str, Any] = {
