@@ -94,7 +94,7 @@ def check_log(log: ClickLog) -> None:
     if log.metadata["sessions"] == len(log):
         check(impressions == log.metadata["impressions"], "another number of impressions than the metadata say")
         check(clicks == log.metadata["clicks"], "another number of clicks than the metadata say")
-    if log.ranks <= LARGEST_RANKS:
+    if log.ranks <= LARGEST_RANKS and not log.metadata.get("impression_features"):
         counts = collapse(log, "rank")
         check(counts.impressions.sum() == impressions and counts.clicks.sum() == clicks, "other counts by rank")
     if (found := log.collection()) is not None:

@@ -107,6 +107,16 @@ def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
         ({"sessions": -1}, r"field 'sessions': expected int, found -1"),
         ({"files": "none"}, r"field 'files': expected list, found 'none'"),
         ({"files": [{"name": "../x.parquet", "rows": 5}]}, r"field 'files': expected a file's name and rows"),
+        (
+            {"files": [{"name": "sessions-00000.parquet", "rows": -5}]},
+            r"field 'files': expected a file's name and rows",
+        ),
+        (
+            {"files": [{"name": "sessions-00000.parquet", "rows": 5, "bytes": "many"}]},
+            r"field 'files': expected a file's name and rows",
+        ),
+        ({"documents": 139}, r"documents.parquet: expected 139 rows, as the metadata say, found 140"),
+        ({"queries": 9}, r"queries.parquet: expected 9 rows, as the metadata say, found 7"),
         ({"lengths": {"ten": 5}}, r"field 'lengths': expected lengths of lists"),
         ({"vocabulary": {}}, r"field 'vocabulary': expected the vocabulary's fingerprint"),
         ({"context": {"device": "phone"}}, r"field 'context.device': expected"),

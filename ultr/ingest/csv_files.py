@@ -186,12 +186,12 @@ def csv_error(files: Sequence[CsvFile], error: EngineError) -> DataError:
             return mixed_line_ends(file.path, row)
     if not re.search(r"\bCSV\b", error.text):
         return error
-    line = re.search(r"\bLine: (\d+)", error.text) if len(files) == 1 else None
+    stopped = re.search(r"\bLine: (\d+)", error.text) if len(files) == 1 else None
     return DataError(
         f"expected CSV, and the reader stopped: {error.text}",
         fix="Check the quotes; a value, or a line, of more than two million bytes is not read.",
         file=files[0].path if len(files) == 1 else None,
-        row=int(line[1]) if line else None,
+        row=int(stopped[1]) if stopped else None,
     )
 
 
