@@ -161,7 +161,7 @@ def test_every_method_has_one_row_and_every_option_of_a_simulated_log_is_known()
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"seeds = [0]\n# M\xff\n", "row 2: expected UTF-8 text, found other bytes. Save it as UTF-8"),
+        (b"seeds = [0]\n# M\xff\n", "row 2: expected UTF-8 text, found other bytes. Save the file as UTF-8"),
         (STUDY.encode("utf-16"), "row 1: expected UTF-8 text"),
         (b"seeds = " + b"[" * 5000, "too many of them"),
         (b"seeds = \x00", "not TOML"),

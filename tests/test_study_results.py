@@ -122,7 +122,7 @@ def test_weighted_gains_by_hand() -> None:
         ({"propensity": 3}, None, "TypeError"),
         ({"clicks": [1]}, None, "AttributeError"),
         ({"notes": 5}, None, "TypeError"),
-        ({}, b"PK\x03\x04", r"seed-0\.npz: expected results .*BadZipFile"),
+        ({}, b"PK\x03\x04", r"seed-0\.npz: expected results"),
         ({}, b"", r"seed-0\.npz: expected results"),
     ],
 )

@@ -190,18 +190,21 @@ class Collection(Dataset):
         numbers = np.arange(1, count + 1, dtype=np.int32)
         if ids is not None:
             given = _array(ids, "ids")
-            if given.dtype.kind not in "iu" or given.shape != (count,) or not np.array_equal(np.sort(given), numbers):
+            if given.dtype.kind not in "iuf" or given.shape != (count,) or not np.array_equal(np.sort(given), numbers):
                 raise DataError(f"expected every id of 1 to {count} once", field="ids")
             numbers = given.astype(np.int32)
-        if document is not None and _array(document, "document").shape != (count,):
-            raise DataError(f"expected {count} names, found {_array(document, 'document').shape}", field="document")
+        if document is not None and (found := _array(document, "document")).shape != (count,):
+            size = len(found) if found.ndim == 1 else f"shape {found.shape}"
+            raise DataError(f"expected {count} names, found {size}", field="document")
         titles = numbers.astype(str).tolist() if document is None else [str(x) for x in document]
         width = 0 if table is None else table.shape[1]
         titled = (
             [str(i) for i in range(width)] if feature_names is None else _array(feature_names, "feature_names").tolist()
         )
-        if not isinstance(titled, list) or len(titled) != width or not all(isinstance(name, str) for name in titled):
-            raise DataError(f"expected {width} names, found {titled!r}", field="feature_names")
+        if not isinstance(titled, list) or not all(isinstance(name, str) for name in titled):
+            raise DataError(f"expected a list of names, found {titled!r}", field="feature_names")
+        if len(titled) != width:
+            raise DataError(f"expected {width} names, found {len(titled)}", field="feature_names")
         back = np.argsort(numbers)
         columns: dict[str, Any] = {
             "query": pa.array(owner[back]),
