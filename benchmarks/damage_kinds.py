@@ -5,8 +5,10 @@ from __future__ import annotations
 import bz2
 import gzip
 import json
+import math
 import shutil
 import tempfile
+import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -32,15 +34,19 @@ from damage import (
 from flax import nnx
 
 from ultr import models, towers
-from ultr.data import ClickLog, Collection, open_data
+from ultr.data import ClickLog, Collection, collapse, open_data
 from ultr.data.storage import file_record
+from ultr.files import json_values
 from ultr.ingest import prepare
 from ultr.sessions import Sessions
-from ultr.study import read_study
+from ultr.study import Study, collect_results, read_study, results_markdown
 from ultr.study.nuisance import read_propensities
+from ultr.study.reading import parse_study
+from ultr.study.runs import StoredRuns, study_runs
 from ultr.training import load, save
 
 Files = dict[str, bytes]
+LARGEST_RANKS = 1000  # that everything takes
 Change = Callable[[bytes, Rng], bytes]
 
 
@@ -88,6 +94,9 @@ def check_log(log: ClickLog) -> None:
     if log.metadata["sessions"] == len(log):
         check(impressions == log.metadata["impressions"], "another number of impressions than the metadata say")
         check(clicks == log.metadata["clicks"], "another number of clicks than the metadata say")
+    if log.ranks <= LARGEST_RANKS and not log.metadata.get("impression_features"):
+        counts = collapse(log, "rank")
+        check(counts.impressions.sum() == impressions and counts.clicks.sum() == clicks, "other counts by rank")
     if (found := log.collection()) is not None:
         check_collection(found)
 
@@ -480,6 +489,50 @@ def read_toml(folder: Path) -> None:
     check(len(read_study(folder / "study.toml").methods) > 0, "a study without methods")
 
 
+def small_study() -> Study:
+    tree = tomllib.loads(STUDY.decode())
+    tree["log"] = tree["log"][:1]
+    return parse_study(tree)
+
+
+@cache
+def study_results() -> Files:
+    """Makes what the runs of a study leave in its folder, with numbers of our own."""
+    rng = np.random.default_rng(3)
+    study = small_study()
+    with tempfile.TemporaryDirectory() as temporary:
+        stored = StoredRuns(temporary)
+        for run in study_runs(study):
+            facts = {"fingerprint": "x", "seconds": 1.5, "queries": 6, "notes": ["a note"], "metrics": {"ndcg@10": 0.5},
+                     "chosen": {"l2": 0.0}, "propensity": [1.0, 0.5, 0.25], "clicks": {"log_likelihood": -0.5},
+                     "propensity_error": {"mean": 0.1}}  # fmt: skip
+            values: dict[str, np.ndarray] = {"query": np.arange(6), **{m: rng.random(6) for m in study.metrics}}
+            stored.write(run, facts, values)
+            worst = {"standard_error": 0.1, "rank": 2}
+            diagnosis = {"identified": True, "worst": worst, "components": [[1, 2, 3]]}
+            about = {"sessions": 9, "clicks": 5, "queries": 4, "ranks": 3, "diagnosis": diagnosis,
+                     "truth": {"lowest": {"perplexity": 1.2}, "examination": [1.0, 0.5, 0.25]}}  # fmt: skip
+            stored.write_log_facts(study.logs[0], run.seed, about)
+        home = Path(temporary)
+        return {str(p.relative_to(home)): p.read_bytes() for p in sorted(home.rglob("*")) if p.is_file()}
+
+
+def damage_results(files: Files, rng: Rng) -> None:
+    name = str(rng.choice(sorted(files)))
+    files[name] = (damage_bytes if name.endswith(".npz") else damage_json)(files[name], rng)
+
+
+def read_results(folder: Path) -> None:
+    study = small_study()
+    found = collect_results(study, folder, any_settings=True)
+    json.dumps(json_values(found), allow_nan=False)
+    for row in found["logs"][0]["methods"]:
+        for name, estimate in row.get("metrics", {}).items():
+            value = estimate["value"]
+            check(value is None or math.isfinite(value), f"{name} that is not finite")
+    check(len(results_markdown(found)) > 0, "no table")
+
+
 def damage_one(name: str, change: Change) -> Callable[[Files, Rng], None]:
     def damage(files: Files, rng: Rng) -> None:
         files[name] = change(files[name], rng)
@@ -525,6 +578,7 @@ KINDS: dict[str, Kind] = {
     "model-linear": Kind(lambda: dict(folder_files("linear")), damage_model, read_model),
     "model-table": Kind(lambda: dict(folder_files("table")), damage_model, read_model),
     "study": Kind(lambda: {"study.toml": STUDY}, damage_one("study.toml", damage_text), read_toml),
+    "study-results": Kind(lambda: dict(study_results()), damage_results, read_results),
     "propensities": Kind(lambda: {"curve.json": curve()}, damage_curve, read_curve),
     "sessions": python_values(session_lists, use_sessions),
     "collection-arrays": python_values(collection_arrays, use_arrays),

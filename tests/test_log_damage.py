@@ -117,6 +117,8 @@ def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
             {"files": [{"name": "../x.parquet", "rows": 5}]},
             r"field 'files\[0\]\.name': expected a file's name without folders, found '../x",
         ),
+        ({"documents": 139}, r"field 'documents': expected 140 as documents.parquet has rows, found 139"),
+        ({"queries": 9}, r"field 'queries': expected 7 as queries.parquet has rows, found 9"),
         ({"lengths": {"ten": 5}}, r"field 'lengths': expected digits as names"),
         ({"vocabulary": {}}, r"field 'vocabulary.fingerprint': expected a value, found none"),
         ({"context": {"device": "phone"}}, r"field 'context.device': expected"),

@@ -159,6 +159,21 @@ def test_files_that_are_no_curve_are_refused(tmp_path: Path, curves: Any, error:
 
 
 @pytest.mark.parametrize(
+    ("content", "error", "said"),
+    [
+        (b"\xff\xfe{}", ConfigError, "not JSON"),
+        (b"[" * 5000, ConfigError, "not JSON"),
+        (b'{"ranks": [{"rank": 1, "propensity": 1%s}]}' % (b"0" * 400), DataError, "one beyond all of them"),
+    ],
+)
+def test_a_damaged_curve_is_an_error(tmp_path: Path, content: bytes, error: Any, said: str) -> None:
+    path = tmp_path / "curve.json"
+    path.write_bytes(content)
+    with pytest.raises(error, match=said):
+        read_propensities(path)
+
+
+@pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (

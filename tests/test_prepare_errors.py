@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
 from narrowing import present
@@ -147,6 +149,66 @@ def test_bad_grades_are_named(tmp_path: Path) -> None:
         assert (caught.value.file, caught.value.row) == (tmp_path / "grades", row)
     with pytest.raises(DataError, match="no such file"):
         prepare(raw, tmp_path / "out", labels=tmp_path / "nowhere")
+
+
+def baidu_lists() -> dict[str, Any]:
+    """Makes three lists of Baidu with embeddings of two numbers."""
+    sizes = [2, 1, 3]
+    vectors = pa.array([[[float(i), 0.5]] * n for i, n in enumerate(sizes)], pa.list_(pa.list_(pa.float32())))
+    columns: dict[str, Any] = {"query_md5": ["a", "b", "a"], "url_md5": [[f"u{k}" for k in range(n)] for n in sizes]}
+    columns |= {"position": [list(range(1, n + 1)) for n in sizes], "click": [[0] * n for n in sizes]}
+    return columns | {"query_document_embedding": vectors}
+
+
+@pytest.mark.parametrize(
+    ("values", "row", "message"),
+    [
+        (pa.array([1, 2, 3], pa.decimal128(38, 2)), None, "expected a list of numbers per document, found decimal"),
+        (pa.array(["x", "y", "z"]), None, "found string"),
+        (pa.array([["x"], ["y"], ["z"]]), None, "found list<"),
+        (pa.array([[0.5], [0.5], [0.5]]), None, "expected a list of numbers per document, in a list per row, found"),
+        (pa.array([[[0.5]] * 2, [[0.5]] * 2, [[0.5]] * 2]), 2, "expected 1 embeddings as there are documents, found 2"),
+        (pa.array([[[0.5]] * 2, None, [[0.5]] * 3]), 2, "expected a list, found null"),
+        (pa.array([[[0.5]] * 2, [None], [[0.5]] * 3]), 2, "expected a list of numbers, found null"),
+        (pa.array([[[0.5]] * 2, [[0.5, 1]], [[0.5]] * 3]), 2, "expected 1 numbers per document, found 2"),
+        (pa.array([[[0.5]] * 2, [[None]], [[0.5]] * 3]), 2, "expected numbers, found null"),
+        (pa.array([[[0.5]] * 2, [[0.5]], [[np.inf]] * 3]), 3, "expected finite numbers"),
+    ],
+)
+def test_embeddings_of_baidu_that_fit_no_document_are_named(
+    tmp_path: Path, values: Any, row: int | None, message: str
+) -> None:
+    pq.write_table(pa.table(baidu_lists() | {"query_document_embedding": values}), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=message) as caught:
+        prepare(tmp_path / "a.parquet", tmp_path / "out", format="baidu-uva")
+    found = caught.value
+    assert (found.file, found.row, found.field) == (tmp_path / "a.parquet", row, "query_document_embedding")
+    assert left(tmp_path) == ["a.parquet"]
+
+
+def test_a_column_twice_in_baidu_is_named(tmp_path: Path) -> None:
+    table = pa.table(baidu_lists())
+    table = table.append_column("query_md5", table["query_md5"])
+    pq.write_table(table, tmp_path / "a.parquet")
+    pyarrow.feather.write_feather(table.slice(1), tmp_path / "a.feather", compression="uncompressed")
+    for name in ("a.parquet", "a.feather"):
+        with pytest.raises(DataError, match=r"expected each column once, found \['query_md5'\] twice") as caught:
+            prepare(tmp_path / name, tmp_path / "out", format="baidu-uva")
+        assert caught.value.file == tmp_path / name
+
+
+def test_a_damaged_arrow_file_is_an_error(tmp_path: Path) -> None:
+    table = pa.table(
+        {"query_md5": ["a", "b"], "url_md5": ["u", "v"], "position": [1, 1], "click": [0, 1], "query_no": [1, 2]}
+    )
+    pyarrow.feather.write_feather(table, tmp_path / "a.feather", compression="uncompressed")
+    whole = (tmp_path / "a.feather").read_bytes()
+    assert prepare(tmp_path / "a.feather", tmp_path / "whole", format="baidu-uva").metadata["sessions"] == 2
+    offsets = np.array([0, 1, 2], np.int32).tobytes()
+    at = whole.index(offsets)
+    (tmp_path / "a.feather").write_bytes(whole[: at + 8] + b"\xff\xff\xff\x7f" + whole[at + 12 :])
+    with pytest.raises(DataError, match=r"a.feather: the file cannot be read"):
+        prepare(tmp_path / "a.feather", tmp_path / "out", format="baidu-uva")
 
 
 @pytest.mark.parametrize(

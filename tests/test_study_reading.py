@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from studies import study_text
+from studies import STUDY, study_text
 
 from ultr.errors import ConfigError
 from ultr.study import METHODS, read_study
@@ -156,3 +156,24 @@ def test_every_method_has_one_row_and_every_option_of_a_simulated_log_is_known()
     assert takes_setting(METHODS["ips-listwise"], "propensity")
     assert not takes_setting(METHODS["naive"], "propensity")
     assert not takes_setting(METHODS["lightgbm"], "epochs")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"seeds = [0]\n# M\xff\n", "row 2: expected UTF-8 text, found other bytes. Save the file as UTF-8"),
+        (STUDY.encode("utf-16"), "row 1: expected UTF-8 text"),
+        (b"seeds = " + b"[" * 5000, "too many of them"),
+        (b"seeds = \x00", "not TOML"),
+    ],
+)
+def test_a_file_that_is_no_text_is_named(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "study.toml").write_bytes(content)
+    with pytest.raises(ConfigError, match=message) as caught:
+        read_study(tmp_path / "study.toml")
+    assert str(tmp_path / "study.toml") in str(caught.value)
+
+
+def test_a_byte_order_mark_is_no_key(tmp_path: Path) -> None:
+    (tmp_path / "study.toml").write_bytes(b"\xef\xbb\xbf" + STUDY.encode())
+    assert read_study(tmp_path / "study.toml").seeds == (0, 1)

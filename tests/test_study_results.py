@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ultr.errors import DataError
 from ultr.holm import holm
 from ultr.sessions import Sessions
 from ultr.study import Study, collect_results, read_study, results_markdown
@@ -113,3 +114,35 @@ def test_weighted_gains_by_hand() -> None:
     first = 2 / math.log2(2)  # its second document is ranked first; what is padded neither ranks nor counts
     second = 3 * (1 / math.log2(1 + 1.5) + 4 / math.log2(4))
     assert weighted_gains(scores, batch, weights) == pytest.approx(first + second)
+
+
+@pytest.mark.parametrize(
+    ("facts", "damage", "message"),
+    [
+        ({"propensity": 3}, None, "TypeError"),
+        ({"clicks": [1]}, None, "AttributeError"),
+        ({"notes": 5}, None, "TypeError"),
+        ({}, b"PK\x03\x04", r"seed-0\.npz: expected results"),
+        ({}, b"", r"seed-0\.npz: expected results"),
+    ],
+)
+def test_results_that_no_run_wrote_are_an_error(
+    study_folder: Path, tmp_path: Path, facts: dict[str, Any], damage: bytes | None, message: str
+) -> None:
+    study = read_study(study_folder / "study.toml")
+    store(study, tmp_path, "naive", 0, ndcg=np.ones(4), **facts)
+    if damage is not None:
+        (values,) = tmp_path.glob("cells/*/naive/seed-0.npz")
+        values.write_bytes(damage)
+    with pytest.raises(DataError, match=f"{message}.*run `ultr compare` again"):
+        collect_results(study, tmp_path, any_settings=True)
+
+
+def test_facts_that_are_brackets_in_brackets_are_missing(study_folder: Path, tmp_path: Path) -> None:
+    study = read_study(study_folder / "study.toml")
+    store(study, tmp_path, "naive", 0, ndcg=np.ones(4))
+    (facts,) = tmp_path.glob("cells/*/naive/seed-0.json")
+    for text in ("[" * 5000, '{"schema": 1, "notes": ' + "[" * 900 + "]" * 900 + "}"):
+        facts.write_text(text)
+        results = collect_results(study, tmp_path, any_settings=True)
+        assert any("naive" in title and "seed 0" in title for title in results["missing"])

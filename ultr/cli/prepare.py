@@ -72,7 +72,7 @@ def _column_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option(
     "--quote/--no-quote",
     default=None,
-    help="Whether double quotes enclose values of CSV and TSV [unless tabs separate the values].",
+    help="Double quotes enclose values of CSV and TSV [yes, unless tabs separate the values].",
 )
 @click.option(
     "--features",

@@ -205,8 +205,10 @@ class Collection(Dataset):
         titled = (
             [str(i) for i in range(width)] if feature_names is None else _array(feature_names, "feature_names").tolist()
         )
-        if len(titled) != width or not all(isinstance(name, str) for name in titled):
-            raise DataError(f"expected {width} names, found {titled!r}", field="feature_names")
+        if not isinstance(titled, list) or not all(isinstance(name, str) for name in titled):
+            raise DataError(f"expected a list of names, found {titled!r}", field="feature_names")
+        if len(titled) != width:
+            raise DataError(f"expected {width} names, found {len(titled)}", field="feature_names")
         back = np.argsort(numbers)
         columns: dict[str, Any] = {
             "query": pa.array(owner[back]),

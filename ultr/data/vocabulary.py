@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 
 from ultr.data.storage import (
     DOCUMENTS_FILE,
+    METADATA_FILE,
     QUERIES_FILE,
     as_numpy,
     check_columns,

@@ -18,7 +18,7 @@ import ibis.expr.types as ir
 from ultr.errors import DataError
 from ultr.ingest.engine import Engine, EngineError
 from ultr.ingest.positions import file_number_and_row
-from ultr.ingest.text_files import byte_blocks, line_end, mixed_line_ends, open_text, undecodable_line
+from ultr.ingest.text_files import byte_blocks, line_end, mixed_line_ends, not_utf8, open_text, undecodable_line
 from ultr.text import names_text
 
 DELIMITERS = "\t,;|"
@@ -87,9 +87,7 @@ class CsvFile:
                     if record:
                         yield line, record
         except UnicodeDecodeError as error:
-            raise DataError(
-                "expected UTF-8 text, found other bytes", file=self.path, row=undecodable_line(self.path)
-            ) from error
+            raise not_utf8(self.path, undecodable_line(self.path)) from error
         except csv.Error as error:
             raise DataError(
                 f"expected quotes around whole values, found one that is never closed, or is closed within a value "
@@ -138,7 +136,7 @@ def csv_file(path: Path, quote: bool | None = None) -> CsvFile:
     try:
         line = first.decode().strip("\r\n")
     except UnicodeDecodeError as error:
-        raise DataError(f"expected UTF-8 text, found {error.reason}", file=path, row=1) from error
+        raise not_utf8(path, 1) from error
     below = second.decode(errors="replace").strip("\r\n")
     if not line.strip():
         raise _bad_header(path, "found an empty line")
@@ -188,10 +186,12 @@ def csv_error(files: Sequence[CsvFile], error: EngineError) -> DataError:
             return mixed_line_ends(file.path, row)
     if not re.search(r"\bCSV\b", error.text):
         return error
+    stopped = re.search(r"\bLine: (\d+)", error.text) if len(files) == 1 else None
     return DataError(
         f"expected CSV, and the reader stopped: {error.text}",
-        fix="Check the quotes, and that all lines end alike.",
+        fix="Check the quotes; a value, or a line, of more than two million bytes is not read.",
         file=files[0].path if len(files) == 1 else None,
+        row=int(stopped[1]) if stopped else None,
     )
 
 

@@ -144,7 +144,7 @@ def line_blocks(path: Path, *, block_bytes: int = BLOCK_BYTES) -> Iterator[tuple
         try:
             text.validate(full=True)
         except pa.ArrowInvalid as error:
-            raise DataError("expected UTF-8 text, found other bytes", file=path, row=undecodable_line(path)) from error
+            raise not_utf8(path, undecodable_line(path)) from error
         text = pc.ascii_rtrim_whitespace(text).cast(pa.string())
         if end == b"\n" and b"\r" in data:
             within = pc.index(pc.match_substring(text, "\r"), True).as_py()
@@ -152,6 +152,11 @@ def line_blocks(path: Path, *, block_bytes: int = BLOCK_BYTES) -> Iterator[tuple
                 raise mixed_line_ends(path, row + within)
         yield row, text
         row += len(ends)
+
+
+def not_utf8(path: Path, row: int) -> DataError:
+    """Makes the error about a line that is not UTF-8."""
+    return DataError("expected UTF-8 text, found other bytes", fix="Save the file as UTF-8.", file=path, row=row)
 
 
 def mixed_line_ends(path: Path, row: int) -> DataError:

@@ -13,7 +13,7 @@ from ultr.errors import UltrError
 from ultr.evaluation import Estimate
 from ultr.evaluation.significance import compare
 from ultr.holm import holm
-from ultr.study.runs import Run, StoredRuns, run_digest, study_runs
+from ultr.study.runs import Run, StoredRuns, damaged_results, run_digest, study_runs
 from ultr.study.settings import LogSpec, Study
 
 REPLICATES = 2000
@@ -35,6 +35,9 @@ def collect_results(study: Study, folder: str | Path, *, any_settings: bool = Fa
     Args:
       folder: the one that was given to `run_study`.
       any_settings: whether results with other settings are taken too.
+
+    Raises:
+      DataError: results that no run wrote, such as a damaged file.
     """
     stored, kept = StoredRuns(folder), dict[str, dict[str, Any]]()
     for run in study_runs(study):
@@ -46,10 +49,21 @@ def collect_results(study: Study, folder: str | Path, *, any_settings: bool = Fa
         "baseline": study.baseline,
         "reference": study.reference,
         "seeds": list(study.seeds),
-        "logs": [_log(study, stored, log, kept) for log in study.logs],
+        "logs": [_log_or_error(study, stored, log, kept) for log in study.logs],
         "failed": [{"cell": name, "error": f["error"]} for name, f in kept.items() if f.get("error")],
         "missing": [run.title for run in study_runs(study) if run.title not in kept],
     }
+
+
+def _log_or_error(study: Study, stored: StoredRuns, log: LogSpec, kept: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    try:
+        return _log(study, stored, log, kept)
+    except (AttributeError, IndexError, KeyError, OverflowError, TypeError) as error:
+        raise damaged_results(stored.folder, error) from error
+    except ValueError as error:
+        if isinstance(error, UltrError):
+            raise
+        raise damaged_results(stored.folder, error) from error
 
 
 def _log(study: Study, stored: StoredRuns, log: LogSpec, kept: Mapping[str, dict[str, Any]]) -> dict[str, Any]:

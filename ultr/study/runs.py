@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -14,6 +16,7 @@ import numpy as np
 
 from ultr import __version__
 from ultr.data import ClickLog, Collection, open_data
+from ultr.errors import DataError
 from ultr.files import file_digest, folder_name, json_digest, json_values, write_bytes, write_json
 from ultr.study.boosting import package_version
 from ultr.study.settings import LogSpec, Study, StudyMethod, takes_setting
@@ -118,12 +121,19 @@ class StoredRuns:
         return found if found.get("schema") == SCHEMA else None
 
     def read_values(self, run: Run) -> dict[str, np.ndarray] | None:
-        """Reads the metrics per query, with "query" [Q]; None where there are none."""
+        """Reads the metrics per query, with "query" [Q]; None where there are none.
+
+        Raises:
+          DataError: the file is damaged.
+        """
+        path = self.path(run, "cells", ".npz")
         try:
-            with np.load(self.path(run, "cells", ".npz"), allow_pickle=False) as found:
+            with np.load(path, allow_pickle=False) as found:
                 return {name: found[name] for name in found.files}
-        except (OSError, ValueError):
+        except FileNotFoundError:
             return None
+        except (OSError, ValueError, EOFError, KeyError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
+            raise damaged_results(path, error) from error
 
     def write(self, run: Run, facts: Mapping[str, Any], values: Mapping[str, np.ndarray] | None) -> None:
         """Writes a run: the values per query first, so that the facts are there only with them."""
@@ -163,9 +173,18 @@ class StoredRuns:
         return self.folder / "about" / folder_name(log.name) / f"seed-{seed}.json"
 
 
+def damaged_results(path: Path, error: Exception) -> DataError:
+    """Makes the error about results of a study that are not what a run writes."""
+    return DataError(
+        f"expected results that a run of the study wrote, found others ({type(error).__name__}: {error})",
+        fix="Remove what is damaged and run `ultr compare` again: it makes what is missing.",
+        file=path,
+    )
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text("utf-8"))
+        found = json_values(json.loads(path.read_text("utf-8")))  # which goes through lists in lists, as results do
     except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

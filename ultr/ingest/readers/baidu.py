@@ -70,6 +70,11 @@ class _File:
                 found = self.schema.field(theirs).type
                 what = "one value per list" if per_list else "one value per document, as in the document column"
                 raise DataError(f"expected {what}, found {found}", file=self.path, field=theirs)
+        if EMBEDDING in self.schema.names and _depth(self.schema.field(EMBEDDING).type)[0] != 1 + lists:
+            what = "a list of numbers per document" + (", in a list per row" if lists else "")
+            raise DataError(
+                f"expected {what}, found {self.schema.field(EMBEDDING).type}", file=self.path, field=EMBEDDING
+            )
 
     def listed(self, name: str) -> bool:
         """Tells whether a column holds a list per row rather than one value."""
@@ -112,7 +117,7 @@ def read_baidu(engine: Engine, files: list[Path], request: ColumnRequest) -> Raw
         dropped=dropped,
         slow=False,
         graded=annotated,
-        features=_embeddings(opened),
+        features=_embeddings(opened, names["document"]),
     )
 
 
@@ -142,7 +147,7 @@ def _schema(path: Path) -> pa.Schema:
     check_once(schema.names, path)
     if EMBEDDING in schema.names:
         depth, kind = _depth(schema.field(EMBEDDING).type)
-        if depth not in (1, 2) or not (pa.types.is_floating(kind) or pa.types.is_integer(kind)):
+        if not depth or not (pa.types.is_floating(kind) or pa.types.is_integer(kind)):
             raise DataError(
                 f"expected a list of numbers per document, found {schema.field(EMBEDDING).type}",
                 file=path,
@@ -240,19 +245,19 @@ def _is_list(kind: pa.DataType) -> bool:
     return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
 
 
-def _embeddings(files: list[_File]) -> DocumentFeatures | None:
+def _embeddings(files: list[_File], document: str) -> DocumentFeatures | None:
     having = [EMBEDDING in file.schema.names for file in files]
     if not any(having):
         return None
     if not all(having):
         bad = files[having.index(False)]
         raise missing_column(bad.path, "", EMBEDDING, bad.schema.names)
-    width = next((len(matrix[0]) for file in files for _, matrix in _matrices(file, None) if len(matrix)), 0)
+    width = next((len(matrix[0]) for file in files for _, matrix in _matrices(file, document, None) if len(matrix)), 0)
 
     def fill(slots: np.ndarray, targets: np.ndarray, out: np.ndarray) -> None:
         for file in files:
             start = file_start(file.number)
-            for row, matrix in _matrices(file, width):
+            for row, matrix in _matrices(file, document, width):
                 low, high = np.searchsorted(slots, [start, start + len(matrix)])
                 chosen = matrix[slots[low:high] - start]
                 bad = ~np.isfinite(chosen).all(1)
@@ -270,26 +275,39 @@ def _embeddings(files: list[_File]) -> DocumentFeatures | None:
     return DocumentFeatures([f"embedding_{i}" for i in range(width)], fill)
 
 
-def _matrices(file: _File, width: int | None) -> Iterator[tuple[Callable[[int], int], np.ndarray]]:
+def _matrices(file: _File, document: str, width: int | None) -> Iterator[tuple[Callable[[int], int], np.ndarray]]:
     """Yields the embeddings [n, F] of the documents of each batch, and a function from a document to its row."""
     start = 0
-    for batch in file.batches([EMBEDDING]):
+    lists = file.listed(document)
+    for batch in file.batches([EMBEDDING, document] if lists else [EMBEDDING]):
         column = batch[EMBEDDING]
         if isinstance(column, pa.ExtensionArray):  # such as a fixed-shape tensor
             column = column.storage
-        lengths = None
-        if _depth(column.type)[0] == 2:
-            lengths = pc.list_value_length(column).to_numpy(zero_copy_only=False)
+        ends = np.arange(1, len(column) + 1)
+        if lists:
+            ends = _offsets(file, batch, EMBEDDING, start)[1:]
+            shown = _offsets(file, batch, document, start)[1:]
+            if (ends != shown).any():
+                bad = int((ends != shown).argmax())
+                lengths = [int(np.diff(x, prepend=0)[bad]) for x in (shown, ends)]
+                raise DataError(
+                    f"expected {lengths[0]} embeddings as there are documents, found {lengths[1]}",
+                    file=file.path,
+                    row=start + bad + 1,
+                    field=EMBEDDING,
+                )
             column = column.flatten()
-        sizes = pc.list_value_length(column).to_numpy(zero_copy_only=False)
-        expected = width or (int(sizes[0]) if len(sizes) else 0)
-        ends = np.arange(1, len(sizes) + 1) if lengths is None else np.cumsum(lengths)
 
         def row(index: int, ends: np.ndarray = ends, start: int = start) -> int:
             return start + int(np.searchsorted(ends, index, side="right")) + 1
 
-        if column.null_count or (sizes != expected).any():
-            bad = int((np.nan_to_num(sizes) != expected).argmax())
+        if column.null_count:
+            bad = pc.index(column.is_null(), True).as_py()
+            raise DataError("expected a list of numbers, found null", file=file.path, row=row(bad), field=EMBEDDING)
+        sizes = pc.list_value_length(column).to_numpy(zero_copy_only=False)
+        expected = width or (int(sizes[0]) if len(sizes) else 0)
+        if (sizes != expected).any():
+            bad = int((sizes != expected).argmax())
             raise DataError(
                 f"expected {expected} numbers per document, found {sizes[bad]}",
                 file=file.path,
