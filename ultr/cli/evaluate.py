@@ -49,8 +49,9 @@ class _WithMetrics(click.Command):
 @click.option(
     "--cluster",
     default="session",
-    type=click.Choice(["session", "query"]),
-    help="The independent units of the standard errors of click metrics.",
+    type=click.Choice(["session", "query", "list"]),
+    help="The independent units of the standard errors of click metrics: all lists of a session, all of a query, or "
+    "each list.",
 )
 @click.option("--calibration", is_flag=True, help="Also compare predicted with observed clicks by rank.")
 @click.option("--figure", type=click.Path(path_type=Path), help="Also draw the --calibration: .png, .svg or .pdf.")

@@ -72,9 +72,9 @@ def _column_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--split", help="Splits and their shares of the lists, such as train=.8,valid=.1,test=.1.")
 @click.option(
     "--split-by",
-    default="query",
-    type=click.Choice(["query", "session", "time"]),
-    help="Draw the lists of a query together, or each list, or take the earliest lists for the first split.",
+    type=click.Choice(["query", "session", "time", "list"]),
+    help="Draw all lists of a query together, all of a session, or each list, or take the earliest lists for the first "
+    "split [query].",
 )
 @click.option(
     "--pages",
@@ -95,7 +95,7 @@ def command(
     labels: Path | None,
     vocabulary: Path | None,
     split: str | None,
-    split_by: str,
+    split_by: str | None,
     pages: str | None,
     memory_limit: str | None,
     seed: int,

@@ -91,6 +91,10 @@ class Dataset(abc.ABC):
         """Counts the batches of a shuffled pass."""
         return sum(1 for _ in self.batches(batch_size, seed=0, share_features=True))
 
+    def with_sessions(self) -> Dataset:
+        """Returns the same rows, whose batches say to which session each list belongs, where that is known."""
+        return self
+
     def cached(self, memory: int) -> Dataset:
         """Returns the same rows, of which up to `memory` bytes stay decoded in memory for later passes."""
         return self

@@ -150,7 +150,7 @@ class Engine:
             return list(self.backend.read_json(str(path)).columns)
 
 
-@ibis.udf.scalar.builtin
+@ibis.udf.scalar.builtin  # type: ignore[untyped-decorator]
 def bit_count(value: int) -> int:  # type: ignore[empty-body]
     """Counts the bits of a number that are set."""
 

@@ -26,7 +26,7 @@ from ultr.ingest.to_collection import write_graded_lists
 from ultr.ingest.to_log import write_log
 from ultr.ingest.views import check_pages
 
-SPLITS = ("session", "query", "time")
+SPLITS = ("query", "session", "time", "list")
 
 PathLike = str | os.PathLike[str]
 
@@ -42,7 +42,7 @@ def prepare(
     labels: PathLike | None = None,
     vocabulary: PathLike | ClickLog | Collection | None = None,
     split: Mapping[str, float] | None = None,
-    split_by: str = "session",
+    split_by: str | None = None,
     seed: int = 0,
     pages: str | None = None,
     overwrite: bool = False,
@@ -78,8 +78,9 @@ def prepare(
         it does not know get ids after its own. Its grades and features of queries that the new data hold are taken
         over; its other queries give no lists in a new collection.
       split: name -> share of the lists, stored with the log; a split without any list is kept as an empty one.
-      split_by: "session" draws each list on its own, "query" all lists of a query together; "time" gives the
-        earliest lists to the first name.
+      split_by: "query" (the default, as a model is mostly meant for other queries too) draws all lists of a query
+        together, "session" all lists of a session, "list" each list on its own; "time" gives the earliest lists to the
+        first name, and lists of one time to one name.
       seed: decides the draws.
       pages: what ranks that start again with other documents are: "separate" lists, or pages of one list to be
         "joined", whose ranks go on; "first" keeps the first row at each rank of a session and query whatever repeats.
@@ -106,7 +107,7 @@ def prepare(
     files = expand_inputs([inputs] if isinstance(inputs, str | os.PathLike) else inputs)
     parent = open_data(vocabulary) if isinstance(vocabulary, str | os.PathLike) else vocabulary
     bar = tqdm(desc="reading", unit=" lists", disable=not progress)
-    output = Output(target, parent, split, split_by, seed, overwrite, pages, bar)
+    output = Output(target, parent, split, split_by or "query", seed, overwrite, pages, bar)
     report: dict[str, Any] = {"format": format, "inputs": [path.name for path in files]}
     beside = next(folder for folder in target.parents if folder.is_dir())
     with bar, Engine(beside=beside, memory_limit=memory_limit) as engine:
@@ -131,13 +132,15 @@ def _check_options(
     request: ColumnRequest,
     labels: PathLike | None,
     split: Mapping[str, float] | None,
-    split_by: str,
+    split_by: str | None,
 ) -> Reader:
     if format not in READERS:
         raise ConfigError(f"expected a format of {list(READERS)}, found {format!r}")
     reader = READERS[format]
-    if split_by not in SPLITS:
+    if split_by is not None and split_by not in SPLITS:
         raise ConfigError(f"expected split_by of {list(SPLITS)}, found {split_by!r}")
+    if split_by is not None and split is None:
+        raise ConfigError("split_by has no effect without a split: give the shares too, or leave it out")
     if split is not None:
         check_fractions(split)
     for what, names in (("features", request.features), ("context", request.context)):
@@ -145,9 +148,7 @@ def _check_options(
             raise ConfigError(f"expected each of the {what} once, found {doubled} twice")
     if taken := [name for name in request.context if name in RESERVED_NAMES]:
         raise ConfigError(f"context columns cannot be called {taken}: batches have fields of that name")
-    if reader.kind == "graded lists" and (
-        request != ColumnRequest() or labels is not None or (split and split_by == "time")
-    ):
+    if reader.kind == "graded lists" and (request != ColumnRequest() or labels is not None or split_by == "time"):
         raise ConfigError(f"{format} files take no columns, features, context or labels, and no split by time")
     reader.check(request)
     return reader
