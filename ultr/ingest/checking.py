@@ -12,6 +12,7 @@ from ultr.data.columns import CONTEXT, FEATURE
 from ultr.errors import DataError
 from ultr.ingest.engine import Engine, EngineError
 from ultr.ingest.readers.base import ColumnRequest, RawRows
+from ultr.ingest.times import KIND, kinds_found, reject_mixed_times, time_kind
 from ultr.ingest.values import as_name, convert_columns, raise_first_bad
 
 
@@ -42,22 +43,28 @@ def check_raw_rows(engine: Engine, raw: RawRows, request: ColumnRequest) -> Chec
     if "time" in parts[0].columns and any(table["time"].type().is_floating() for table in parts):
         parts = [table.mutate(time=table["time"].cast("float64")) for table in parts]
     table = ibis.union(*parts) if len(parts) > 1 else parts[0]
+    checks = [KIND] if KIND in table.columns else []
     try:
         if raw.slow:
             table = engine.stage("rows", table)
         whole = table["session"].notnull() & table["query"].notnull() & table["document"].notnull()
-        counts = engine.record(table.agg(read=table.count(), whole=whole.sum().fill_null(0), bad=table["bad"].count()))
+        sums = {"read": table.count(), "whole": whole.sum().fill_null(0), "bad": table["bad"].count()}
+        if checks:
+            sums["kinds"] = kinds_found(table)
+        counts = engine.record(table.agg(**sums))
     except EngineError as error:
         raise raw.explain(error) from error
     if counts["bad"]:
         raise_first_bad(engine, table, raw.where, request.names)
+    if checks:
+        reject_mixed_times(engine, table, counts["kinds"] or 0, raw.where, request.names.get("time", "time"))
     read = counts["read"] if raw.read is None else raw.read
     if not counts["whole"]:
         raise DataError(
             f"expected rows with a session, query and document, found none among {read:,}", file=raw.files[0]
         )
     dropped = {**raw.dropped, "rows_without_keys": counts["read"] - counts["whole"]}
-    return CheckedRows(table.filter(whole).drop("bad", "found"), read, counts["read"], dropped)
+    return CheckedRows(table.filter(whole).drop("bad", "found", *checks), read, counts["read"], dropped)
 
 
 def _convert_part(raw: RawRows, request: ColumnRequest, number: int) -> ir.Table:
@@ -80,4 +87,10 @@ def _convert_part(raw: RawRows, request: ColumnRequest, number: int) -> ir.Table
         columns[CONTEXT + name] = value.cast("float64") if numeric else value.cast("string").nullif("")
     types = {name: name for name in ("rank", "click", "time", "label") if name in raw.parts[0].columns}
     types |= {FEATURE + name: "feature" for name in request.features}
-    return convert_columns(table.mutate(**columns), types)
+    converted = convert_columns(
+        table.mutate(**columns, **({"raw.time": table["time"]} if "time" in types else {})), types
+    )
+    if "time" not in types:
+        return converted
+    kind = time_kind(converted["raw.time"], converted["time"])
+    return converted.mutate(**{KIND: kind}).drop("raw.time")

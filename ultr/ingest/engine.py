@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import tempfile
 import warnings
@@ -18,7 +19,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ultr.errors import ConfigError, DataError
+from ultr.ingest.memory import available_memory
 
+_LEAST_MEMORY, _THREAD_MEMORY = 256 << 20, 256 << 20  # bytes
 BATCH_ROWS = 122_880  # rows per batch of a streamed result: the size of DuckDB's own row groups
 
 
@@ -30,8 +33,8 @@ class Engine:
 
     Args:
       beside: an existing folder with room for a copy of the data; the scratch folder is made in it.
-      memory_limit: most memory of the engine, such as "4GB"; beyond it the engine works on disk. None leaves the
-        engine's default (most of the machine's).
+      memory_limit: most memory of the engine, such as "4GB"; beyond it the engine works on disk. None takes half of
+        what the process may still use (see `available_memory`).
 
     Raises:
       ConfigError: the memory limit is not one.
@@ -39,8 +42,13 @@ class Engine:
 
     def __init__(self, *, beside: Path, memory_limit: str | None = None) -> None:
         self.scratch = Path(tempfile.mkdtemp(prefix=".prepare-", dir=beside))
-        config = {"temp_directory": str(self.scratch / "spill")}
-        if memory_limit is not None:
+        config: dict[str, str | int] = {"temp_directory": str(self.scratch / "spill")}
+        if memory_limit is None:
+            most = max(available_memory() // 2, _LEAST_MEMORY)
+            config["memory_limit"] = f"{most >> 20}MiB"
+            # Every thread sorts and joins in memory of its own.
+            config["threads"] = max(1, min(os.cpu_count() or 1, most // _THREAD_MEMORY))
+        else:
             config["memory_limit"] = memory_limit
         try:
             with _quiet():

@@ -7,10 +7,9 @@ import dataclasses
 import numpy as np
 
 from ultr.data import ClickLog, Counts
+from ultr.data.columns import MAX_RANKS
 from ultr.data.counting import CellCounts, count_cells
 from ultr.errors import ConfigError, DataError
-
-MAX_RANKS = 1000
 
 
 @dataclasses.dataclass(frozen=True)
