@@ -48,7 +48,7 @@ def _folders(groups: Path, process: Path) -> list[Path]:
     """Lists the folders of the control groups that limit the memory of the process, from the innermost outwards."""
     out: list[Path] = []
     for line in _lines(process / "self" / "cgroup"):
-        number, controllers, path = (line.split(":", 2) + ["", ""])[:3]
+        number, controllers, path = [*line.split(":", 2), "", ""][:3]
         if number != "0" and "memory" not in controllers.split(","):
             continue
         # In a container the path may be that of the host, of which only the top is to be seen.
@@ -60,8 +60,8 @@ def _folders(groups: Path, process: Path) -> list[Path]:
 
 def _limits(folder: Path) -> Iterator[tuple[int, int]]:
     for limit_file, used_file, freed in _FILES:
-        with contextlib.suppress(ValueError, StopIteration):  # no such file, or "max"
-            limit, used = (int(next(iter(_lines(folder / name)))) for name in (limit_file, used_file))
+        with contextlib.suppress(ValueError):  # no such file, or "max"
+            limit, used = (int(next(iter(_lines(folder / name)), "")) for name in (limit_file, used_file))
             stat = dict(line.split()[:2] for line in _lines(folder / "memory.stat") if len(line.split()) > 1)
             yield limit, max(used - int(stat.get(freed, 0)), 0)
 
