@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from stored import (
     QUERIES,
@@ -18,7 +19,7 @@ from stored import (
 )
 
 from ultr.data import ClickLog, assign_split, open_data
-from ultr.data.splits import assign_by_time
+from ultr.data.splits import assign_by_time, first_rows, session_keys
 from ultr.errors import ConfigError, DataError
 
 
@@ -39,14 +40,64 @@ def test_splits_are_disjoint_and_complete(tmp_path: Path, by: Any) -> None:
     if by == "time":
         assert [len(numbers) for numbers in found.values()] == [50, 25, 25]
         ends = [(min(rows[n]["time"] for n in x), max(rows[n]["time"] for n in x)) for x in found.values()]
-        assert ends[0][1] <= ends[1][0]
-        assert ends[1][1] <= ends[2][0]
+        assert ends[0][1] < ends[1][0]
+        assert ends[1][1] < ends[2][0]
 
 
-def test_sessions_of_one_time_are_split_in_their_order() -> None:
-    times = np.repeat([3.0, 1.0], 500)
-    codes = assign_by_time(times, {"a": 0.25, "b": 0.5, "c": 0.25})
-    assert codes.tolist() == [1] * 250 + [2] * 250 + [0] * 250 + [1] * 250
+def test_lists_of_one_time_go_to_one_split() -> None:
+    shares = {"a": 0.25, "b": 0.5, "c": 0.25}
+    codes = assign_by_time(np.repeat([3.0, 1.0], 500), shares)
+    assert codes.tolist() == [1] * 500 + [0] * 500  # the middle of the first 500 lies below 250
+    rng = np.random.default_rng(0)
+    times = rng.integers(0, 40, 1000)
+    codes = assign_by_time(times, shares)
+    ends = [(times[codes == code].min(), times[codes == code].max()) for code in range(3)]
+    assert ends[0][1] < ends[1][0]
+    assert ends[1][1] < ends[2][0]
+    most = np.bincount(times).max()
+    for code, share in enumerate(shares.values()):
+        assert abs((codes == code).sum() - 1000 * share) <= most
+
+
+def several_lists_per_session(rows: list[dict[str, Any]], kind: type = str) -> list[dict[str, Any]]:
+    """Makes a session of every three lists that stand 20 apart."""
+    return [row | {"session": kind(i % 20 + 20 * (i // 60))} for i, row in enumerate(rows)]
+
+
+@pytest.mark.parametrize("kind", [str, int])
+def test_a_session_is_in_one_split(tmp_path: Path, kind: type) -> None:
+    rows = several_lists_per_session(make_rows(600), kind)
+    log = write_log(tmp_path / "log", rows, **SMALL_FILES)
+    halves = {"a": 0.5, "b": 0.5}
+
+    def sessions(part: ClickLog) -> list[Any]:
+        return [row["session"] for batch in part.columns(["session"]) for row in batch.to_pylist()]
+
+    parts = log.split(halves, seed=2)
+    a, b = (sessions(part) for part in parts.values())
+    assert (len(a) + len(b), set(a) & set(b)) == (600, set())
+    assert abs(len(set(a)) - 100) < 4 * math.sqrt(200 * 0.25)
+    again = parts["a"].split(halves, seed=2)
+    assert not set(sessions(again["a"])) & set(sessions(again["b"]))
+    lists = log.split(halves, by="list", seed=2)
+    assert set(sessions(lists["a"])) & set(sessions(lists["b"]))
+
+
+def test_sessions_of_one_list_are_split_as_lists(tmp_path: Path) -> None:
+    rows = [row | {"session": f"of {i}"} for i, row in enumerate(make_rows(100))]
+    log = write_log(tmp_path / "log", rows, **SMALL_FILES)
+    by_session, by_list = (log.split({"a": 0.5, "b": 0.5}, by=by, seed=3)["a"] for by in ("session", "list"))
+    assert streamed(by_session) == streamed(by_list)
+
+
+def test_keys_of_sessions_differ_where_the_sessions_do() -> None:
+    rng = np.random.default_rng(0)
+    names = ["", "a", "b" * 8, "b" * 9, "ä", *(rng.bytes(int(n)).hex() for n in rng.integers(0, 20, 5000))]
+    array = pa.array(["skipped", *names, names[1], "b" * 9])[1:]
+    keys = session_keys(array)
+    first = {name: i for i, name in reversed(list(enumerate(array.to_pylist())))}
+    assert first_rows(keys).tolist() == [first[name] for name in array.to_pylist()]
+    assert first_rows(np.array([5, 3, 5, 7, 3])).tolist() == [0, 1, 0, 3, 1]
 
 
 def test_the_seed_decides_the_split(tmp_path: Path) -> None:
@@ -70,7 +121,7 @@ def test_a_time_split_needs_times(tmp_path: Path) -> None:
     log = write_log(tmp_path / "log", plain(make_rows(5)))
     with pytest.raises(DataError, match="expected a column 'time'"):
         log.split({"a": 1.0}, by="time", seed=0)
-    with pytest.raises(ConfigError, match="expected by='session', 'query' or 'time', found 'day'"):
+    with pytest.raises(ConfigError, match="expected by='session', 'query', 'time' or 'list', found 'day'"):
         log.split({"a": 1.0}, by="day", seed=0)  # type: ignore[arg-type]
 
 

@@ -149,6 +149,7 @@ def test_a_log_without_sessions_is_refused(tmp_path: Path) -> None:
         ),
         ({"ranks": [2, 1]}, r"row 3, field 'ranks': expected strictly increasing"),
         ({"ranks": [0, 1]}, r"row 3, field 'ranks': expected strictly increasing ranks of at least 1"),
+        ({"ranks": [1, 1001]}, r"row 3, field 'ranks': expected ranks that are places in a list, at most 1,000"),
         ({"ranks": [1, 2**31]}, r"field 'ranks': expected list<int32>"),
         ({"documents": [1, 2, 3]}, r"row 3, field 'ranks': expected 3 values as in 'documents', found 2"),
         (

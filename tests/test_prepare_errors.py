@@ -11,7 +11,7 @@ import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
 from narrowing import present
-from raw_logs import HEADER, ROWS, digest, left, write
+from raw_logs import HEADER, ROWS, digest, left, lists, prepare_log, write
 
 from ultr.errors import ConfigError, DataError
 from ultr.ingest.preparing import prepare
@@ -26,6 +26,8 @@ CSV_ERRORS = {
     "rank a fraction": ("s,q,d,1.5,0\n", HEADER, {}, 2, "rank", "found '1.5'"),
     "rank missing": ("s,q,d,1,0\ns,q,e,,0\n", HEADER, {}, 3, "rank", "found nothing"),
     "rank too large": ("s,q,d,3000000000,0\n", HEADER, {}, 2, "rank", "found '3000000000'"),
+    "rank not shown": ("s,q,d,1,0\ns,q,e,999999999,0\n", HEADER, {}, 3, "rank", "from 1 to 1,000, found '999999999'"),
+    "rank above the limit": ("s,q,d,1000,0\ns,q,e,1001,0\n", HEADER, {}, 3, "rank", "leave out rows whose rank"),
     "click 2": ("s,q,d,1,0\ns,q,e,2,2\n", HEADER, {}, 3, "click", "expected 0 or 1, found '2'"),
     "click yes": ("s,q,d,1,yes\n", HEADER, {}, 2, "click", "expected 0 or 1, found 'yes'"),
     "time a word": ("s,q,d,1,0,noon\n", HEADER + ",time", {}, 2, "time", "found 'noon'"),
@@ -253,3 +255,53 @@ def test_progress_is_shown_on_standard_error(tmp_path: Path, capsys: pytest.Capt
     shown = capsys.readouterr()
     assert "3/3" in shown.err
     assert not shown.out
+
+
+@pytest.mark.parametrize(
+    ("times", "row", "message"),
+    [
+        (
+            ["1700000000", "1700000001", "1700000002000"],
+            4,
+            r"milliseconds since 1970 \(1700000002000\) here and seconds",
+        ),
+        (["2024-05-01T10:00:00Z", "2024-05-01", "1714557600"], 4, r"seconds since 1970 \(1714557600\) here and a date"),
+        (
+            ["1714557600000", "1714557600000", "2024-05-01 10:00:00"],
+            4,
+            r"a date \(2024-05-01 10:00:00\) here and",
+        ),
+        (["1.7e9", "1700000000123456", "1.7e9"], 3, r"microseconds since 1970 \(1\.7\d*e\+15|1700000000123456\) here"),
+        (["0", "2024-05-01", "5"], 3, r"a date \(2024-05-01 00:00:00\) here and a number \(0\) in row 2 of log.csv"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_times_of_several_kinds_are_refused(tmp_path: Path, times: Any, row: Any, message: Any, kind: str) -> None:
+    rows = "".join(f"s{i},q,d,1,0,{time}\n" for i, time in enumerate(times))
+    raw = write(tmp_path / "log.csv", rows, HEADER + ",time")
+    if kind == "parquet":
+        raw = tmp_path / "log.parquet"
+        names = ["session", "query", "document", "rank", "click", "time"]
+        columns = [[f"s{i}" for i in range(3)], ["q"] * 3, ["d"] * 3, [1] * 3, [0] * 3, times]
+        pq.write_table(pa.table(dict(zip(names, columns, strict=True))), raw)
+        row, message = row - 1, message.replace("row 2 of log.csv", "row 1 of log.parquet")
+    with pytest.raises(DataError, match=message) as caught:
+        prepare(raw, tmp_path / "out")
+    assert (caught.value.row, caught.value.field) == (row, "time")
+    assert left(tmp_path) == sorted({"log.csv", raw.name})
+
+
+def test_times_of_several_kinds_are_refused_across_files(tmp_path: Path) -> None:
+    first = write(tmp_path / "a.csv", "s,q,d,1,0,1700000000\n", HEADER + ",time")
+    second = write(tmp_path / "b.csv", "t,q,d,1,0,2024-05-01\n", HEADER + ",time")
+    with pytest.raises(DataError, match="expected times of one kind") as caught:
+        prepare([first, second], tmp_path / "out")
+    assert Path(str(caught.value.file)) == second
+
+
+@pytest.mark.parametrize(
+    "times", [["0", "1014643294", "5e12"], ["0", "3", "1e8"], ["2024-05-01", "2024-05-01T10:00:00+02:00"]]
+)
+def test_times_of_one_kind_are_read(tmp_path: Path, times: Any) -> None:
+    rows = "".join(f"s{i},q,d,1,0,{time}\n" for i, time in enumerate(times))
+    assert len(lists(prepare_log(write(tmp_path / "log.csv", rows, HEADER + ",time"), tmp_path / "out"))) == len(times)

@@ -31,9 +31,10 @@ from propensity_logs import (
 from stored import write_log
 
 from ultr import propensity
+from ultr.data.columns import MAX_RANKS
 from ultr.errors import ConfigError, DataError
 from ultr.propensity import ESTIMATORS
-from ultr.propensity.arm_counts import MAX_RANKS, as_arm_counts
+from ultr.propensity.arm_counts import as_arm_counts
 from ultr.propensity.bootstrap import group_queries
 from ultr.propensity.propensities import NO_CLICK_VARIATION, ZERO_COUNT_LIMIT
 
@@ -342,10 +343,9 @@ def test_unusable_arguments(tmp_path: Path) -> None:
             estimate(name, spread_out(), replicates=39)
         with pytest.raises(ConfigError, match="seed of at least 0"):
             estimate(name, spread_out(), seed=-1)
-    rows = [
-        {"session": str(i), "query": 0, "documents": [1], "ranks": [MAX_RANKS + 1], "clicks": [1]} for i in range(9)
-    ]
+    rows = [{"session": str(i), "query": 0, "documents": [1], "ranks": [MAX_RANKS], "clicks": [1]} for i in range(9)]
     log = write_log(tmp_path / "log", rows)
+    log.ranks = MAX_RANKS + 1  # as of a log that was prepared before there was a limit
     with pytest.raises(DataError, match=r"at most 1,000 ranks, found rank 1,001.*Check the rank column"):
         estimate("ctr", log)
     item, rank = np.repeat(0, 1000), np.arange(1, 1001)

@@ -19,6 +19,26 @@ def murmur64(x: np.ndarray) -> np.ndarray:
     return _permute_in_place(x, (33, 0xFF51AFD7ED558CCD), (33, 0xC4CEB9FE1A85EC53), last_shift=33)
 
 
+def hash_strings(data: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """Hashes n strings to uint64 [n].
+
+    Args:
+      data: uint8 bytes of all strings.
+      offsets: [n + 1]; string i is `data[offsets[i]:offsets[i + 1]]`.
+    """
+    start, length = offsets[:-1].astype(np.int64), np.diff(offsets).astype(np.int64)
+    out = length.astype(np.uint64)
+    padded = np.concatenate([data, np.zeros(8, np.uint8)])
+    words = np.lib.stride_tricks.as_strided(padded[:8].view(np.uint64), (len(data) + 1,), (1,), writeable=False)
+    rows = np.arange(len(out))
+    for place in range(0, int(length.max(initial=0)), 8):
+        rows = rows[length[rows] > place]
+        left = np.minimum(length[rows] - place, 8).astype(np.uint64)
+        mask = np.uint64(0xFFFFFFFFFFFFFFFF) >> (np.uint64(64) - np.uint64(8) * left)
+        out[rows] = splitmix64(out[rows] ^ (words[start[rows] + place] & mask))
+    return out
+
+
 def _permute_in_place(x: np.ndarray, *rounds: tuple[int, int], last_shift: int) -> np.ndarray:
     for shift, factor in rounds:
         x ^= x >> np.uint64(shift)

@@ -15,7 +15,7 @@ from ultr.errors import DataError
 
 Array = jax.Array | np.ndarray
 _PER_RANK = ("mask", "position", "clicks", "labels", "last_click")
-_PER_LIST = ("query", "weight")
+_PER_LIST = ("query", "weight", "session")
 
 
 class SharedFeature(flax.struct.PyTreeNode):
@@ -61,6 +61,7 @@ class Sessions(flax.struct.PyTreeNode):
       labels: [B, K] float32 grades (NaN: not judged), or None.
       query: [B] int32 query id, or None.
       weight: [B] float32, how many identical lists this row stands for (None: 1).
+      session: [B] int32, the number of the session that the list belongs to, or None: a session each.
       last_click: [B, K] int32, the 1-based rank of the last click above each document, 0 for none; None: as the
         clicks of the row say. Given where a row is not a whole list (`ultr.collapse`).
       rank_axis: 1; or 0 where every [B, K, ...] array is held as [K, B, ...] (see `rank_first`).
@@ -74,6 +75,7 @@ class Sessions(flax.struct.PyTreeNode):
     query: Array | None = None
     weight: Array | None = None
     last_click: Array | None = None
+    session: Array | None = None
     rank_axis: int = flax.struct.field(pytree_node=False, default=1)
 
     @property
@@ -129,13 +131,14 @@ class Sessions(flax.struct.PyTreeNode):
         positions: Sequence[Sequence[int]] | np.ndarray | None = None,
         query: Sequence[int] | np.ndarray | None = None,
         weight: Sequence[float] | np.ndarray | None = None,
+        session: Sequence[int] | np.ndarray | None = None,
     ) -> Sessions:
         """Pads ragged Python lists, one per session, into a batch.
 
         Args:
           features: name -> one list (or [k, ...] array) per session.
           clicks, labels, positions: one list per session; positions default to 0, 1, 2, ...
-          query, weight: one number per session.
+          query, weight, session: one number per list.
 
         Raises:
           DataError: lists of one session differ in length, hold something else than finite numbers, or nothing was
@@ -169,6 +172,7 @@ class Sessions(flax.struct.PyTreeNode):
             labels=None if labels is None else _padded("labels", ragged["labels"], width, np.float32),
             query=None if query is None else _per_session("query", query, len(size), np.int32),
             weight=None if weight is None else _per_session("weight", weight, len(size), np.float32),
+            session=None if session is None else _per_session("session", session, len(size), np.int32),
         )
 
     def pad(self, *, rows: int | None = None, width: int | None = None) -> Sessions:
@@ -246,7 +250,7 @@ class Sessions(flax.struct.PyTreeNode):
                 bad = bad.any(axis=tuple(range(2, bad.ndim)))
                 place = _place_in_list(array, at[0]) if len(at) else ""
                 self._reject((bad & mask).any(1), name, source, f"expected finite numbers{place}")
-        for name in ("query", "weight"):
+        for name in _PER_LIST:
             value = getattr(self, name)
             if value is None:
                 continue

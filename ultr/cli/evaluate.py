@@ -52,8 +52,9 @@ class _WithMetrics(click.Command):
 @click.option(
     "--cluster",
     default="session",
-    type=Name(["session", "query"]),
-    help="The independent units of the standard errors of click metrics.",
+    type=Name(["session", "query", "list"]),
+    help="The independent units of the standard errors of click metrics: all lists of a session, all of a query, or "
+    "each list.",
 )
 @click.option(
     "--max-grade",

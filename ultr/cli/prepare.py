@@ -85,9 +85,9 @@ def _column_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--split", help="Splits and their shares of the lists, such as train=.8,valid=.1,test=.1.")
 @click.option(
     "--split-by",
-    default="query",
-    type=Name(["query", "session", "time"]),
-    help="Draw the lists of a query together, or each list, or take the earliest lists for the first split.",
+    type=Name(["query", "session", "time", "list"]),
+    help="Draw all lists of a query together, all of a session, or each list, or take the earliest lists for the first "
+    "split [query].",
 )
 @click.option(
     "--max-grade",
@@ -116,7 +116,7 @@ def command(
     feature_count: int | None,
     vocabulary: Path | None,
     split: str | None,
-    split_by: str,
+    split_by: str | None,
     max_grade: float | None,
     pages: str | None,
     memory_limit: str | None,

@@ -22,16 +22,22 @@ from ultr.data.collection import Collection
 from ultr.data.columns import CONTEXT, FEATURE, RaggedRows, check_rows, unpack_columns
 from ultr.data.dataset import Dataset, Description
 from ultr.data.input_schema import InputSchema
-from ultr.data.row_groups import RowGroup, RowGroupCache, WholeLists, session_columns, whole_lists, without_unseen
-from ultr.data.splits import OUTSIDE, assign_by_time, assign_split, check_fractions
+from ultr.data.row_groups import (
+    RowGroup,
+    RowGroupCache,
+    WholeLists,
+    open_row_groups,
+    session_columns,
+    whole_lists,
+    without_unseen,
+)
+from ultr.data.splits import OUTSIDE, assign_by_time, assign_split, check_fractions, first_rows, session_keys
 from ultr.data.storage import (
     COLLECTION_FORMAT,
     CONSECUTIVE,
     LOG_FORMAT,
-    METADATA_FILE,
     content_fingerprint,
     missing_split,
-    open_parquet,
     read_metadata,
     read_row_groups,
 )
@@ -76,10 +82,10 @@ class ClickLog(Dataset):
         self._layout = session_columns(path, metadata, groups)
         self._consecutive = all(record.get("ranks") == CONSECUTIVE for record in metadata["files"])
         self._codes: np.ndarray | None = None  # [sessions of the log] uint8; this view has those of self._code
-        self._code = 0
-        self._salt = 0
+        self._code = self._salt = 0
         self._lineage: str | None = None
         self._cache: RowGroupCache | None = None
+        self._sessions: np.ndarray | None = None  # [sessions of the log] int32, where batches have them
         self._pool_sessions = pool_sessions
 
     @classmethod
@@ -106,24 +112,7 @@ class ClickLog(Dataset):
         """
         folder = Path(path)
         metadata = read_metadata(folder, [LOG_FORMAT])
-        file = folder / METADATA_FILE
-        groups: list[RowGroup] = []
-        row = 0
-        for record in metadata["files"]:
-            footer = open_parquet(folder, record)
-            file_row = 0
-            for index in range(footer.num_row_groups):
-                rows = footer.row_group(index).num_rows
-                groups.append(RowGroup(folder / record["name"], footer, index, file_row, row, rows))
-                file_row += rows
-                row += rows
-        if row != metadata["sessions"] or not row:
-            raise DataError(
-                f"expected {metadata['sessions']:,} sessions (at least one) in the files, found {row:,}",
-                fix="Prepare the data again.",
-                file=file,
-                field="sessions",
-            )
+        groups = open_row_groups(folder, metadata)
         log = cls(folder, metadata, Vocabulary.open(folder, metadata), groups, pool_sessions=pool_sessions)
         if vocabulary is not None:
             log = log.with_documents(known_documents(log.vocabulary, vocabulary, file=folder))
@@ -225,6 +214,17 @@ class ClickLog(Dataset):
         """How many bytes of decoded row groups the passes of `cached` have left in memory so far."""
         return 0 if self._cache is None else self._cache.used
 
+    def with_sessions(self) -> ClickLog:
+        """Returns the same view; where a session has several lists, its batches say to which session each belongs."""
+        first = self._first_of_session()
+        if (first == np.arange(len(first))).all():
+            return self
+        view = copy.copy(self)
+        view._cache = None
+        view._sessions = np.zeros(self.metadata["sessions"], np.int32)
+        view._sessions[self._inside()] = first
+        return view
+
     def with_documents(self, known: int) -> ClickLog:
         """Returns the same view, which streams documents with ids beyond `known` as id 0."""
         view = copy.copy(self)
@@ -236,15 +236,15 @@ class ClickLog(Dataset):
         self,
         fractions: Mapping[str, float],
         *,
-        by: Literal["session", "query", "time"] = "session",
+        by: Literal["session", "query", "time", "list"] = "session",
         seed: int = 0,
     ) -> dict[str, ClickLog]:
         """Splits the log into disjoint views that together hold every session of this one; nothing is written.
 
         Args:
           fractions: name -> share, adding up to 1.
-          by: "session" assigns each list on its own, "query" all lists of a query together, both by a hash;
-            "time" gives the earliest sessions to the first name.
+          by: "session" assigns all lists of a session together, "query" all of a query, "list" each on its own, by a
+            hash; "time" gives the earliest lists to the first name, and lists of one time to one name.
           seed: decides on the assignment by hash.
 
         Raises:
@@ -253,22 +253,21 @@ class ClickLog(Dataset):
         """
         check_fractions(fractions)
         inside = self._inside()
-        salt = self._salt
-        if by == "session":
-            chosen = assign_split(inside, fractions, seed, salt=salt)
-        elif by == "query":
-            chosen = assign_split(self._read("query"), fractions, seed, salt=salt)
-        elif by == "time":
+        if by == "time":
             chosen = assign_by_time(self._read("time"), fractions)
+        elif by in ("session", "query", "list"):
+            # A session goes by the row of its first list, which is the list itself where no session has two.
+            rows = inside[self._first_of_session()] if by == "session" else inside
+            chosen = assign_split(self._read("query") if by == "query" else rows, fractions, seed, salt=self._salt)
         else:
-            raise ConfigError(f"expected by='session', 'query' or 'time', found {by!r}")
+            raise ConfigError(f"expected by='session', 'query', 'time' or 'list', found {by!r}")
         codes = np.full(self.metadata["sessions"], OUTSIDE, np.uint8)
         codes[inside] = chosen
         counts = np.bincount(chosen, minlength=len(fractions))
         drawn = json.dumps({name: float(share) for name, share in fractions.items()})
         rule = f"by {by} {drawn}" + ("" if by == "time" else f" seed {seed}")
         return {
-            name: self._view(codes, code, int(counts[code]), f"{salt}/{by}/{seed}/{name}", f"{rule}: {name}")
+            name: self._view(codes, code, int(counts[code]), f"{self._salt}/{by}/{seed}/{name}", f"{rule}: {name}")
             for code, name in enumerate(fractions)
         }
 
@@ -322,7 +321,7 @@ class ClickLog(Dataset):
         view.__dict__.pop("description", None)
         view.sessions = sessions
         view._codes, view._code, view._salt = codes, code, zlib.crc32(salt.encode())
-        view._cache = None
+        view._cache = view._sessions = None
         view._lineage = name if self._lineage is None else f"{self._lineage} / {name}"
         return view
 
@@ -334,6 +333,11 @@ class ClickLog(Dataset):
             return None
         kept: np.ndarray = self._codes[group.row : group.row + group.rows] == self._code
         return kept
+
+    def _first_of_session(self) -> np.ndarray:
+        """Finds for each list of the view the index of the first one of its session."""
+        keys = [session_keys(batch["session"]) for batch in self.columns(["session"])]
+        return first_rows(np.concatenate(keys) if keys else np.zeros(0, np.int64))
 
     def _read(self, name: str) -> np.ndarray:
         if name not in self._layout.types:
@@ -399,6 +403,8 @@ class ClickLog(Dataset):
             return cached
         names = self._layout.streamed(ranks=not self._consecutive)
         block = self._block(group, self._table(group, names, threads=False))
+        if self._sessions is not None:
+            block.scalars["session"] = self._sessions[group.row : group.row + group.rows]
         keep = self._keep(group)
         lengths = block.lengths
         if lengths.max(initial=0) > widths[-1]:
@@ -457,6 +463,7 @@ class ClickLog(Dataset):
             labels=None if grades is None else np.where(mask, grades[ids], np.float32(0)),
             query=rows["query"],
             weight=rows.get("weight"),
+            session=rows.get("session"),
         )
 
 

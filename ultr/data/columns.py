@@ -15,6 +15,7 @@ from ultr.data.storage import as_numpy, type_name
 from ultr.errors import DataError
 
 CONTEXT, FEATURE = "context.", "feature."
+MAX_RANKS = 1000  # a larger rank is no place in a list, but stands for something else, such as "not shown"
 RESERVED_NAMES = ("document", "features")  # fields of a batch, which a context column cannot be called
 
 
@@ -250,7 +251,10 @@ def check_rows(rows: RaggedRows, columns: SessionColumns, *, file: Path, start: 
         np.add(ranks[:-1], 1, out=lowest[1:])
         lowest[offsets[:-1]] = 1
         reject_list(ranks < lowest, "ranks", "strictly increasing ranks of at least 1")
-        if columns.ranks is not None:
+        if columns.ranks is None:  # of a log that is being written: older ones may hold more
+            hint = f"places in a list, at most {MAX_RANKS:,}: a larger number often means 'not shown'"
+            reject_list(ranks > MAX_RANKS, "ranks", f"ranks that are {hint}")
+        else:
             reject_list(ranks > columns.ranks, "ranks", f"ranks of at most {columns.ranks}, as the metadata says")
     if (query := scalars.get("query")) is not None:
         reject(query.view(np.uint32) >= columns.queries, "query", f"query ids of 0 to {columns.queries - 1}")

@@ -104,6 +104,10 @@ class Dataset(abc.ABC):
         """Returns which rows these are, as a JSON value; of rows in memory a digest of them; None: not known."""
         return self.description.identity
 
+    def with_sessions(self) -> Dataset:
+        """Returns the same rows, whose batches say to which session each list belongs, where that is known."""
+        return self
+
     def cached(self, memory: int) -> Dataset:
         """Returns the same rows, of which up to `memory` bytes stay decoded in memory for later passes."""
         return self

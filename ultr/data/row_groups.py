@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 
 from ultr.data.batching import PaddedRows
 from ultr.data.columns import SessionColumns
-from ultr.data.storage import METADATA_FILE, check_columns
+from ultr.data.storage import METADATA_FILE, check_columns, open_parquet
+from ultr.errors import DataError
 
 WholeLists = Callable[[int, int], tuple[np.ndarray, np.ndarray]]
 
@@ -29,6 +30,32 @@ class RowGroup:
     file_row: int
     row: int
     rows: int
+
+
+def open_row_groups(folder: Path, metadata: Mapping[str, Any]) -> list[RowGroup]:
+    """Finds the row groups of the session files that the metadata records, in order.
+
+    Raises:
+      DataError: a file is missing or damaged, or there are more or fewer sessions than the metadata says, or none.
+    """
+    groups: list[RowGroup] = []
+    row = 0
+    for record in metadata["files"]:
+        footer = open_parquet(folder, record)
+        file_row = 0
+        for index in range(footer.num_row_groups):
+            rows = footer.row_group(index).num_rows
+            groups.append(RowGroup(folder / record["name"], footer, index, file_row, row, rows))
+            file_row += rows
+            row += rows
+    if row != metadata["sessions"] or not row:
+        raise DataError(
+            f"expected {metadata['sessions']:,} sessions (at least one) in the files, found {row:,}",
+            fix="Prepare the data again.",
+            file=folder / METADATA_FILE,
+            field="sessions",
+        )
+    return groups
 
 
 class RowGroupCache:

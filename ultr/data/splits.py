@@ -1,13 +1,14 @@
-"""Assigns sessions or queries to splits: by a seeded hash of a key, or by time."""
+"""Assigns lists to splits: by a seeded hash of a key, such as their session or query, or by time."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 import numpy as np
+import pyarrow as pa
 
 from ultr.errors import ConfigError
-from ultr.hashing import splitmix64
+from ultr.hashing import hash_strings, splitmix64
 
 OUTSIDE = 255  # code of the sessions that a view does not hold
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -58,7 +59,10 @@ def assign_split(keys: np.ndarray, fractions: Mapping[str, float], seed: int, *,
 
 
 def assign_by_time(times: np.ndarray, fractions: Mapping[str, float]) -> np.ndarray:
-    """Assigns times to splits: the earliest to the first name; equal times keep their stored order.
+    """Assigns times to splits: the earliest to the first name; equal times go to one split.
+
+    No time of a split is later than one of the next. Of several equal times in which a split ends, all go to the side
+    on which the middle one stands.
 
     Args:
       times: [N] numbers.
@@ -73,9 +77,36 @@ def assign_by_time(times: np.ndarray, fractions: Mapping[str, float]) -> np.ndar
     check_fractions(fractions)
     edges = np.cumsum(np.fromiter(fractions.values(), np.float64))
     cuts = np.rint(edges[:-1] / edges[-1] * len(times)).astype(np.int64)
+    order = np.argsort(times, kind="stable")
+    ordered = times[order]
+    start = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1]))[: len(times)]
+    end = np.append(start[1:], len(times))
+    middle = np.repeat((start + end - 1) / 2, end - start)
     out = np.empty(len(times), np.uint8)
-    out[np.argsort(times, kind="stable")] = np.searchsorted(cuts, np.arange(len(times)), side="right")
+    out[order] = np.searchsorted(cuts, middle, side="right")
     return out
+
+
+def session_keys(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
+    """Returns numbers [n] that are equal where the sessions of a column (int64 or string) are: hashes of strings."""
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    if not pa.types.is_string(array.type):
+        return np.asarray(array.to_numpy(zero_copy_only=False))
+    _, offsets, data = array.buffers()
+    edges = np.frombuffer(offsets, np.int32)[array.offset : array.offset + len(array) + 1]
+    return hash_strings(np.frombuffer(data if data is not None else b"", np.uint8), edges)
+
+
+def first_rows(keys: np.ndarray) -> np.ndarray:
+    """Finds the index of the first row with the same key as each row, [n]: the rows themselves where keys differ."""
+    rows = np.arange(len(keys))
+    if (keys[1:] > keys[:-1]).all():
+        return rows
+    ordered = np.sort(keys)
+    if (ordered[1:] != ordered[:-1]).all():
+        return rows
+    _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
+    return np.asarray(first[inverse])
 
 
 def _mix_int(x: int) -> int:

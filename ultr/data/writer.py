@@ -35,9 +35,9 @@ class LogWriter:
             writer.report = {"rows": 1000}
 
     A table has one row per session: session (string or int64), query (int32), documents (list of int32 ids), ranks
-    (list of 1-based int32, strictly increasing), clicks (list of int8, 0 or 1), and, in every table or in none: time
-    (float64 or int64), split (string), weight (float32), `context.<name>`, `feature.<name>`. Other number types are
-    converted where that loses nothing.
+    (list of 1-based int32, strictly increasing, at most 1,000), clicks (list of int8, 0 or 1), and, in every table or
+    in none: time (float64 or int64), split (string), weight (float32), `context.<name>`, `feature.<name>`. Other number
+    types are converted where that loses nothing.
 
     Args:
       path: the folder to make.

@@ -13,6 +13,7 @@ import numpy as np
 
 from ultr.data.dataset import Dataset, DatasetLike
 from ultr.errors import ConfigError, DataError
+from ultr.evaluation.clusters import CLUSTERS, unit_ids, with_units
 from ultr.evaluation.compiled import CompiledModel, evaluation_data
 from ultr.evaluation.contracts import ClickPredictor
 from ultr.evaluation.estimate import Estimate, wilson_interval
@@ -129,19 +130,20 @@ def calibration(
       by: whether bins are of the predicted probability of a click ("click"), or of the relevance that `model.score`
         gives ("relevance"; the same bins at all ranks).
       conditional: whether predictions are given the clicks above, in place of before any click.
-      cluster: "session" or "query", which of them the standard error of `error` takes for independent. It is computed
+      cluster: as for `evaluate`, which units the standard error of `error` takes for independent. It is computed
         between 64 groups of them.
 
     Raises:
       ConfigError: an unknown option.
       DataError: no sessions, no clicks, not a click model, or a prediction that is NaN.
     """
-    if by not in BY or cluster not in ("session", "query") or bins < 1:
+    if by not in BY or cluster not in CLUSTERS or bins < 1:
         raise ConfigError(
-            f"expected by click or relevance, cluster session or query, and at least 1 bin, found {by!r}, {cluster!r} "
-            f"and {bins}"
+            f"expected by click or relevance, cluster {', '.join(CLUSTERS)}, and at least 1 bin, found {by!r}, "
+            f"{cluster!r} and {bins}"
         )
     dataset, batch_size = evaluation_data(log, batch_size)
+    dataset = with_units(dataset, cluster)
     compiled = CompiledModel(model).on(dataset)
     sums = _FineBins()
     for batch, unit in _sessions_with_clicks(compiled, dataset, batch_size, cluster):
@@ -172,7 +174,7 @@ def _log_prob_of_click(model: ClickPredictor, sessions: Sessions, conditional: b
 def _sessions_with_clicks(
     compiled: CompiledModel, log: Dataset, batch_size: int, cluster: str
 ) -> Iterator[tuple[Sessions, np.ndarray]]:
-    """Yields batches with clicks, and [B] the number of the independent unit of each session: itself or its query."""
+    """Yields batches with clicks, and [B] the number of the independent unit of each list."""
     number = 0
     for batch in log.batches(batch_size):
         if number == 0:
@@ -180,10 +182,8 @@ def _sessions_with_clicks(
                 raise DataError("expected sessions with clicks, found none", field="clicks")
             if not compiled.predicts_clicks(batch):
                 raise DataError(f"{type(compiled.model).__name__} is not a click model: it predicts no clicks")
-            if cluster == "query" and batch.query is None:
-                raise DataError("expected query ids, found none", field="query", fix='Use cluster="session"')
-        own = np.arange(number, number + len(batch)) if cluster == "session" else np.asarray(batch.query)
-        yield batch, own
+        own = unit_ids(batch, cluster)
+        yield batch, np.arange(number, number + len(batch)) if own is None else own
         number += len(batch)
     if number == 0:
         raise DataError("expected at least one session, found none")

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ultr.errors import DataError
+from ultr.evaluation.clusters import unit_ids
 from ultr.evaluation.contracts import ClickPredictor
 from ultr.evaluation.estimate import Estimate
 from ultr.evaluation.metrics import LOG_LIKELIHOOD, ClickFunction, ClickMetric
@@ -29,11 +30,13 @@ class ClickTotals:
 
     Args:
       metrics: those to keep totals for.
-      by_query: whether to keep the totals of every query, for standard errors over queries and for `per_query`.
+      cluster: the units whose totals are kept, a name of `CLUSTERS`, for standard errors over them and for
+        `per_query`; None: every list is one, and nothing is kept.
     """
 
-    def __init__(self, metrics: Sequence[ClickMetric], *, by_query: bool) -> None:
-        self._by_query = by_query
+    def __init__(self, metrics: Sequence[ClickMetric], *, cluster: str | None) -> None:
+        self._cluster, self._by_query = cluster, cluster is not None
+        by_query = self._by_query
         self._excluded = 0.0
         # Metrics that differ only in what they divide by share their totals: per session, the number of sessions, of
         # shown documents, and the log-probability.
@@ -54,9 +57,8 @@ class ClickTotals:
           DataError: a log-probability is NaN, or query ids are needed and missing.
         """
         mask, weight = np.asarray(batch.mask), batch.row_weights()
-        if self._by_query and batch.query is None:
-            raise DataError("expected query ids, found none", field="query", fix='Use cluster="session"')
-        query = np.asarray(batch.query) if self._by_query else np.zeros(len(mask), np.int64)
+        unit = None if self._cluster is None else unit_ids(batch, self._cluster)
+        query = np.zeros(len(mask), np.int64) if unit is None else unit
         real = mask.any(1) & (weight > 0)
         log_likelihood = np.asarray(log_probs[LOG_LIKELIHOOD.name], np.float64)
         possible = real & (log_likelihood > -np.inf)

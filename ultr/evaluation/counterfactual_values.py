@@ -13,6 +13,7 @@ import numpy as np
 
 from ultr.data.dataset import DatasetLike
 from ultr.errors import ConfigError, DataError
+from ultr.evaluation.clusters import check_cluster, unit_ids, with_units
 from ultr.evaluation.compiled import CompiledModel, evaluation_data
 from ultr.evaluation.contracts import Scorer
 from ultr.evaluation.estimate import Estimate
@@ -59,11 +60,9 @@ class CounterfactualValues:
       support: name -> how much of the log the value rests on.
     """
 
-    def __init__(
-        self, method: str, metric: str, support: dict[str, LogSupport], moments: WeightedMoments, by_query: bool
-    ) -> None:
+    def __init__(self, method: str, metric: str, support: dict[str, LogSupport], moments: WeightedMoments) -> None:
         self.method, self.metric, self.support = method, metric, support
-        self._names, self._moments, self._by_query = list(support), moments, by_query
+        self._names, self._moments = list(support), moments
         self.values = {name: self._estimate({name: 1.0}) for name in support}
 
     def difference(self, a: str, b: str) -> Estimate:
@@ -87,7 +86,7 @@ class CounterfactualValues:
         """Estimates a signed sum of values, from rows of (1, per ranker the weight of its clicks and its DCG)."""
         totals = self._moments.totals[0]
         units = totals[0]
-        if self._by_query:
+        if self._moments.grouped:
             units = float((self._moments.groups()[1][:, 0, 0] > 0).sum())
         value, gradient = 0.0, np.zeros((1, len(totals)))
         for name, sign in signs.items():
@@ -156,8 +155,8 @@ def counterfactual(
         alpha and this is beta (Vardasbi 2020).
       clip: the largest weight, as for the baselines; larger ones are cut off to it. Trades bias for variance.
       candidates: lists with ids of the log's vocabulary, one per query; the log is then read twice.
-      cluster: "session", or "query" where sessions of one query are not independent: the intervals then hold for other
-        queries too.
+      cluster: "session" (all lists of a session of the log together), "list" (each by itself), or "query" where
+        sessions of one query are not independent: the intervals then hold for other queries too.
       key: orders equal scores at random.
       batch_size: sessions per step.
 
@@ -170,9 +169,9 @@ def counterfactual(
     match = _DCG.fullmatch(metric)
     if match is None:
         raise ConfigError(f"expected the metric dcg or dcg@k, which is a sum over documents, found {metric!r}")
-    if method not in METHODS or cluster not in ("session", "query"):
-        known = f"method {', '.join(METHODS)} and cluster session or query"
-        raise ConfigError(f"expected {known}, found {method!r} and {cluster!r}")
+    check_cluster(cluster)
+    if method not in METHODS:
+        raise ConfigError(f"expected method {', '.join(METHODS)}, found {method!r}")
     if (method == "dr") != (regression is not None):
         raise ConfigError("method='dr' needs regression=, a model of relevance, which has no effect with other methods")
     if clip is not None and not 0 < clip < math.inf:
@@ -181,6 +180,7 @@ def counterfactual(
     if not named or LOGGED in named:
         raise ConfigError(f"expected rankers, none of them called '{LOGGED}', found {list(named)}")
     dataset, batch_size = evaluation_data(log, batch_size)
+    dataset = with_units(dataset, cluster)
     table = ExaminationTable(propensity, false_clicks)
     least = 1 / max(table.examined[(table.examined > 0) & np.isfinite(table.examined)], default=math.inf)
     if clip is not None and clip < least:
@@ -198,7 +198,7 @@ def counterfactual(
     if candidates is not None:
         reranking.rank_candidates(dataset, candidates, batch_size)
     names = [*named, LOGGED]
-    moments = WeightedMoments(1, grouped=cluster == "query")
+    moments: WeightedMoments | None = None
     weight_sums = np.zeros((len(names), 4))  # of the clicks that count: number, weights, squared weights, clipped
     clicks, most = 0.0, math.inf if clip is None else clip
     for batch in dataset.batches(batch_size):
@@ -208,8 +208,9 @@ def counterfactual(
             continue
         if batch.clicks is None:
             raise DataError("expected sessions with clicks, found none", field="clicks")
-        if cluster == "query" and batch.query is None:
-            raise DataError("expected query ids, found none", field="query", fix='Use cluster="session"')
+        unit = unit_ids(batch, cluster)
+        if moments is None:
+            moments = WeightedMoments(1, grouped=unit is not None)
         click = (np.asarray(batch.clicks) != 0) & np.asarray(batch.mask)
         clicks += float(click[kept].sum())
         rows: list[np.ndarray] = [np.ones(len(weight))]
@@ -222,9 +223,8 @@ def counterfactual(
             counted = (click & (discount > 0) & (w > 0)) * weight[:, None]
             sums = [x.sum() for x in (counted, counted * w, counted * w**2, counted * (whole > most))]
             weight_sums[i] += sums
-        query = None if batch.query is None else np.asarray(batch.query)[kept]
-        moments.add(np.stack(rows, axis=1)[kept][:, None], weight[kept], query)
-    if clicks == 0:
+        moments.add(np.stack(rows, axis=1)[kept][:, None], weight[kept], None if unit is None else unit[kept])
+    if clicks == 0 or moments is None:
         raise DataError(
             "expected clicks, found none: every ranker would be worth 0",
             fix="Take a log with clicks, or a larger part of this one",
@@ -236,4 +236,4 @@ def counterfactual(
         )
         for name, (n, first, second, cut) in zip(names, weight_sums.tolist(), strict=True)
     }
-    return CounterfactualValues(method, metric, support, moments, cluster == "query")
+    return CounterfactualValues(method, metric, support, moments)

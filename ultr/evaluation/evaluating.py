@@ -13,6 +13,7 @@ from ultr.data.dataset import Dataset, DatasetLike
 from ultr.data.input_schema import FEATURES
 from ultr.errors import ConfigError, DataError
 from ultr.evaluation.click_totals import ClickTotals, observed_log_probs
+from ultr.evaluation.clusters import check_cluster, unit_ids, with_units
 from ultr.evaluation.compiled import CompiledModel, evaluation_data, fitted_batch_size
 from ultr.evaluation.contracts import ClickPredictor, Scorer
 from ultr.evaluation.estimate import Estimate
@@ -83,8 +84,9 @@ def evaluate(
       batch_size: lists per step.
       empty_queries: the value of a query without a relevant document: "skip" (none, and it is counted as excluded),
         "zero", or "one" (0 for DCG, whose best value there is 0).
-      cluster: "session" when sessions are independent; "query" when sessions of one query are not (standard errors over
-        queries; memory grows with the number of queries).
+      cluster: the independent units of the standard errors of click metrics: "session", all lists of a session of the
+        log together; "query", where sessions of one query are not independent; or "list", each list by itself. Memory
+        grows with their number, unless every list is one.
       max_grade: highest grade of the scale, for ERR; None: that of the collection or log, which its parts keep, or the
         highest in the data where that has no scale (sessions in memory, and older folders).
       candidates: graded lists to rank in place of those of the data, for its queries (by name). A log whose features
@@ -98,8 +100,7 @@ def evaluate(
       DataError: data or model cannot give a metric that was asked for, a document id or rank lies beyond the model's
         tables, the model gives NaN, or the data lacks a feature or context that the model was trained on.
     """
-    if cluster not in ("session", "query"):
-        raise ConfigError(f"unknown cluster {cluster!r}; known: session, query")
+    check_cluster(cluster)
     evaluation = _Evaluation(
         model,
         data,
@@ -107,7 +108,7 @@ def evaluate(
         key=key,
         batch_size=batch_size,
         empty_queries=empty_queries,
-        by_query=cluster == "query",
+        cluster=cluster,
         max_grade=max_grade,
         candidates=candidates,
     )
@@ -149,7 +150,7 @@ def per_query(
         key=key,
         batch_size=batch_size,
         empty_queries=empty_queries,
-        by_query=True,
+        cluster="query",
         max_grade=max_grade,
         candidates=candidates,
     )
@@ -186,7 +187,7 @@ class _Evaluation:
         key: jax.Array,
         batch_size: int,
         empty_queries: str,
-        by_query: bool,
+        cluster: str,
         max_grade: float | None,
         candidates: Collection | None,
     ) -> None:
@@ -196,6 +197,7 @@ class _Evaluation:
             check_number("max_grade", max_grade, above=0)
         requests = None if metrics is None else [parse_metric(name) for name in _metric_names(metrics)]
         dataset, batch_size = evaluation_data(data, batch_size)
+        dataset = with_units(dataset, cluster)
         first = next(iter(dataset.batches(batch_size)), None)
         if first is None:
             raise DataError("expected at least one session or query to evaluate on, found none")
@@ -224,7 +226,8 @@ class _Evaluation:
                 queries=graded.queries,
             )
         clicks = tuple(dict.fromkeys(r.metric for r in self._requests if isinstance(r.metric, ClickMetric)))
-        self.clicks = ClickTotals(clicks, by_query=by_query)
+        grouped = bool(clicks) and first.clicks is not None and unit_ids(first, cluster) is not None
+        self.clicks = ClickTotals(clicks, cluster=cluster if grouped else None)
         if clicks:
             for batch in dataset.batches(fitted_batch_size(batch_size, dataset)):
                 self.clicks.add(batch, jax.device_get(compiled(observed_log_probs, batch, clicks)))

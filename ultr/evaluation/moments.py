@@ -20,10 +20,12 @@ class WeightedMoments:
 
     Attributes:
       totals: [C, R] weighted sums of all rows.
+      grouped: as given.
     """
 
     def __init__(self, channels: int, *, grouped: bool) -> None:
         self.totals = np.zeros((channels, 0))
+        self.grouped = grouped
         self._products = None if grouped else np.zeros((channels, 0, channels, 0))
         self._keys = np.zeros(0, np.int64)
         self._rows = np.zeros((0, channels, 0))

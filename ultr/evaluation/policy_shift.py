@@ -57,7 +57,7 @@ def across_policies(
       logs: name -> log; the others are compared with the first.
       metrics: names that `evaluate` knows.
       key: orders equal scores at random, for ranking metrics; None: a fixed one.
-      cluster: "session" or "query", as for `evaluate`.
+      cluster: "session", "query" or "list", as for `evaluate`.
 
     Returns:
       One row per metric (`perplexity/rank` gives one per rank that all logs show). The standard error of a difference

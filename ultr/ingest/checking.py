@@ -12,10 +12,8 @@ from ultr.data.columns import CONTEXT, FEATURE
 from ultr.errors import DataError
 from ultr.ingest.engine import Engine, EngineError
 from ultr.ingest.readers.base import ColumnRequest, RawRows
+from ultr.ingest.times import KIND, kinds_found, reject_mixed_times, time_kind
 from ultr.ingest.values import as_name, check_key, convert_columns, raise_first_bad
-
-# Units of times since 1970 -> the least number that is taken for one: March 1973 in each.
-EPOCH_UNITS = {"seconds": 1e8, "milliseconds": 1e11, "microseconds": 1e14, "nanoseconds": 1e17}
 
 
 @dataclass(frozen=True)
@@ -49,6 +47,7 @@ def check_raw_rows(engine: Engine, raw: RawRows, request: ColumnRequest) -> Chec
     if "time" in parts[0].columns and any(table["time"].type().is_floating() for table in parts):
         parts = [table.mutate(time=table["time"].cast("float64")) for table in parts]
     table = ibis.union(*parts) if len(parts) > 1 else parts[0]
+    checks = [KIND] if KIND in table.columns else []
     try:
         if raw.slow:
             table = engine.stage("rows", table)
@@ -56,8 +55,8 @@ def check_raw_rows(engine: Engine, raw: RawRows, request: ColumnRequest) -> Chec
         totals = {"read": table.count(), "whole": whole.sum().fill_null(0), "bad": table["bad"].count()}
         if "broken" in table.columns:
             totals["broken"] = table["broken"].count()
-        if "time" in table.columns:
-            totals |= {"earliest": table["time"].min(), "latest": table["time"].max()}
+        if checks:
+            totals["kinds"] = kinds_found(table)
         counts = engine.record(table.agg(**totals))
     except EngineError as error:
         raise raw.explain(error) from error
@@ -66,36 +65,17 @@ def check_raw_rows(engine: Engine, raw: RawRows, request: ColumnRequest) -> Chec
         warnings += raw.check_line_breaks(engine, table)
     if counts["bad"]:
         raise_first_bad(engine, table, raw.where, request.names)
-    if (counts.get("earliest") or 0) >= EPOCH_UNITS["seconds"]:
-        _check_one_unit(engine, table, raw, request, counts["earliest"], counts["latest"])
+    if checks:
+        reject_mixed_times(engine, table, counts["kinds"] or 0, raw.where, request.names.get("time", "time"))
     read = counts["read"] if raw.read is None else raw.read
     if not counts["whole"]:
         raise DataError(
             f"expected rows with a session, query and document, found none among {read:,}", file=raw.files[0]
         )
     dropped = {**raw.dropped, "rows_without_keys": counts["read"] - counts["whole"]}
-    kept = table.filter(whole).drop("bad", "found", *(["broken"] if "broken" in table.columns else []))
+    extra = [*checks, *(["broken"] if "broken" in table.columns else [])]
+    kept = table.filter(whole).drop("bad", "found", *extra)
     return CheckedRows(kept, read, counts["read"], counts["whole"], dropped, tuple(warnings))
-
-
-def _check_one_unit(
-    engine: Engine, table: ir.Table, raw: RawRows, request: ColumnRequest, earliest: float, latest: float
-) -> None:
-    """Refuses times since 1970 in seconds and in a smaller unit beside each other; dates count as seconds."""
-    border = next((b for b in EPOCH_UNITS.values() if earliest < b <= latest), None)
-    if border is None:
-        return
-    first = engine.record(table.order_by("at").limit(1).select("time"))["time"]
-    other: Any = table["time"] >= border if first < border else table["time"] < border
-    found = engine.record(table.filter(other).order_by("at").limit(1).select("at", "time"))
-    units = [[name for name, least in EPOCH_UNITS.items() if time >= least][-1] for time in (first, found["time"])]
-    raise DataError(
-        f"expected times in one unit, found {found['time']:.0f}, which looks like {units[1]} since 1970, below times "
-        f"that look like {units[0]}, such as {first:.0f}",
-        fix="Write all times in the same unit, or all of them as dates.",
-        field=request.names.get("time", "time"),
-        **raw.where(found["at"]),
-    )
 
 
 def _convert_part(raw: RawRows, request: ColumnRequest, number: int) -> ir.Table:
@@ -115,4 +95,10 @@ def _convert_part(raw: RawRows, request: ColumnRequest, number: int) -> ir.Table
         columns[CONTEXT + name] = value.cast("float64") if numeric else as_name(value)
     types = {name: name for name in ("rank", "click", "time", "label") if name in raw.parts[0].columns}
     types |= {FEATURE + name: "feature" for name in request.features}
-    return convert_columns(table.mutate(**columns), types)
+    converted = convert_columns(
+        table.mutate(**columns, **({"raw.time": table["time"]} if "time" in types else {})), types
+    )
+    if "time" not in types:
+        return converted
+    kind = time_kind(converted["raw.time"], converted["time"])
+    return converted.mutate(**{KIND: kind}).drop("raw.time")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -19,8 +20,10 @@ import pyarrow.parquet as pq
 from ultr import stopping
 from ultr.errors import ConfigError, DataError
 from ultr.exhaustion import disk_problem, memory_problem
+from ultr.ingest.memory import available_memory
 from ultr.locks import Scratch
 
+_LEAST_MEMORY, _THREAD_MEMORY = 256 << 20, 256 << 20  # bytes
 BATCH_ROWS = 122_880  # rows per batch of a streamed result: the size of DuckDB's own row groups
 
 
@@ -32,8 +35,8 @@ class Engine:
 
     Args:
       beside: an existing folder with room for a copy of the data; the scratch folder is made in it.
-      memory_limit: most memory of the engine, such as "4GB"; beyond it the engine works on disk. None leaves the
-        engine's default (most of the machine's).
+      memory_limit: most memory of the engine, such as "4GB"; beyond it the engine works on disk. None takes half of
+        what the process may still use (see `available_memory`).
 
     Raises:
       ConfigError: the memory limit is not one.
@@ -43,8 +46,13 @@ class Engine:
         self._folder = Scratch(beside)
         self.scratch = self._folder.path
         self._numbers = itertools.count()
-        config = {"temp_directory": str(self.scratch / "spill")}
-        if memory_limit is not None:
+        config: dict[str, str | int] = {"temp_directory": str(self.scratch / "spill")}
+        if memory_limit is None:
+            most = max(available_memory() // 2, _LEAST_MEMORY)
+            config["memory_limit"] = f"{most >> 20}MiB"
+            # Every thread sorts and joins in memory of its own.
+            config["threads"] = max(1, min(os.cpu_count() or 1, most // _THREAD_MEMORY))
+        else:
             config["memory_limit"] = memory_limit
         try:
             with _quiet():
@@ -173,7 +181,7 @@ class Engine:
             return list(self.backend.read_json(str(path), compression="none").columns)
 
 
-@ibis.udf.scalar.builtin
+@ibis.udf.scalar.builtin  # type: ignore[untyped-decorator]
 def bit_count(value: int) -> int:  # type: ignore[empty-body]
     """Counts the bits of a number that are set."""
 

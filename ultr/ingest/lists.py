@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ultr.data.columns import CONTEXT
+from ultr.data.splits import session_keys
 from ultr.errors import DataError
 from ultr.ingest.engine import Engine
 from ultr.ingest.positions import FileRow
@@ -42,6 +43,11 @@ class ListTable:
         """Counts the sessions and queries that have several lists."""
         found = self.table.group_by(["session", "query"]).agg(lists=self.table.count())
         return engine.number(found.filter(found["lists"] > 1).count())
+
+    def session_keys(self, engine: Engine) -> np.ndarray:
+        """Computes numbers [n] of the lists in order that are equal where their sessions are."""
+        sessions = engine.spool("sessions_in_order", self.table.order_by("list").select("session"))
+        return np.concatenate([session_keys(batch["session"]) for batch in sessions])
 
     def stream(self, engine: Engine) -> Iterator[pa.Table]:
         """Yields the lists in order, with the columns that `LogWriter` takes, and `list`."""

@@ -75,8 +75,8 @@ def view_warnings(counts: ViewCounts | None, *, shown: int, lists: int, pages: s
         )
     if counts.mixed >= FEW * shown:
         out.append(
-            f"{counts.mixed:,} of {shown:,} rows belong to views of a query within a session that cannot be told apart, "
-            f"and count as one list: {_EFFECT}. Number the views in a column and name it with --view"
+            f"{counts.mixed:,} of {shown:,} rows belong to views of a query within a session that cannot be told "
+            f"apart, and count as one list: {_EFFECT}. Number the views in a column and name it with --view"
         )
     return out
 

@@ -30,7 +30,7 @@ from ultr.ingest.views import check_pages
 from ultr.locks import locked
 from ultr.text import did_you_mean
 
-SPLITS = ("session", "query", "time")
+SPLITS = ("query", "session", "time", "list")
 
 PathLike = str | os.PathLike[str]
 
@@ -48,7 +48,7 @@ def prepare(
     feature_count: int | None = None,
     vocabulary: PathLike | ClickLog | Collection | None = None,
     split: Mapping[str, float] | None = None,
-    split_by: str = "session",
+    split_by: str | None = None,
     seed: int = 0,
     max_grade: float | None = None,
     pages: str | None = None,
@@ -88,8 +88,9 @@ def prepare(
         it does not know get ids after its own. Its grades and features of queries that the new data hold are taken
         over; its other queries give no lists in a new collection.
       split: name -> share of the lists, stored with the log; a split without any list is kept as an empty one.
-      split_by: "session" draws each list on its own, "query" all lists of a query together; "time" gives the
-        earliest lists to the first name.
+      split_by: "query" (the default, as a model is mostly meant for other queries too) draws all lists of a query
+        together, "session" all lists of a session, "list" each list on its own; "time" gives the earliest lists to the
+        first name, and lists of one time to one name.
       seed: decides the draws.
       max_grade: the highest grade of the scale, which metrics such as ERR and simulated users refer to; None: that of
         the vocabulary, or the highest grade where that is higher.
@@ -121,7 +122,7 @@ def prepare(
         _check_quote(reader, files, grades_file)
     parent = open_data(vocabulary) if isinstance(vocabulary, str | os.PathLike) else vocabulary
     bar = tqdm(desc="reading", unit=" lists", disable=not progress)
-    output = Output(target, parent, split, split_by, seed, max_grade, overwrite, pages, bar)
+    output = Output(target, parent, split, split_by or "query", seed, max_grade, overwrite, pages, bar)
     report: dict[str, Any] = {"format": format, "inputs": [path.name for path in files]}
     beside = next(folder for folder in target.parents if folder.is_dir())
     with (
@@ -151,15 +152,17 @@ def _check_options(
     request: ColumnRequest,
     labels: PathLike | None,
     split: Mapping[str, float] | None,
-    split_by: str,
+    split_by: str | None,
 ) -> Reader:
     if format not in READERS:
         raise ConfigError(f"expected a format of {list(READERS)}, found {format!r}{did_you_mean(str(format), READERS)}")
     reader = READERS[format]
-    if split_by not in SPLITS:
+    if split_by is not None and split_by not in SPLITS:
         raise ConfigError(
             f"expected split_by of {list(SPLITS)}, found {split_by!r}{did_you_mean(str(split_by), SPLITS)}"
         )
+    if split_by is not None and split is None:
+        raise ConfigError("split_by has no effect without a split: give the shares too, or leave it out")
     if split is not None:
         check_fractions(split)
     for what, names in (("features", request.features), ("context", request.context)):
@@ -171,7 +174,7 @@ def _check_options(
         raise ConfigError(f"context columns cannot be called {taken}: batches have fields of that name")
     if request.feature_count is not None and not 1 <= request.feature_count <= LARGEST_FEATURE:
         raise ConfigError(f"expected a number of features from 1 to {LARGEST_FEATURE:,}, found {request.feature_count}")
-    if reader.kind == "graded lists" and (request.names or labels is not None or (split and split_by == "time")):
+    if reader.kind == "graded lists" and (request.names or labels is not None or split_by == "time"):
         raise ConfigError(f"{format} files take no columns, features, context or labels, and no split by time")
     reader.check(request)
     return reader

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from ultr.data.click_log import ClickLog
 from ultr.data.columns import FEATURE
-from ultr.data.splits import assign_by_time, assign_split
+from ultr.data.splits import assign_by_time, assign_split, first_rows
 from ultr.data.writer import LogWriter
 from ultr.errors import DataError
 from ultr.ingest.checking import CheckedRows
@@ -138,9 +138,14 @@ def _session_tables(
     joined = lists.rows.join(pairs, ["query", "document"])
     values = [FEATURE + name for name in request.features]
     joined = joined.select("list", "rank", "at", "click", *values, document="document_id")
-    by_time: np.ndarray | None = None
+    codes: np.ndarray | None = None
     if output.split and output.split_by == "time":
-        by_time = assign_by_time(list_times(engine, lists), output.split)
+        codes = assign_by_time(list_times(engine, lists), output.split)
+        first = first_rows(lists.session_keys(engine))
+        if apart := len(np.unique(first[codes != codes[first]])):
+            repairs.noted["sessions_in_several_splits"] = apart
+    elif output.split and output.split_by == "session":
+        codes = assign_split(first_rows(lists.session_keys(engine)), output.split, output.seed)
     per_list = TableStream(lists.stream(engine))
     ordered = engine.stream(joined.order_by(["list", "rank", "at"]))
     start = 0
@@ -155,13 +160,13 @@ def _session_tables(
         for name in values:
             table = table.append_column(name, packed.lists(name))
         if output.split:
-            if by_time is not None:
-                codes = by_time[start : start + count]
+            if codes is not None:
+                own = codes[start : start + count]
             elif output.split_by == "query":
-                codes = assign_split(table["query"].to_numpy(), output.split, output.seed)
+                own = assign_split(table["query"].to_numpy(), output.split, output.seed)
             else:
-                codes = assign_split(np.arange(start, start + count), output.split, output.seed)
-            table = table.append_column("split", split_names(codes, output.split))
+                own = assign_split(np.arange(start, start + count), output.split, output.seed)
+            table = table.append_column("split", split_names(own, output.split))
         start += count
         yield table
 

@@ -11,11 +11,11 @@ from typing import Any
 import ibis
 import ibis.expr.types as ir
 
+from ultr.data.columns import MAX_RANKS
 from ultr.errors import DataError
 from ultr.ingest.engine import Engine
 from ultr.ingest.positions import FileRow
 
-LARGEST_INT32 = 2**31 - 1
 LARGEST_FLOAT32 = 3.4028234e38
 LARGEST_FEATURE = 1 << 16  # number of a feature
 LARGEST_GRADE = 31  # nDCG computes the gain 2 ** grade - 1
@@ -137,10 +137,11 @@ class ValueType:
 VALUE_TYPES: Mapping[str, ValueType] = {
     "rank": ValueType(
         _number,
-        lambda x: (x >= 1) & (x <= LARGEST_INT32) & _whole(x),
+        lambda x: (x >= 1) & (x <= MAX_RANKS) & _whole(x),
         "int32",
-        f"a whole number from 1 to {LARGEST_INT32:,}",
-        "Ranks count from 1.",
+        f"a whole number from 1 to {MAX_RANKS:,}",
+        "Ranks count from 1 and are places in a list: add 1 to ranks that count from 0, and leave out rows whose rank "
+        "stands for 'not shown', such as 999999999.",
     ),
     "click": ValueType(_flag, lambda x: x.isin([0, 1]), "int8", "0 or 1", "Make every click 0 or 1."),
     "time": ValueType(_moment, lambda x: (x < 1e300) & (x > -1e300), None, "a number or a date and time"),

@@ -132,4 +132,4 @@ def _numbered(x: Ordered, begins: np.ndarray) -> np.ndarray:
     """Numbers runs within their groups, from 0."""
     number = np.cumsum(begins) - 1
     length = np.diff(np.append(x.start, len(x.group)))
-    return number - np.repeat(number[x.start], length)
+    return np.asarray(number - np.repeat(number[x.start], length))

@@ -155,10 +155,10 @@ def _refuse_mixed(counts: ViewCounts, rows: int, where: Callable[[int], FileRow]
     if counts.first_mixed < 0 or counts.mixed < max(MANY * rows, counts.repeated / 3):
         return
     raise DataError(
-        f"expected each rank once in a session and query, or views that can be told apart: found {counts.mixed:,} of {rows:,} "
-        "rows at a rank that another row of the same session and query has, and neither the times nor the order of "
-        "the rows say which view they belong to. As one list, the documents of all views but the first would be "
-        "dropped and their clicks moved to where the documents stood in the first: propensities would come out too "
+        f"expected each rank once in a session and query, or views that can be told apart: found {counts.mixed:,} of "
+        f"{rows:,} rows at a rank that another row of the same session and query has, and neither the times nor the "
+        "order of the rows say which view they belong to. As one list, the documents of all views but the first would "
+        "be dropped and their clicks moved to where the documents stood in the first: propensities would come out too "
         "flat or too steep",
         fix="Name a column that numbers the views of a query with --view COLUMN (in Python: columns={'view': ...}), "
         "or a time with --time COLUMN, or write the rows of each view together in the order of the ranks. --pages "

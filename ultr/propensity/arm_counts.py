@@ -8,10 +8,10 @@ import numpy as np
 
 from ultr.arguments import check_count, number_array, whole_array
 from ultr.data import ClickLog, Counts
+from ultr.data.columns import MAX_RANKS
 from ultr.data.counting import CellCounts, count_cells, last_click_key
 from ultr.errors import ConfigError, DataError
 
-MAX_RANKS = 1000
 MAX_ARMS = 10 * MAX_RANKS  # of counts made by a caller, since some arrays have an entry for each two arms
 
 
