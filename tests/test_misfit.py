@@ -278,6 +278,15 @@ def test_counts_by_rank_allow_for_two_checks() -> None:
     assert "Not checked: dependence on the last click" in goodness_of_fit(count(drawn, by="rank")).text()
 
 
+def test_what_a_check_would_notice_shrinks_with_the_root_of_the_log(fits: dict[str, GoodnessOfFit]) -> None:
+    drawn = draw("pbm", 3, SESSIONS)
+    small, large = (by_name(goodness_of_fit(count(drawn, weight=w))) for w in (1, 4))
+    for name in CHECKS:
+        assert np.log(small[name].noticed) / np.log(large[name].noticed) == pytest.approx(2, rel=0.05), name
+    weakest = max(c.noticed for c in fits["pbm"].checks)
+    assert f"would notice a difference in examination of about {weakest - 1:.0%}" in fits["pbm"].text()
+
+
 def test_checks_without_power_are_not_made() -> None:
     found = goodness_of_fit(count(draw("ubm", 3, 60)))
     assert found.fits is None

@@ -71,9 +71,10 @@ def test_propensity_widens_and_says_why(ultr: Ultr, logs: dict[str, ClickLog]) -
 
 
 def test_propensity_withholds_curves_of_cascades(ultr: Ultr, logs: dict[str, ClickLog], tmp_path: Path) -> None:
-    out = tmp_path / "curve.csv"
-    code, text, _ = ultr("propensity", logs["dbn"].path, "--out", out)
-    assert code == 0
+    out, figure = tmp_path / "curve.csv", tmp_path / "curve.png"
+    code, text, err = ultr("propensity", logs["dbn"].path, "--out", out, "--figure", figure)
+    assert (code, err) == (0, "")
+    assert figure.read_bytes().startswith(b"\x89PNG")
     assert "ranks 2-4: withheld" in text
     assert "--model dbn" in text
     assert out.read_text().splitlines()[2].startswith("conditional-likelihood,2,,,,")

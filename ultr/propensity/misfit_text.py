@@ -60,7 +60,12 @@ def verdict_lines(found: GoodnessOfFit) -> list[str]:
         made = [check.adjusted for check in found.checks if not check.reason]
         checks = f"{len(made)} of {len(found.checks)} checks" if withheld else "all checks"
         fits = f"The position-based model fits as far as {checks} can tell (smallest adjusted p {min(made):.2f})."
-        return [fits, *withheld]
+        weakest = max((check for check in found.checks if not check.reason), key=lambda check: check.noticed)
+        power = (
+            f"The weakest check, of {_TESTED[weakest.name]}, would notice a difference in examination of about "
+            f"{weakest.noticed - 1:.0%}."
+        )
+        return [fits, power, *withheld]
     failed = [check.sentence for check in found.checks if check.failed]
     return ["The position-based model does not fit this log.", *failed, _trust(found), _advice(found.models), *withheld]
 
