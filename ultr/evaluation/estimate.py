@@ -78,14 +78,20 @@ class Estimate(JsonResult):
         return cls(value, standard_error, (low, high), round(count), round(excluded))
 
     @classmethod
-    def mean(cls, values: np.ndarray) -> Estimate:
-        """Estimates the mean of independent values [N]; NaN marks one that is missing and counted as excluded."""
+    def mean(cls, values: np.ndarray, *, bounds: tuple[float, float] = (-math.inf, math.inf)) -> Estimate:
+        """Estimates the mean of independent values [N]; NaN marks one that is missing and counted as excluded.
+
+        Args:
+          values: [N].
+          bounds: the least and the greatest value that there can be, at which the interval is cut off.
+        """
         values = np.asarray(values, np.float64)
         kept = values[~np.isnan(values)]
         n = len(kept)
         value = float(kept.mean()) if n else math.nan
         error = float(kept.std(ddof=1) / math.sqrt(n)) if n > 1 else math.nan
-        return cls.of(value, error, count=n, excluded=len(values) - n)
+        least, most = bounds
+        return cls.of(value, error, count=n, excluded=len(values) - n, lower_bound=least, upper_bound=most)
 
     def __str__(self) -> str:
         value, error = ("-" if math.isnan(x) else f"{x:.4f}" for x in (self.value, self.standard_error))

@@ -91,7 +91,7 @@ def evaluate(
     estimates = {}
     for name, metric, at in evaluation.names():
         if isinstance(metric, RankingMetric):
-            estimates[name] = Estimate.mean(evaluation.ranking[metric, at])
+            estimates[name] = Estimate.mean(evaluation.ranking[metric, at], bounds=metric.bounds)
         else:
             estimates[name] = evaluation.clicks.estimate(metric, at)
     return estimates
