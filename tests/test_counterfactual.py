@@ -307,3 +307,68 @@ def test_what_has_no_meaning_is_an_error():
 def test_ranks_that_are_not_shown_need_no_propensity():
     found = counterfactual(every_click([2, 1]), BEST_FIRST, propensity=[1, 0.6, np.nan, 0], key=KEY)
     assert found.values["new"].value == pytest.approx(dcg([2, 1]), rel=1e-6)
+
+
+# Clipped weights: the bias is bounded, and the interval reaches over the bound.
+
+
+def test_the_bound_of_the_bias_is_the_sum_of_what_the_weights_fall_short_of():
+    log = every_click([3, 1, 4, 2])
+    found = counterfactual(log, BEST_FIRST, propensity=EXAMINED, clip=2, metric="dcg@3", key=KEY)
+    short = {d: max(0.0, 1 - 2 * o) for d, o in zip([3, 1, 4, 2], EXAMINED, strict=True)}
+    missing = sum(short[d] / math.log2(r + 2) for r, d in enumerate([3, 2, 4]))  # the order of the ranker, cut at 3
+    assert found.support["new"].bias == pytest.approx((-missing, 0.0))
+    lost = dcg([3, 2, 4], 3) - found.values["new"].value
+    assert lost == pytest.approx(sum(short[d] * RELEVANCE[d] / math.log2(r + 2) for r, d in enumerate([3, 2, 4])))
+    assert 0 < lost <= missing
+    expected = {d: 1 / (1 + math.exp(-WRONG.values[d])) for d in (1, 2, 3, 4)}
+    both = counterfactual(log, BEST_FIRST, propensity=EXAMINED, clip=2, method="dr", regression=WRONG, key=KEY)
+    order = [(r, d) for r, d in enumerate([3, 2, 4, 1])]
+    below = sum(short[d] * (1 - expected[d]) / math.log2(r + 2) for r, d in order)
+    above = sum(short[d] * expected[d] / math.log2(r + 2) for r, d in order)
+    assert both.support["new"].bias == pytest.approx((-below, above))
+    whole = counterfactual(log, BEST_FIRST, propensity=EXAMINED, key=KEY)
+    assert whole.support["new"].bias == (0, 0)
+
+
+@pytest.mark.parametrize("cut", [None, 2.0])
+@pytest.mark.parametrize("method", ["ips", "snips", "dr"])
+def test_intervals_of_clipped_estimates_cover_the_truth(method, cut):
+    rng = np.random.default_rng(11)
+    scale = RELEVANCE.sum() if method == "snips" else 1
+    best, worst = dcg([3, 2, 4, 1]) / scale, dcg([1, 4, 2, 3]) / scale
+    options = {"regression": WRONG} if method == "dr" else {}
+    hits = np.zeros(3)
+    for _ in range(100):
+        found = counterfactual(
+            drawn(rng, 400), {"best": BEST_FIRST, "worst": WORST_FIRST}, propensity=EXAMINED, method=method, clip=cut,
+            key=KEY, **options,
+        )  # fmt: skip
+        pairs = [(found.values["best"], best), (found.values["worst"], worst)]
+        pairs += [(found.difference("best", "worst"), best - worst)]
+        hits += [e.interval[0] <= truth <= e.interval[1] for e, truth in pairs]
+    assert (hits / 100 > 0.95 - 3 * math.sqrt(0.95 * 0.05 / 100)).all()
+    if cut is not None and method == "ips":  # without the bound none would be covered
+        value = found.values["best"]
+        assert value.value + 1.96 * value.standard_error < best
+
+
+def test_a_candidate_that_was_never_shown_is_worth_what_the_regression_says_or_anything_from_nothing_to_all():
+    log = joined(*(every_click(shown, query=0) for shown in ([3, 1, 4], [1, 3, 4])))
+    found = counterfactual(
+        log, BEST_FIRST, propensity=EXAMINED, candidates=candidates(), method="dr", regression=WRONG, metric="dcg",
+        key=KEY,
+    )  # fmt: skip
+    guess, place = 1 / (1 + math.exp(-WRONG.values[2])), 1 / math.log2(3)  # document 2, second by the ranker
+    assert found.support["new"].unsupported == 1
+    assert found.support["new"].bias == pytest.approx((-(1 - guess) * place, guess * place))
+    low, high = found.values["new"].interval
+    assert low < dcg([3, 2, 4, 1]) < high
+
+
+def test_values_stay_within_what_they_can_be():
+    clicks = [[1, 0, 0, 0]] * 3 + [[0, 0, 0, 0]]
+    log = Sessions.from_lists(features={"document": [[3, 1, 4, 2]] * 4}, clicks=clicks)
+    for method, most in (("ips", math.inf), ("snips", 1.0)):
+        low, high = counterfactual(log, BEST_FIRST, propensity=EXAMINED, method=method, key=KEY).values["new"].interval
+        assert 0 <= low <= high <= most

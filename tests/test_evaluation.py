@@ -151,7 +151,7 @@ def test_unknown_options_and_empty_data_are_errors():
         evaluate(Coin(0.5), one, key=KEY, empty_queries="drop")
     with pytest.raises(ConfigError, match="unknown cluster 'user'; known: session, query"):
         evaluate(Coin(0.5), one, key=KEY, cluster="user")
-    with pytest.raises(ConfigError, match="batch_size of at least 1, found 0"):
+    with pytest.raises(ConfigError, match="batch_size as a whole number of at least 1, found 0"):
         evaluate(Coin(0.5), one, key=KEY, batch_size=0)
     with pytest.raises(DataError, match="at least one session or query"):
         evaluate(Coin(0.5), one[:0], key=KEY)

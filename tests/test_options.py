@@ -152,7 +152,8 @@ def test_a_value_without_meaning_is_an_error(arguments, places, tmp_path):
     error = refused(places, tmp_path, arguments).err
     option, value = [text for text in arguments.split() if not text.startswith("{")][-2:]
     name = option.removeprefix("--")
-    assert any(text in error for text in (name, name.replace("-", "_"), name.replace("-", " "), value))
+    ways = (name, name.rstrip("s"), name.replace("-", "_"), name.replace("-", " "), value, "fractions")
+    assert any(text in error for text in ways)
 
 
 MISSPELT = {

@@ -23,7 +23,7 @@ from narrowing import present
 
 from ultr.data import ClickLog, InMemory
 from ultr.errors import ConfigError, DataError
-from ultr.evaluation import evaluate, per_query
+from ultr.evaluation import Estimate, evaluate, per_query
 from ultr.sessions import Sessions
 
 AT_3 = ["dcg@3", "ndcg@3", "mrr@3", "map@3", "err@3"]
@@ -289,3 +289,38 @@ def test_ranking_and_click_metrics_share_one_table_of_queries():
     assert table["query"].tolist() == [1, 3, 7]
     assert table["mrr@3"].tolist() == pytest.approx([1, 1 / 2, math.nan], nan_ok=True)
     assert table["log_likelihood"] == pytest.approx(math.log(0.5))
+
+
+# Intervals: as wide as before, and within what a metric can be.
+
+
+@pytest.mark.parametrize(
+    ("metric", "grades", "least", "most"),
+    [
+        ("ndcg@2", [[1, 0]] * 4 + [[0, 1]], 0.0, 1.0),
+        ("mrr@2", [[1, 0]] * 4 + [[0, 1]], 0.0, 1.0),
+        ("err@2", [[2, 0]] * 4 + [[1, 0]], 0.0, 1.0),
+        ("mrr@1", [[1, 0]] + [[0, 1]] * 4, 0.0, 1.0),
+        ("dcg@1", [[1, 0]] + [[0, 1]] * 4, 0.0, math.inf),
+    ],
+)
+def test_intervals_are_cut_off_at_what_a_metric_can_be(metric, grades, least, most):
+    found = evaluate(ByFeature(), ranked(grades), metrics=[metric], key=KEY)[metric]
+    reach = scipy.stats.t.ppf(0.975, len(grades) - 1) * found.standard_error
+    assert found.interval == pytest.approx((max(found.value - reach, least), min(found.value + reach, most)))
+    if metric != "err@2":
+        assert found.value - reach < least or found.value + reach > most  # it would reach beyond
+
+
+def test_cut_intervals_of_a_mean_near_the_bound_cover_as_much():
+    rng = np.random.default_rng(8)
+    chance, hits, plain = 0.6, 0, 0
+    for _ in range(400):
+        first = rng.random(40) < chance  # mrr@2 is 1 or 1/2
+        values = np.where(first, 1.0, 0.5)
+        cut, whole = Estimate.mean(values, bounds=(0.0, 1.0)), Estimate.mean(values)
+        truth = 0.5 + chance / 2
+        hits += cut.interval[0] <= truth <= cut.interval[1]
+        plain += whole.interval[0] <= truth <= whole.interval[1]
+    assert hits == plain
+    assert hits / 400 > 0.95 - 3 * math.sqrt(0.95 * 0.05 / 400)

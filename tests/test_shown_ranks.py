@@ -132,3 +132,16 @@ def test_counts_show_the_ranks_of_their_cells(tmp_path):
     model = models.PBM(relevance=towers.DocumentTable(5), examination=towers.RankTable(4))
     for data in (log, collapse(log, "rank")):
         assert np.isnan(trained(model, data, "fit").propensity(4)).all()
+
+
+def test_where_everything_was_clicked_there_is_no_curve(ultr, tmp_path):
+    rows = [f"{s},q,d{(s + r) % 5},{r},1" for s in range(60) for r in (1, 2, 3)]
+    (tmp_path / "clicks.csv").write_text("session,query,document,rank,click\n" + "\n".join(rows) + "\n")
+    prepare(tmp_path / "clicks.csv", tmp_path / "log")
+    done = ultr("train", tmp_path / "log", "--out", tmp_path / "run", "--solver", "em", "--epochs", 2)
+    assert done.code == 0, done.err
+    assert "note: every impression was clicked" in done.err
+    assert "relative to rank 1: - - -" in done.out
+    stored = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert stored["propensity"] == [None] * 3
+    assert set(stored["unsupported"]) == {"1", "2", "3"}

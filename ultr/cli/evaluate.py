@@ -166,7 +166,7 @@ def command(
         each = evaluation.per_query(model, opened, metrics=chosen, key=key, **ranking)
         result["by_frequency"] = {}
         for name in [name for name in each if name != "query"]:
-            buckets = evaluation.by_frequency(each["query"], each[name], log)
+            buckets = evaluation.by_frequency(each["query"], each[name], log, bounds=parse_metric(name).metric.bounds)
             result["by_frequency"][name] = [bucket.to_json() for bucket in buckets]
             rows = [[b.name, _span(b), f"{b.sessions:,}", *_estimate_row(b.value)] for b in buckets]
             text += f"\n\n{name} by frequency of the query\n"

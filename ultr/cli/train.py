@@ -25,6 +25,7 @@ Solver = Literal["em", "lbfgs", "counting"]
 
 TRAINED = {name: spec for name, spec in METHODS.items() if spec.trained_on_log}
 GRADIENT_OPTIONS = ("patience", "batch_size", "optimizer", "learning_rate", "l2", "resume")
+ALL_CLICKED = "every impression was clicked, so that nothing tells examination from relevance"
 # Solver -> options that have no effect with it.
 WITHOUT_EFFECT = {
     "gradient": ("prior",),
@@ -173,7 +174,9 @@ def command(
     hold(out, inside=True)
     _check_out(out, resume)
     train, held_out = _splits(log, split, valid, valid_split, valid_fraction, seed, relevance)
-    _check_clicks(train)
+    vary = _check_clicks(train)
+    if not vary:
+        click.echo(f"note: {ALL_CLICKED}", err=True)
     if train.ranks == 1:
         click.echo(
             "note: one rank only: there is no position to correct for, and a method that compares the documents of a "
@@ -242,8 +245,10 @@ def command(
         "history": fitted.history,
     }
     if isinstance(fitted.model, PBM):
-        result["propensity"] = [float(x) for x in fitted.model.propensity(train.ranks)]
+        result["propensity"] = [float(x) if vary else None for x in fitted.model.propensity(train.ranks)]
         result["unsupported"] = withheld_ranks(fitted.model, train.ranks)
+        if not vary:
+            result["unsupported"] = dict.fromkeys(range(1, train.ranks + 1), ALL_CLICKED)
     if (checked := check_assumptions(spec, train)) is not None:
         result["goodness_of_fit"] = checked
     write_json(out / "run.json", result)
@@ -263,7 +268,7 @@ def _report(result: dict[str, Any]) -> str:
     if impossible:
         text.append(f"{impossible:,.0f} sessions are impossible under this model and were left out of the loss")
     if "propensity" in result:
-        shown = ["-" if x != x else f"{x:.3f}" for x in result["propensity"]]
+        shown = ["-" if x is None or x != x else f"{x:.3f}" for x in result["propensity"]]
         text.append("propensity by rank, relative to rank 1: " + " ".join(shown))
         reasons: dict[str, list[int]] = {}
         for rank, reason in result["unsupported"].items():
@@ -333,16 +338,25 @@ def _check_solver(spec: MethodSpec, solver: str) -> None:
         )
 
 
-def _check_clicks(train: ClickLog) -> None:
-    """Refuses sessions without any click: what is learnt from them would be the starting weights or the prior."""
-    import pyarrow.compute as pc
+def _check_clicks(train: ClickLog) -> bool:
+    """Refuses sessions without any click: what is learnt from them would be the starting weights or the prior.
 
-    if not any(pc.any(pc.not_equal(batch["clicks"].flatten(), 0)).as_py() for batch in train.columns(["clicks"])):
+    Returns:
+      Whether there are impressions without a click too.
+    """
+    clicked = skipped = False
+    for batch in train.columns(["clicks"]):
+        clicks = batch["clicks"].flatten().to_numpy()
+        clicked, skipped = clicked or bool(clicks.any()), skipped or not clicks.all()
+        if clicked and skipped:
+            return True
+    if not clicked:
         raise DataError(
             f"expected clicks to learn from, found none in the {len(train):,} sessions to train on",
             fix="Check the click column, or train on a log or split with clicks",
             field="clicks",
         )
+    return False
 
 
 def _check_weights(spec: MethodSpec, propensity: str | None, clip: float | None) -> None:

@@ -96,7 +96,14 @@ class ClickTotals:
         gradient = np.zeros((1, 3))
         gradient[0, 2], gradient[0, column] = 1 / below, -total / below**2
         error = moments.standard_error(gradient, units)
-        return Estimate.of(total / below, error, count=sessions, excluded=self._excluded, degrees_of_freedom=units - 1)
+        return Estimate.of(
+            total / below,
+            error,
+            count=sessions,
+            excluded=self._excluded,
+            degrees_of_freedom=units - 1,
+            upper_bound=metric.bounds[1],
+        )
 
     def per_query(self, metric: ClickMetric, rank: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Returns query ids [Q], ascending, and the metric over each query's own sessions [Q]."""

@@ -6,7 +6,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
@@ -42,12 +42,16 @@ class LogSupport:
       clipped: share of those clicks whose weight was clipped.
       unsupported: number of documents within the cutoff that were never shown; their value is that of the regression
         alone ("dr").
+      bias: (low, high) what clipped weights, and documents that were never shown, may have put into the numerator of
+        the value beyond the truth (high) or left out of it (-low), at most, on average over the sessions; the interval
+        is wider by it. (0, 0) where neither happens.
     """
 
     clicks: float
     effective_sample_size: float
     clipped: float
     unsupported: int = 0
+    bias: tuple[float, float] = (0.0, 0.0)
 
 
 class CounterfactualValues:
@@ -55,7 +59,8 @@ class CounterfactualValues:
 
     Attributes:
       method, metric: as asked.
-      values: name -> value with the interval; `logged` is the value of the order in which the documents were shown
+      values: name -> value with the interval, which is wider by what clipped weights may have taken from the value;
+        `logged` is the value of the order in which the documents were shown
         (with candidates: of the shown documents alone, at the ranks where they were).
       support: name -> how much of the log the value rests on.
     """
@@ -67,6 +72,8 @@ class CounterfactualValues:
 
     def difference(self, a: str, b: str) -> Estimate:
         """Estimates the value of `a` minus that of `b`; paired by session, so mostly more certain than either.
+
+        Where weights were clipped, the interval holds for any bias that the bounds of both allow.
 
         Raises:
           ConfigError: no such ranker.
@@ -83,24 +90,75 @@ class CounterfactualValues:
         return values
 
     def _estimate(self, signs: Mapping[str, float]) -> Estimate:
-        """Estimates a signed sum of values, from rows of (1, per ranker the weight of its clicks and its DCG)."""
+        """Estimates a signed sum of values from the totals of the rows, and bounds it on both sides."""
         totals = self._moments.totals[0]
         units = totals[0]
         if self._moments.grouped:
             units = float((self._moments.groups()[1][:, 0, 0] > 0).sum())
-        value, gradient = 0.0, np.zeros((1, len(totals)))
-        for name, sign in signs.items():
-            own = 1 + 2 * self._names.index(name)
-            below = own if self.method == "snips" else 0
-            if totals[below] <= 0:  # no click at any document that the ranker could place
-                return Estimate.of(math.nan, math.nan, count=totals[0])
-            ratio = totals[own + 1] / totals[below]
-            value += sign * ratio
-            gradient[0, own + 1] += sign / totals[below]
-            gradient[0, below] -= sign * ratio / totals[below]
+        if any(totals[self._columns(name).below] <= 0 for name in signs):  # no click at any document it could place
+            return Estimate.of(math.nan, math.nan, count=totals[0])
+        value, gradient = self._sum(signs, 0)
+        error = self._moments.standard_error(gradient, units)
+        (low, under), (high, over) = self._sum(signs, -1), self._sum(signs, 1)
+        reach = [self._moments.standard_error(slope, units) for slope in (under, over)]
+        least, most = (-math.inf, math.inf)
+        if list(signs.values()) == [1.0]:  # a value, and no difference
+            least, most = 0.0, 1.0 if self.method == "snips" else math.inf
         return Estimate.of(
-            value, self._moments.standard_error(gradient, units), count=totals[0], degrees_of_freedom=units - 1
+            value,
+            error,
+            count=totals[0],
+            degrees_of_freedom=units - 1,
+            lower_bound=least,
+            upper_bound=most,
+            ends=((low, reach[0]), (high, reach[1])),
         )
+
+    def _columns(self, name: str) -> _Columns:
+        weights = 1 + len(_Columns._fields) * self._names.index(name)
+        below = weights if self.method == "snips" else 0
+        return _Columns(below, weights + 1, weights + 2, weights + 3, weights + 4)
+
+    def _sum(self, signs: Mapping[str, float], side: int) -> tuple[float, np.ndarray]:
+        """Computes the signed sum of values, or the end of it that the bias allows, with its gradient by the totals.
+
+        Args:
+          side: 0: the value itself; -1, 1: the least and the greatest that the truth can be where the totals are right.
+        """
+        totals = self._moments.totals[0]
+        total, gradient = 0.0, np.zeros((1, len(totals)))
+        for name, sign in signs.items():
+            at, towards = self._columns(name), side * (1 if sign > 0 else -1)
+            above = np.zeros(len(totals))
+            below = np.zeros(len(totals))
+            above[at.value], below[at.below] = 1.0, 1.0
+            if towards > 0:
+                above[at.missing] = 1.0
+                below[at.missing] = float(self.method == "snips")  # what adds m r to the value adds at least that to r
+            elif towards < 0:
+                above[at.surplus] = -1.0
+                below[at.relevance] = float(self.method == "snips")
+            ratio = float(above @ totals / (below @ totals))
+            total += sign * ratio
+            gradient[0] += sign * (above - ratio * below) / (below @ totals)
+        return total, gradient
+
+
+class _Columns(NamedTuple):
+    """The places of a ranker's sums in the rows of the moments.
+
+    Attributes:
+      below: what the value is divided by: the number of sessions, or ("snips") the weights of the clicks.
+      value: the DCG.
+      missing, surplus: how much the clipping may have taken from the DCG, and put into it.
+      relevance: how much it may have taken from the weights of the clicks.
+    """
+
+    below: int
+    value: int
+    missing: int
+    surplus: int
+    relevance: int
 
 
 def counterfactual(
@@ -153,7 +211,8 @@ def counterfactual(
       regression: for "dr": a model whose score is the logit of relevance, such as a PBM trained on another log.
       false_clicks: [R] b by rank, or None for none; with trust bias, P(click) = alpha_k r + beta_k, `propensity` is
         alpha and this is beta (Vardasbi 2020).
-      clip: the largest weight, as for the baselines; larger ones are cut off to it. Trades bias for variance.
+      clip: the largest weight, as for the baselines; larger ones are cut off to it. Trades bias for variance: at most
+        the sum of (1 - clip o_k) m over the impressions is lost, by which the interval is wider.
       candidates: lists with ids of the log's vocabulary, one per query; the log is then read twice.
       cluster: "session" (all lists of a session of the log together), "list" (each by itself), or "query" where
         sessions of one query are not independent: the intervals then hold for other queries too.
@@ -193,6 +252,7 @@ def counterfactual(
         table,
         cutoff=int(match[1]) if match[1] else None,
         regression=None if regression is None else CompiledModel(regression).on(dataset),
+        clip=math.inf if clip is None else clip,
         seed=tie_seed(key),
     )
     if candidates is not None:
@@ -213,13 +273,14 @@ def counterfactual(
             moments = WeightedMoments(1, grouped=unit is not None)
         click = (np.asarray(batch.clicks) != 0) & np.asarray(batch.mask)
         clicks += float(click[kept].sum())
-        rows: list[np.ndarray] = [np.ones(len(weight))]
+        rows: list[np.ndarray] = [np.ones(len(weight))]  # then `_Columns` of each ranker
         for i, ranked in enumerate(reranking.ranked(batch, click)):
             chance, discount = ranked.examination, ranked.discount
             whole = np.where(chance > 0, 1 / np.where(chance > 0, chance, 1.0), 0.0)
             w = np.minimum(whole, most)
             rows += [(w * ranked.excess_clicks).sum(1)]
             rows += [(w * ranked.excess_clicks * discount).sum(1) + ranked.regression_value]
+            rows += [ranked.bias.below, ranked.bias.above, ranked.bias.relevance]
             counted = (click & (discount > 0) & (w > 0)) * weight[:, None]
             sums = [x.sum() for x in (counted, counted * w, counted * w**2, counted * (whole > most))]
             weight_sums[i] += sums
@@ -230,10 +291,15 @@ def counterfactual(
             fix="Take a log with clicks, or a larger part of this one",
             field="clicks",
         )
+    bias = moments.totals[0, 1:].reshape(len(names), -1)[:, 2:4] / moments.totals[0, 0]
     support = {
         name: LogSupport(
-            n, first**2 / second if second else 0.0, cut / n if n else 0.0, reranking.unsupported.get(name, 0)
+            n,
+            first**2 / second if second else 0.0,
+            cut / n if n else 0.0,
+            reranking.unsupported.get(name, 0),
+            (-float(missing), float(surplus)),
         )
-        for name, (n, first, second, cut) in zip(names, weight_sums.tolist(), strict=True)
+        for name, (n, first, second, cut), (missing, surplus) in zip(names, weight_sums.tolist(), bias, strict=True)
     }
     return CounterfactualValues(method, metric, support, moments)

@@ -20,8 +20,9 @@ class Estimate(JsonResult):
       value: the metric; NaN where there was nothing to average (`count` is 0); infinite for the perplexity of a model
         that gives probability 0 to what was observed, or so little that float64 cannot hold the perplexity.
       standard_error: over queries or sessions; NaN where there are fewer than two of them or the value is not finite.
-      interval: (low, high), 95 %, from the t quantile; symmetric for means. For perplexities it is symmetric on the
-        log scale and cut off at 1, the least perplexity there is. NaN where the standard error is.
+      interval: (low, high), 95 %, from the t quantile; symmetric for means, but cut off at the least and the greatest
+        value that the metric can have. For perplexities it is symmetric on the log scale and cut off at 1, the least
+        perplexity there is. NaN where the standard error is. Wider where the value may be biased by clipped weights.
       count: queries (ranking metrics) or sessions (click metrics) behind the value, weights included.
       excluded: queries without a graded document, or without a relevant one where those are skipped; sessions to whose
         clicks the model gives probability zero (none for marginal perplexity, which is over all sessions).
@@ -44,6 +45,8 @@ class Estimate(JsonResult):
         degrees_of_freedom: float | None = None,
         log_scale: bool = False,
         lower_bound: float = -math.inf,
+        upper_bound: float = math.inf,
+        ends: tuple[tuple[float, float], tuple[float, float]] | None = None,
     ) -> Estimate:
         """Makes an estimate from a value and its standard error by adding the interval.
 
@@ -51,7 +54,10 @@ class Estimate(JsonResult):
           value, standard_error, count, excluded: the attributes of those names.
           degrees_of_freedom: of the t quantile; None: count - 1.
           log_scale: whether the interval is symmetric on the log scale.
-          lower_bound: the least value that the metric can have; an interval cut off there covers as much.
+          lower_bound, upper_bound: the least and the greatest value that the metric can have; an interval cut off there
+            covers as much. A value beyond them leaves the interval as it is.
+          ends: (value, standard error) of the least and of the greatest that the truth can be where the value is
+            biased; None: it is not.
         """
         value, standard_error = float(value), float(standard_error)
         freedom = float(count - 1 if degrees_of_freedom is None else degrees_of_freedom)
@@ -63,18 +69,29 @@ class Estimate(JsonResult):
                 low, high = value / factor, value * factor
             else:
                 low, high = value - reach, value + reach
-            low = max(low, lower_bound)
+            if ends is not None:
+                quantile = float(stdtrit(freedom, 0.975))
+                (least, below), (most, above) = ends
+                low, high = least - quantile * below, most + quantile * above
+            if lower_bound <= value <= upper_bound:
+                low, high = max(low, lower_bound), min(high, upper_bound)
         return cls(value, standard_error, (low, high), round(count), round(excluded))
 
     @classmethod
-    def mean(cls, values: np.ndarray) -> Estimate:
-        """Estimates the mean of independent values [N]; NaN marks one that is missing and counted as excluded."""
+    def mean(cls, values: np.ndarray, *, bounds: tuple[float, float] = (-math.inf, math.inf)) -> Estimate:
+        """Estimates the mean of independent values [N]; NaN marks one that is missing and counted as excluded.
+
+        Args:
+          values: [N].
+          bounds: the least and the greatest value that there can be, at which the interval is cut off.
+        """
         values = np.asarray(values, np.float64)
         kept = values[~np.isnan(values)]
         n = len(kept)
         value = float(kept.mean()) if n else math.nan
         error = float(kept.std(ddof=1) / math.sqrt(n)) if n > 1 else math.nan
-        return cls.of(value, error, count=n, excluded=len(values) - n)
+        least, most = bounds
+        return cls.of(value, error, count=n, excluded=len(values) - n, lower_bound=least, upper_bound=most)
 
     def __str__(self) -> str:
         value, error = ("-" if math.isnan(x) else f"{x:.4f}" for x in (self.value, self.standard_error))

@@ -116,7 +116,7 @@ def evaluate(
     estimates.not_computed, estimates.documents = evaluation.not_computed, evaluation.documents
     for name, metric, at in evaluation.names():
         if isinstance(metric, RankingMetric):
-            estimates[name] = Estimate.mean(evaluation.ranking[metric, at])
+            estimates[name] = Estimate.mean(evaluation.ranking[metric, at], bounds=metric.bounds)
         else:
             estimates[name] = evaluation.clicks.estimate(metric, at)
     return estimates

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from ultr.data import ClickLog, Collection
 from ultr.data.dataset import DatasetLike, as_dataset
 from ultr.data.vocabulary import known_documents
 from ultr.errors import ConfigError, DataError
-from ultr.evaluation.estimate import Estimate, paired_difference
+from ultr.evaluation.estimate import Estimate
 from ultr.files import JsonResult
 
 HEAD_TORSO_TAIL = "head-torso-tail"
@@ -69,6 +70,7 @@ def by_frequency(
     *,
     minus: np.ndarray | None = None,
     buckets: int | str | Sequence[float] = HEAD_TORSO_TAIL,
+    bounds: tuple[float, float] = (-math.inf, math.inf),
 ) -> list[FrequencyBucket]:
     """Averages a metric, or the difference of two methods, over queries that have similarly many sessions in a log.
 
@@ -81,6 +83,7 @@ def by_frequency(
       buckets: "head-torso-tail" for the most frequent queries, which together have a third of the sessions, those that
         have the next third, and the rest; a number of buckets of about equally many queries; or the fewest sessions of
         a query of each bucket, such as [1, 10, 100]. Queries of equal frequency are never separated.
+      bounds: the least and the greatest value that there can be, at which intervals are cut off.
 
     Returns:
       The buckets with at least one query, by falling frequency, and last "unseen": queries that the log does not show.
@@ -109,13 +112,13 @@ def by_frequency(
         if inside.any():
             low, high = int(sessions[inside].min()), int(sessions[inside].max())
             name = names.get(float(least[i]), f"{low:,}" if low == high else f"{low:,} to {high:,}")
-            out.append(_bucket(name, low, high, inside, sessions, values, other))
+            out.append(_bucket(name, low, high, inside, sessions, values, other, bounds))
     if (seen & (number < 0)).any():
         few = seen & (number < 0)
         low, high = int(sessions[few].min()), int(sessions[few].max())
-        out.append(_bucket(f"below {least[0]:g}", low, high, few, sessions, values, other))
+        out.append(_bucket(f"below {least[0]:g}", low, high, few, sessions, values, other, bounds))
     if not seen.all():
-        out.append(_bucket("unseen", 0, 0, ~seen, sessions, values, other))
+        out.append(_bucket("unseen", 0, 0, ~seen, sessions, values, other, bounds))
     return out
 
 
@@ -145,8 +148,9 @@ def _bucket(
     sessions: np.ndarray,
     values: np.ndarray,
     other: np.ndarray,
+    bounds: tuple[float, float],
 ) -> FrequencyBucket:
-    value = paired_difference(values[inside], other[inside])
+    value = Estimate.mean((values - other)[inside], bounds=bounds)
     return FrequencyBucket(name, least, most, int(inside.sum()), round(float(sessions[inside].sum())), value)
 
 

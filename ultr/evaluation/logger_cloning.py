@@ -77,7 +77,8 @@ def cloning(
 
     def value(scores: np.ndarray) -> Estimate:
         ranker = _DocumentScores(scores)
-        return Estimate.mean(per_query(ranker, target, metrics=[metric], key=key, batch_size=batch_size)[metric])
+        values = per_query(ranker, target, metrics=[metric], key=key, batch_size=batch_size)[metric]
+        return Estimate.mean(values, bounds=(0.0, 1.0))
 
     grades = log.vocabulary.labels
     by_grade = None

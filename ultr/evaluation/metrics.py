@@ -7,6 +7,7 @@ that the command line can list the metrics without it.
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
@@ -74,6 +75,11 @@ class RankingMetric:
     needs_max_grade: bool = False
 
     @property
+    def bounds(self) -> tuple[float, float]:
+        """Returns the least and the greatest value that a query can have."""
+        return 0.0, 1.0 if self.bounded else math.inf
+
+    @property
     def forms(self) -> tuple[str, ...]:
         """Returns the ways to write the metric, such as "ndcg@k"."""
         return (f"{self.name}@k",)
@@ -103,6 +109,11 @@ class ClickMetric:
     function: ClickFunction
     average: Literal["sessions", "documents", "ranks"]
     over_all_sessions: bool = False
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """Returns the least and the greatest value: perplexities are at least 1, log-likelihoods at most 0."""
+        return (1.0, math.inf) if self.average == "ranks" else (-math.inf, 0.0)
 
     @property
     def forms(self) -> tuple[str, ...]:

@@ -28,12 +28,37 @@ class RankedBatch(NamedTuple):
       discount: [B, K] 1 / log2(rank + 1) at the ranker's rank, 0 beyond the cutoff.
       excess_clicks: [B, K] clicks minus the false ones and those that the regression expects.
       regression_value: [B] value of the list by the regression alone.
+      bias: what the weights that are cut off may have taken from the value of the list.
     """
 
     examination: np.ndarray
     discount: np.ndarray
     excess_clicks: np.ndarray
     regression_value: np.ndarray
+    bias: BiasBound
+
+
+class BiasBound(NamedTuple):
+    """Bounds the bias of lists [B], or of queries [Q], that comes of weights below 1 / examination.
+
+    A document of relevance r at discount m counts w o r m, which falls short of r m by (1 - w o) r m, with r unknown
+    from 0 to 1; where a regression expects r', by (1 - w o) (r - r') m.
+
+    Attributes:
+      below: at most so much is missing from the value: the sum of (1 - w o) (1 - r') m.
+      above: at most so much is in it beyond the truth: the sum of (1 - w o) r' m.
+      relevance: at most so much is missing from the sum of the relevance of the documents: the sum of 1 - w o.
+    """
+
+    below: np.ndarray
+    above: np.ndarray
+    relevance: np.ndarray
+
+    @classmethod
+    def of(cls, short: np.ndarray, discount: np.ndarray, relevance: np.ndarray) -> BiasBound:
+        """Bounds the bias of lists of which the documents [B, K] count by `short` = 1 - w o less."""
+        below, above = short * discount * (1 - relevance), short * discount * relevance
+        return cls(below.sum(1), above.sum(1), short.sum(1))
 
 
 class _RankedCandidates(NamedTuple):
@@ -42,10 +67,12 @@ class _RankedCandidates(NamedTuple):
     Attributes:
       discount: [V + 1] by document id.
       regression_value: [Q] by query id.
+      bias: by query id.
     """
 
     discount: np.ndarray
     regression_value: np.ndarray
+    bias: BiasBound
 
 
 class Reranking:
@@ -56,6 +83,7 @@ class Reranking:
       table: examination and false clicks of the log's users.
       cutoff: ranks that count; None: all.
       regression: a model whose scores are logits of relevance.
+      clip: the largest weight; infinite for none.
       seed: [2] orders equal scores, from `tie_seed`.
 
     Attributes:
@@ -69,10 +97,11 @@ class Reranking:
         *,
         cutoff: int | None,
         regression: CompiledModel | None,
+        clip: float,
         seed: np.ndarray,
     ) -> None:
         self._rankers, self._table, self._cutoff, self._regression = rankers, table, cutoff, regression
-        self._seed = seed
+        self._clip, self._seed = clip, seed
         self._lists = 0
         self.unsupported: dict[str, int] = {}
         # Where candidates are ranked: examination by document id, which queries have candidates, and their order.
@@ -91,7 +120,7 @@ class Reranking:
             query = self._list_numbers(batch)
             for ranker in self._rankers.values():
                 discount = self._discount(self._ranks(ranker, plain, mask, query), mask)
-                yield RankedBatch(examined, discount, excess, (discount * relevance).sum(1))
+                yield self._as_shown(examined, discount, excess, relevance, mask)
             logged = np.broadcast_to(np.arange(1, mask.shape[1] + 1), mask.shape)
         else:
             document = np.where(mask, np.asarray(batch.features["document"]), 0)
@@ -99,11 +128,30 @@ class Reranking:
             for name in self._rankers:
                 order = self._candidates[name]
                 yield RankedBatch(
-                    self._examination[document], order.discount[document], excess, order.regression_value[query]
+                    self._examination[document],
+                    order.discount[document],
+                    excess,
+                    order.regression_value[query],
+                    BiasBound(*(bound[query] for bound in order.bias)),
                 )
             logged = np.asarray(batch.position) + 1
-        discount = self._discount(logged, mask)
-        yield RankedBatch(examined, discount, excess, (discount * relevance).sum(1))
+        yield self._as_shown(examined, self._discount(logged, mask), excess, relevance, mask)
+
+    def _as_shown(
+        self, examined: np.ndarray, discount: np.ndarray, excess: np.ndarray, relevance: np.ndarray, mask: np.ndarray
+    ) -> RankedBatch:
+        """Makes a batch of whose documents each was shown, and examined with the chance of its rank."""
+        bias = BiasBound.of(np.where(mask, self._short(examined), 0.0), discount, relevance)
+        return RankedBatch(examined, discount, excess, (discount * relevance).sum(1), bias)
+
+    def _short(self, examination: np.ndarray) -> np.ndarray:
+        """Computes 1 - w o with the weight w = 1 / o, at most the clip; 1 where nothing is examined."""
+        weight = np.minimum(1 / np.where(examination > 0, examination, 1.0), self._clip)
+        return (
+            np.where(examination * self._clip < 1, 1 - weight * examination, 0.0)
+            if self._clip < np.inf
+            else (np.where(examination > 0, 0.0, 1.0))
+        )
 
     def rank_candidates(self, log: Dataset, candidates: Collection, batch_size: int) -> None:
         """Ranks all candidates of each query once, and averages examination over where the log shows them.
@@ -136,7 +184,10 @@ class Reranking:
         names = list(self._rankers)
         rankers = {name: ranker.on(candidates, name="candidates") for name, ranker in self._rankers.items()}
         regression = None if self._regression is None else self._regression.on(candidates, name="candidates")
-        self._candidates = {name: _RankedCandidates(np.zeros(documents), np.zeros(queries)) for name in names}
+        self._candidates = {
+            name: _RankedCandidates(np.zeros(documents), np.zeros(queries), BiasBound(*np.zeros((3, queries))))
+            for name in names
+        }
         self.unsupported = dict.fromkeys(names, 0)
         for batch in candidates.batches(batch_size):
             query = np.asarray(batch.query)
@@ -149,6 +200,9 @@ class Reranking:
                 self.unsupported[name] += int(((examination[document] == 0) & (discount > 0)).sum())
                 self._candidates[name].discount[document[mask]] = discount[mask]
                 np.add.at(self._candidates[name].regression_value, query, (discount * relevance).sum(1))
+                bias = BiasBound.of(np.where(mask, self._short(examination[document]), 0.0), discount, relevance)
+                for total, bound in zip(self._candidates[name].bias, bias, strict=True):
+                    np.add.at(total, query, bound)
         for order in self._candidates.values():
             order.discount[0] = 0.0
         first = next((name for name in names if self.unsupported[name]), None)

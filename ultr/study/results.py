@@ -11,6 +11,7 @@ import numpy as np
 
 from ultr.errors import UltrError
 from ultr.evaluation import Estimate
+from ultr.evaluation.metrics import parse_metric
 from ultr.evaluation.significance import compare
 from ultr.holm import holm
 from ultr.study.runs import Run, StoredRuns, damaged_results, run_digest, study_runs
@@ -122,7 +123,7 @@ def _method(
     for metric in study.metrics:
         each = np.stack([t[metric] for t in whole.values()])
         seed_means = np.nanmean(each, axis=1)
-        estimate = Estimate.mean(_over_seeds(each)).to_json()
+        estimate = Estimate.mean(_over_seeds(each), bounds=parse_metric(metric).metric.bounds).to_json()
         spread = float(seed_means.std(ddof=1)) if len(seed_means) > 1 else None
         row["metrics"][metric] = estimate | {
             "seed_deviation": spread,
