@@ -423,16 +423,17 @@ def python_values(make: Callable[[], dict[str, Any]], use: Callable[..., None]) 
         files["seed"] = str(int(rng.integers(2**31))).encode()
 
     def read(folder: Path) -> None:
-        rng = np.random.default_rng(int((folder / "seed").read_text()))
+        seed = (folder / "seed").read_text()
+        rng = np.random.default_rng(int(seed or 0))
         arguments: Any = make()
-        for _ in range(int(rng.integers(1, 3))):
+        for _ in range(int(rng.integers(1, 3)) if seed else 0):
             try:
                 arguments = _damage_values(arguments, rng)
             except (RecursionError, TypeError):  # it is damaged too much to be damaged again
                 break
         use(**{name: arguments.get(name) for name in make()})
 
-    return Kind(lambda: {"seed": b"0"}, damage, read)
+    return Kind(lambda: {"seed": b""}, damage, read)
 
 
 def _damage_values(arguments: Any, rng: Rng) -> Any:

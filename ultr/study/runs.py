@@ -128,7 +128,7 @@ class StoredRuns:
         """
         path = self.path(run, "cells", ".npz")
         try:
-            with np.load(path, allow_pickle=False) as found:
+            with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as found:
                 return {name: found[name] for name in found.files}
         except FileNotFoundError:
             return None
