@@ -193,7 +193,7 @@ def test_what_is_kept_of_an_epoch_says_how_far_it_came(tmp_path: Path) -> None:
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("inputs")
     write_small_collection(folder / "collection")
-    lists = simulate.collection(queries=200, documents=12, features=5, seed=0)
+    lists = simulate.collection(queries=200, documents=8, features=5, seed=0)
     user = simulate.user("pbm", grades=4, ranks=8)
     policy = simulate.Policy("random")
     log = simulate.clicks(lists, policy, user, sessions=40_000, seed=0, out=folder / "log")

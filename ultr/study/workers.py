@@ -50,12 +50,7 @@ def call_in_processes(
                 for result in done:
                     stopping.check()  # a signal to all processes ends this one as it does without others
                     yield result.result()
-        except concurrent.futures.process.BrokenProcessPool as error:
-            raise UltrError(
-                "a process that made runs was ended from outside, as the system does where memory runs out. Lower "
-                "--jobs, or the sizes of logs and models in the study; the runs that are finished are kept"
-            ) from error
-        except BaseException:
+        except BaseException as error:
             workers = set(multiprocessing.active_children()) - others
             pool.shutdown(wait=False, cancel_futures=True)
             for worker in workers:
@@ -63,6 +58,11 @@ def call_in_processes(
             for worker in workers:
                 worker.join()
             sweep(folder)
+            if isinstance(error, concurrent.futures.process.BrokenProcessPool):
+                raise UltrError(
+                    "a process that made runs was ended from outside, as the system does where memory runs out. Lower "
+                    "--jobs, or the sizes of logs and models in the study; the runs that are finished are kept"
+                ) from error
             raise
 
 
@@ -82,6 +82,9 @@ def end_with_parent() -> None:
 @contextmanager
 def _without_interrupts() -> Iterator[None]:
     """Has processes that are started ignore Ctrl-C, which a terminal sends to all: who starts them ends them."""
+    if not hasattr(signal, "pthread_sigmask"):  # on Windows
+        yield
+        return
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
