@@ -99,7 +99,7 @@ def test_an_interrupted_writer_leaves_nothing(tmp_path: Path, error: type[BaseEx
 
     with pytest.raises(error):
         write_log(tmp_path / "a" / "log", Rows(make_rows(100)), step=20, **SMALL_FILES)
-    assert list((tmp_path / "a").iterdir()) == []
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_stands_there_is_replaced_only_on_request(tmp_path: Path) -> None:

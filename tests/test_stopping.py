@@ -202,8 +202,8 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     click = rng.random((60_000, 4)) < [0.5, 0.25, 0.17, 0.12]
     rows = (f"{i},q{i % 997},d{k},{k + 1},{int(click[i, k])}" for i in range(len(click)) for k in range(4))
     (folder / "raw.csv").write_text("\n".join(["session,query,document,rank,click", *rows, ""]))
-    fit(models.PBM(relevance=towers.Linear(5), examination=towers.RankTable(8)), log, epochs=1, seed=0,
-        directory=folder / "run")  # fmt: skip
+    ranker = models.PBM(relevance=towers.Linear(5, rngs=nnx.Rngs(0)), examination=towers.RankTable(8))
+    fit(ranker, log, epochs=1, seed=0, directory=folder / "run")
     return folder
 
 
