@@ -79,7 +79,8 @@ def test_policies_rank_as_they_are_named(lists: Collection, tmp_path: Path) -> N
     for policy in simulate.RANKERS:
         if policy == "boosted":
             pytest.importorskip("lightgbm", reason="the policy 'boosted' needs LightGBM")
-        batch = shown(simulated(lists, tmp_path / policy, simulate.Policy(policy, strength=-1.0, share=0.2), n=3000))
+        options: dict[str, float] = {"strength": -1.0} if policy == "strength" else OF_RANKER.get(policy, {})
+        batch = shown(simulated(lists, tmp_path / policy, simulate.Policy(policy, **options), n=3000))
         rankings[policy] = batch
         first_query = np.asarray(batch.features["document"])[np.asarray(batch.query) == present(batch.query)[0]]
         assert (len(np.unique(first_query, axis=0)) > 1) == (policy == "random")
@@ -504,7 +505,7 @@ def test_bad_use_is_explained(lists: Collection, tmp_path: Path) -> None:
     user = models.PBM(relevance=towers.Constant(), examination=towers.RankTable(2))
     with pytest.raises(DataError, match="field 'rank': expected ranks up to 2"):
         simulate.clicks(lists, simulate.Policy("random"), user, sessions=5, seed=0, out=out)
-    with pytest.raises(ConfigError, match="at least one session"):
+    with pytest.raises(ConfigError, match="sessions as a whole number of at least 1"):
         simulate.clicks(lists, simulate.Policy("random"), simulate.user("pbm", grades=4), sessions=0, seed=0, out=out)
     assert list(tmp_path.iterdir()) == []
 

@@ -51,7 +51,7 @@ pytestmark = pytest.mark.usefixtures("quickly_compiled")
         ("temperature = 1.0", "zipf = -1", "[[log]] 1: expected 'zipf' of at least 0, found -1"),
         ("temperature = 1.0", "temperature = -1", "[[log]] 1: expected finite temperature >= 0"),
         ("temperature = 1.0", 'examination = "inv"', "[[log]] 1: unknown examination 'inv'"),
-        ("temperature = 1.0", "shares = [0.5, 0.5]", "expected one share above 0 for each of 1 users"),
+        ("temperature = 1.0", "shares = [0.5, 0.5]", "shares are of users joined by '+'"),
         ("temperature = 1.0", "times = true", "a study simulates no 'times': simulate the log by itself"),
         ("sessions = 1500", "sessions = 0", "expected 'sessions' of at least 1, found 0"),
         ("ranks = 4", "ranks = 5.7", "'ranks' should be of kind int, found 5.7"),

@@ -197,7 +197,7 @@ def test_bad_use_is_explained(tmp_path: Path) -> None:
         fit(pbm(), source, optimizer=optax.sgd(float("nan")), epochs=3, batch_size=2, seed=0)
     with pytest.raises(ConfigError, match="resume needs directory="):
         fit(pbm(), source, epochs=1, seed=0, resume=True)
-    with pytest.raises(ConfigError, match="batch_size >= 1"):
+    with pytest.raises(ConfigError, match="batch_size as a whole number of at least 1"):
         fit(pbm(), source, epochs=1, batch_size=0, seed=0)
     with pytest.raises(DataError, match="at least one session"):
         fit(pbm(), InMemory(log(0)), epochs=1, seed=0)
