@@ -20,6 +20,7 @@ from stored import PER_QUERY, QUERIES, documents_table, make_rows, plain, replac
 
 from ultr import models, towers
 from ultr.data import ClickLog, Counts, collapse
+from ultr.data.columns import MAX_RANKS
 from ultr.data.counting import cell_sums, count_cells, last_click_key
 from ultr.data.distinct import session_hashes, write_distinct_sessions
 from ultr.data.grouping import DenseSums, SortedGroups, group_starts, sum_by_key
@@ -116,9 +117,14 @@ def test_dense_sums_and_sorted_runs_count_the_same(tmp_path: Path, by: Any) -> N
 
 @every_by
 def test_more_cells_than_fit_in_32_bits(tmp_path: Path, by: Any) -> None:
-    rank = (1 << 32) // (2 * len(QUERIES) * PER_QUERY) if by == "rank" else 1 << 13
-    rows = [row | {"ranks": [*row["ranks"][:-1], rank]} for row in repeating(50)]
-    log = write_log(tmp_path / "log", rows)
+    # Two cells per document, rank and last click: more documents make more of them than the ranks of a list can.
+    most = MAX_RANKS if by == "rank" else MAX_RANKS * (MAX_RANKS + 1)
+    queries = 1 + (1 << 32) // (2 * most * PER_QUERY)
+    table = documents_table(labels=False, features=False, queries=queries)
+    names = pa.array(np.arange(queries).astype(str))
+    rows = [row | {"ranks": [*row["ranks"][:-1], MAX_RANKS]} for row in repeating(50)]
+    log = write_log(tmp_path / "log", rows, queries=names, documents=table)
+    assert 2 * log.documents * most > 1 << 32
     for memory in (LARGE, TINY):
         assert cells(collapse(log, by, memory=memory)) == counted(rows, by)
 

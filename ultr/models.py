@@ -209,11 +209,9 @@ class PBM(_RelevanceAndExamination, LatentVariableModel):
     def propensity(self, ranks: int) -> np.ndarray:
         """Computes examination relative to rank 1, [ranks]; for towers that read the position alone.
 
-        NaN at ranks that training never showed, and everywhere where it never showed rank 1: `towers.withheld_ranks`
-        says why.
+        NaN at ranks that training never showed, all where rank 1 is one: `towers.withheld_ranks` says why.
         """
-        position = jnp.arange(ranks, dtype=jnp.int32)[None, :]
-        lists = Sessions(mask=jnp.ones((1, ranks), bool), position=position)
+        lists = Sessions(mask=jnp.ones((1, ranks), bool), position=jnp.arange(ranks, dtype=jnp.int32)[None, :])
         log_examination = log_sigmoid(_logits(self.examination, lists, "examination"))[0]
         return supported_curve(np.asarray(jnp.exp(log_examination - log_examination[0])), self)
 

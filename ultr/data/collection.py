@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from ultr import stopping
-from ultr.arguments import number_array, whole_array
+from ultr.data.array_columns import vocabulary_of_arrays
 from ultr.data.batching import PaddedRows, rebatch, used_widths
 from ultr.data.columns import RaggedRows
 from ultr.data.dataset import Dataset, Description
@@ -29,12 +28,10 @@ from ultr.data.storage import (
     read_metadata,
     write_metadata,
 )
-from ultr.data.vocabulary import Vocabulary, grade_scale, known_documents, name_places
+from ultr.data.vocabulary import Vocabulary, known_documents, name_places
 from ultr.data.vocabulary_writing import write_vocabulary
 from ultr.errors import ConfigError, DataError
 from ultr.sessions import Sessions
-
-LARGEST_QUERY = (1 << 26) - 1  # id that `from_arrays` takes: all below it get names
 
 
 class Collection(Dataset):
@@ -173,53 +170,15 @@ class Collection(Dataset):
           DataError: arrays differ in length or hold something else, or a grade lies above the scale; names the 1-based
             row and the field.
         """
-        given = np.asarray(query, object) if isinstance(query, list | tuple) else np.asanyarray(query)
-        count = len(given) if given.ndim == 1 else -1
-        if count < 1:
-            raise DataError(f"expected [D] query ids or names, found shape {given.shape}", field="query")
-        if given.dtype.kind in "SU" or (given.dtype.kind in "OT" and isinstance(given[0], str)):
-            coded = pa.array(_names(given, "query")).dictionary_encode()
-            owner, names = coded.indices.to_numpy(), coded.dictionary
-        else:
-            keys = whole_array(given, "query", most=LARGEST_QUERY)
-            owner, names = keys.astype(np.int32), pa.array(np.arange(int(keys.max()) + 1)).cast(pa.string())
-        grades = _column(label, "label", (count,))
-        _reject(~np.isfinite(grades), "label", "finite grades")
-        table = None
-        if features is not None:
-            table = _column(features, "features", (count, -1))
-            if not (finite := np.isfinite(table)).all():
-                at = int((~finite).any(0).argmax())
-                named = at if feature_names is None or at >= len(feature_names) else feature_names[at]
-                _reject(~finite[:, at], f"features[{named}]", f"finite numbers, found {table[~finite[:, at], at][0]}")
-        numbers = np.arange(1, count + 1, dtype=np.int32)
-        if ids is not None:
-            own = whole_array(ids, "ids", least=1)
-            if own.shape != (count,) or not np.array_equal(np.sort(own), numbers):
-                raise DataError(f"expected every id of 1 to {count} once", field="ids")
-            numbers = own.astype(np.int32)
-        titles = numbers.astype(str).tolist() if document is None else _names(document, "document")
-        if len(titles) != count:
-            raise DataError(f"expected {count} names, found {len(titles)}", field="document")
-        width = 0 if table is None else table.shape[1]
-        titled = (
-            [str(i) for i in range(width)] if feature_names is None else _array(feature_names, "feature_names").tolist()
+        words = vocabulary_of_arrays(
+            query=query,
+            label=label,
+            features=features,
+            document=document,
+            ids=ids,
+            feature_names=feature_names,
+            max_grade=max_grade,
         )
-        if not isinstance(titled, list) or not all(isinstance(name, str) for name in titled):
-            raise DataError(f"expected a list of names, found {titled!r}", field="feature_names")
-        if len(titled) != width:
-            raise DataError(f"expected {width} names, found {len(titled)}", field="feature_names")
-        back = np.argsort(numbers)
-        columns: dict[str, Any] = {
-            "query": pa.array(owner[back]),
-            "document": pa.array(titles, pa.string()).take(pa.array(back)),
-            "label": pa.array(grades[back]),
-        }
-        if table is not None:
-            columns["features"] = pa.FixedSizeListArray.from_arrays(pa.array(table[back].ravel()), width)
-        rows = pa.table({"query": names})
-        scale = grade_scale(grades, stated=max_grade)
-        words = Vocabulary.from_tables(rows, pa.table(columns), features=titled, max_grade=scale)
         made = cls.from_vocabulary(words)
         assert made is not None  # every document has a grade
         return made
@@ -474,39 +433,3 @@ def split_counts(
         for entry in splits.take(graded).drop_null().value_counts().to_pylist():
             counts[entry["values"]] = entry["counts"]
     return counts
-
-
-def _column(values: Any, field: str, shape: tuple[int, ...]) -> np.ndarray:
-    array = number_array(values, field)
-    if array.ndim != len(shape) or array.shape[0] != shape[0]:
-        raise DataError(f"expected shape {shape}, found {array.shape}", field=field)
-    with np.errstate(over="ignore"):
-        return array.astype(np.float32)
-
-
-def _names(given: Any, field: str) -> list[str]:
-    """Makes names of strings and whole numbers."""
-    if isinstance(given, str | bytes) or not isinstance(given, Iterable) or getattr(given, "ndim", 1) == 0:
-        raise DataError(f"expected names, found {type(given).__name__}", field=field)
-    found = [x.decode() if isinstance(x, bytes) else x for x in given]
-    for row, name in enumerate(found, 1):
-        if isinstance(name, bool | np.bool_) or not isinstance(name, str | Integral):
-            raise DataError(f"expected names (text or whole numbers), found {name!r:.60}", row=row, field=field)
-    return [str(name) for name in found]
-
-
-def _array(values: Any, field: str) -> np.ndarray:
-    """Makes an array of values of one form.
-
-    Raises:
-      DataError: they differ in form.
-    """
-    try:
-        return np.asarray(values)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise DataError(f"expected one value per document, found {error}", field=field) from error
-
-
-def _reject(bad: np.ndarray, field: str, expected: str) -> None:
-    if bad.any():
-        raise DataError(f"expected {expected}", row=int(bad.argmax()) + 1, field=field)
