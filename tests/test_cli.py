@@ -281,7 +281,7 @@ def test_a_process_that_has_imported_jax_keeps_its_settings(monkeypatch: pytest.
 @pytest.mark.slow
 def test_splits_of_a_log_are_used(ultr: Ultr, log: Path, tmp_path: Path) -> None:
     result = ultr("train", log, "--out", tmp_path / "r", "--model", "rctr", "--epochs", 1, "--valid-fraction", 0,
-                  "--relevance", "table", "--json")  # fmt: skip
+                  "--json")  # fmt: skip
     assert result.json["validation_sessions"] == 0
     assert result.json["sessions"] == len(ClickLog.open(log))
     mixed = ultr("train", log, "--out", tmp_path / "m", "--model", "pbm+dbn", "--relevance", "linear", "--epochs", 1,

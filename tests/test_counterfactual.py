@@ -337,7 +337,7 @@ def test_intervals_of_clipped_estimates_cover_the_truth(method, cut):
     rng = np.random.default_rng(11)
     scale = RELEVANCE.sum() if method == "snips" else 1
     best, worst = dcg([3, 2, 4, 1]) / scale, dcg([1, 4, 2, 3]) / scale
-    options = {"regression": WRONG} if method == "dr" else {}
+    options: dict[str, Any] = {"regression": WRONG} if method == "dr" else {}
     hits = np.zeros(3)
     for _ in range(100):
         found = counterfactual(

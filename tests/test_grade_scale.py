@@ -41,7 +41,11 @@ def err(grades: list[float], highest: float) -> float:
     return total
 
 
-GRADES = {"a": [4, 0, 1], "b": [2, 1, 0], "c": [1, 0, 2]}  # by query; only the first has the highest grade
+GRADES: dict[str, list[float]] = {
+    "a": [4, 0, 1],
+    "b": [2, 1, 0],
+    "c": [1, 0, 2],
+}  # by query; only the first has the highest grade
 
 
 def letor(path: Path, queries: str) -> Path:

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("quickly_compiled")
 KEY = jax.random.key(0)
 ORDERS = [("stock", "price"), ("weight", "stock", "age", "price")]  # permuted; and a superset
 LISTS = r"\(price, stock\), found \(weight, age\); missing: \(price, stock\)"
-LINEAR = {"hidden": (4,)}
+LINEAR: dict[str, Any] = {"hidden": (4,)}
 
 
 def network(log: ClickLog | Collection, *, feature: Any = "features", size: int = 2) -> models.PBM:
@@ -68,7 +68,7 @@ def refitted(model: Any, data: ClickLog, folder: Path) -> Any:
 # What meets a trained model at each door: (model, log, empty folder) -> what must not depend on the order of columns.
 DOORS: dict[str, Callable[[Any, ClickLog, Path], Any]] = {
     "evaluate a log": lambda model, log, _: numbers(evaluate(model, log, key=KEY)),
-    "evaluate a collection": lambda model, log, _: numbers(evaluate(model, log.collection(), key=KEY)),
+    "evaluate a collection": lambda model, log, _: numbers(evaluate(model, present(log.collection()), key=KEY)),
     "per query": lambda model, log, _: per_query(model, log, metrics=["ndcg", "log_likelihood"], key=KEY),
     "calibration": lambda model, log, _: calibration(model, log).to_json(),
     "write a run": run_file,

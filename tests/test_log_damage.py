@@ -229,7 +229,7 @@ def test_a_list_longer_than_the_metadata_says_is_named(tmp_path: Path) -> None:
     [
         ("query", 9, r"field 'query': expected 0 to 6"),
         ("label", math.inf, r"field 'label': expected finite grades or none"),
-        ("features", [0.0, math.nan], r"field 'features': expected finite numbers"),
+        ("features", [0.0, math.nan], r"field 'features\[minus\]': expected finite numbers"),
     ],
 )
 def test_a_bad_document_is_named(tmp_path: Path, column: str, value: Any, message: str) -> None:

@@ -81,7 +81,7 @@ def outcome(attempt: Callable[[], Any]) -> Any:
 
 
 def sessions(field: str, value: Any) -> Sessions:
-    given = {name: x for name, x in FIELDS.items() if name not in ("document", "x")} | {
+    given: dict[str, Any] = {name: x for name, x in FIELDS.items() if name not in ("document", "x")} | {
         "features": {"document": FIELDS["document"], "x": FIELDS["x"]}
     }
     if field in given["features"]:

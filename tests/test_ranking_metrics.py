@@ -254,6 +254,11 @@ class Log(ClickLog):
 
     def __init__(self, sessions: Sessions, judged: Any) -> None:
         self._shown, self._judged = InMemory(sessions), judged
+        self.metadata = {"impression_features": []}
+
+    @property
+    def input_schema(self) -> Any:
+        return None
 
     def __len__(self) -> int:
         return len(self._shown)
@@ -263,6 +268,9 @@ class Log(ClickLog):
 
     def collection(self) -> Any:
         return self._judged
+
+    def with_sessions(self) -> Any:
+        return self
 
     def columns(self, names):
         for query in present(self._shown.sessions.query):

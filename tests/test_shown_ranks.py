@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ultr import baselines, fit, models, solve, towers
-from ultr.data import collapse
+from ultr.data import ClickLog, collapse
 from ultr.ingest import prepare
 from ultr.sessions import Sessions, concatenate
 from ultr.towers import withheld_ranks
@@ -129,6 +129,7 @@ def test_counts_show_the_ranks_of_their_cells(tmp_path):
     rows = [f"{s},q,d{(s + r) % 5},{r},{int((s * r) % 3 == 0)}" for s in range(200) for r in (2, 3, 4)]
     (tmp_path / "clicks.csv").write_text("session,query,document,rank,click\n" + "\n".join(rows) + "\n")
     log = prepare(tmp_path / "clicks.csv", tmp_path / "log")
+    assert isinstance(log, ClickLog)
     model = models.PBM(relevance=towers.DocumentTable(5), examination=towers.RankTable(4))
     for data in (log, collapse(log, "rank")):
         assert np.isnan(trained(model, data, "fit").propensity(4)).all()

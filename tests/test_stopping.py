@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,7 @@ def test_threads_that_read_ahead_have_ended_when_the_work_is_stopped() -> None:
     threads = threading.active_count()
 
     def numbers() -> Iterator[int]:
-        yield from background.run_ahead((lambda i=i: i for i in range(10**6)), depth=4, workers=2)
+        yield from background.run_ahead((partial(int, i) for i in range(10**6)), depth=4, workers=2)
 
     try:
         with stopping.on_signals(), pytest.raises(stopping.Stopped):  # noqa: PT012

@@ -395,7 +395,7 @@ def test_a_parquet_file_whose_statistics_contradict_its_rows_is_damaged(tmp_path
     [
         (["1700000000", "1700000060000"], 3),
         (["1700000000000", "1700000060", "1700000120"], 3),
-        (["2023-11-14T22:13:20Z", "1700000060", "1700000120000"], 4),
+        (["2023-11-14T22:13:20Z", "1700000060", "1700000120000"], 3),
         (["1700000000000", "2023-11-14T22:13:20Z"], 3),
         (["1700000000000000", "1700000000000"], 3),
     ],
@@ -403,19 +403,19 @@ def test_a_parquet_file_whose_statistics_contradict_its_rows_is_damaged(tmp_path
 def test_times_in_different_units_are_refused(tmp_path: Path, times: list[str], row: int) -> None:
     rows = [f"{i},q,d,1,0,{time}\n" for i, time in enumerate(times)]
     raw = write(tmp_path / "log.csv", "".join(rows), f"{HEADER},time")
-    with pytest.raises(DataError, match="expected times in one unit, found 1700000") as caught:
+    with pytest.raises(DataError, match="expected times of one kind, found ") as caught:
         prepare(raw, tmp_path / "out")
     assert (caught.value.file, caught.value.row, caught.value.field) == (raw, row, "time")
 
 
 def test_times_in_one_unit_are_read(tmp_path: Path) -> None:
-    for times in (["1700000000", "2023-11-14T22:13:20Z"], ["1700000000000", "1700000060000"], ["0", "3600000000000"]):
+    for times in (["1700000000", "1700000060"], ["1700000000000", "1700000060000"], ["0", "3600000000000"]):
         rows = [f"{i},q,d,1,0,{time}\n" for i, time in enumerate(times)]
         raw = write(tmp_path / "log.csv", "".join(rows), f"{HEADER},time")
         log = prepare_log(raw, tmp_path / "out", overwrite=True)
         first, second = (row["time"] for row in lists(log, "time"))
         assert first == float(times[0])
-        assert second == (1.7e9 if "T" in times[1] else float(times[1]))
+        assert second == float(times[1])
 
 
 # TREC sessions and LETOR

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import reprlib
 from numbers import Integral, Real
 from typing import Any
 
@@ -78,7 +79,7 @@ def number_array(
 def _kind_text(array: np.ndarray) -> str:
     if array.dtype.kind == "O":
         odd = next((x for x in array.flat if not isinstance(x, Real)), None)
-        return "Python objects" if odd is None else f"{odd!r}"[:60]
+        return "Python objects" if odd is None else reprlib.repr(odd)[:60]
     if array.dtype.kind in "US":
         return f"text such as '{array.flat[0]!s:.40}'"
     return f"values of type {array.dtype}"

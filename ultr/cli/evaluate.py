@@ -134,7 +134,7 @@ def command(
     key = jax.random.key(seed)
     ranking: dict[str, Any] = {"empty_queries": empty_queries, "candidates": judged, "max_grade": max_grade}
     found = evaluation.evaluate(model, opened, metrics=asked, key=key, cluster=cluster, **ranking)
-    _refuse_in_vain([parse_metric(name).metric for name in found], calibration)
+    _refuse_in_vain([parse_metric(name).metric for name in found], calibration, chosen=asked is not None)
     notes = match_notes(match)
     notes += [f"no {kind} metrics: {why}" for kind, why in found.not_computed.items()]
     if _saw_sessions(trained_on.get("train"), opened.identity):
@@ -186,8 +186,11 @@ def _read_candidates(path: Path, model: object, opened: ClickLog | Collection) -
     return read_candidates(path, schema.features if schema else (), graded_by=opened.vocabulary)
 
 
-def _refuse_in_vain(metrics: list[Metric], calibration: bool) -> None:
-    """Refuses options that were given and have no effect on any of the metrics that are computed."""
+def _refuse_in_vain(metrics: list[Metric], calibration: bool, *, chosen: bool = True) -> None:
+    """Refuses options that were given and have no effect on any of the metrics that are computed.
+
+    A seed may always be given where the data decides on the metrics.
+    """
     from ultr.evaluation.metrics import METRICS
 
     ranking, clicks = ([m for m in metrics if m.kind == kind] for kind in ("ranking", "clicks"))
@@ -196,7 +199,11 @@ def _refuse_in_vain(metrics: list[Metric], calibration: bool) -> None:
     refuse_in_vain(
         [
             InVain("empty_queries", not ranking, f"without a ranking metric ({known}) of graded lists"),
-            InVain("seed", not ranking, f"without a ranking metric ({known}): it orders documents of equal scores"),
+            InVain(
+                "seed",
+                chosen and not ranking,
+                f"without a ranking metric ({known}): it orders documents of equal scores",
+            ),
             InVain("max_grade", not any(m.needs_max_grade for m in metrics), f"without the metric {scaled}"),
             InVain("cluster", not (clicks or calibration), "without click metrics or --calibration"),
         ]

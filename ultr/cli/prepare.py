@@ -188,6 +188,8 @@ def _report_lines(report: dict[str, Any], prefix: str = "") -> list[str]:
     lines = []
     for name, value in report.items():
         label = f"{prefix}{name.replace('_', ' ')}"
+        if isinstance(value, int) and not value:
+            continue  # --json has the kinds that did not occur
         if isinstance(value, dict):
             lines += _report_lines(value, f"{label}: ")
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Iterable, Sequence
 from numbers import Integral
 from typing import Any
@@ -63,7 +64,7 @@ def vocabulary_of_arrays(
         [str(i) for i in range(width)] if feature_names is None else _array(feature_names, "feature_names").tolist()
     )
     if not isinstance(titled, list) or not all(isinstance(name, str) for name in titled):
-        raise DataError(f"expected a list of names, found {titled!r}", field="feature_names")
+        raise DataError(f"expected a list of names, found {reprlib.repr(titled)}", field="feature_names")
     if len(titled) != width:
         raise DataError(f"expected {width} names, found {len(titled)}", field="feature_names")
     back = np.argsort(numbers)
@@ -94,7 +95,7 @@ def _names(given: Any, field: str) -> list[str]:
     found = [x.decode() if isinstance(x, bytes) else x for x in given]
     for row, name in enumerate(found, 1):
         if isinstance(name, bool | np.bool_) or not isinstance(name, str | Integral):
-            raise DataError(f"expected names (text or whole numbers), found {name!r:.60}", row=row, field=field)
+            raise DataError(f"expected names (text or whole numbers), found {reprlib.repr(name)}", row=row, field=field)
     return [str(name) for name in found]
 
 

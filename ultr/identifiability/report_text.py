@@ -23,7 +23,9 @@ ASSUMPTION = (
 def summary_lines(report: Report) -> list[str]:
     """Says what the log identifies, what limits it, what to do about it, and what that assumes."""
     assumed = f"Assumed: {ASSUMPTION}"
-    out = [*_verdict(report), *_limit(report), *_recommendation(report), assumed, *report.fit.text().splitlines()]
+    identified = [*_verdict(report), *_limit(report), *_recommendation(report), assumed]
+    fit = report.fit.text().splitlines()
+    out = [*fit, *identified] if report.fit.failed else [*identified, *fit]  # what fails is said first
     out += ["", *_logging_policy(report)]
     return [*out, *(f"Note: {warning}." for warning in report.warnings)]
 

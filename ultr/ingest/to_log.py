@@ -93,13 +93,14 @@ def write_log(
             flat = table["clicks"].combine_chunks().flatten()
             impressions += len(flat)
             clicks += int(flat.to_numpy().sum(dtype=np.int64))
-        if impressions + repairs.dropped["duplicate_ranks"] + repairs.dropped["duplicate_documents"] != rows.kept:
-            raise damaged(raw)
         made = dict(report)
         made |= {"rows": rows.read, "sessions": sessions, "impressions": impressions, "clicks": clicks}
         made |= _dropped_and_repaired(raw, rows, repairs)
         if views := _views(engine, rows, lists, made):
             made["views"] = views
+        lost = ("duplicate_ranks", "duplicate_documents", "copied_rows")
+        if impressions + sum(made["dropped"].get(kind, 0) for kind in lost) != rows.kept:
+            raise damaged(raw)
         if graded := ids.report | counts:
             made["documents"] = graded
         made["warnings"] = [

@@ -99,7 +99,11 @@ def _seconds(stamp: Any) -> Any:
 def _grade(column: Any) -> Any:
     """Converts a column like `_number`; NaN is no grade."""
     value = _number(column)
-    return ibis.ifelse(value.isnan(), ibis.null("float64"), value) if column.type().is_floating() else value
+    return (
+        ibis.ifelse(value.isnan(), ibis.null("float64"), value)
+        if column.type().is_floating()
+        else value.cast("float64")
+    )
 
 
 def _whole(value: Any) -> Any:
