@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from ultr.ingest.csv_files import CsvFile, csv_error, csv_file, quoted_line_brea
 from ultr.ingest.engine import Engine, EngineError
 from ultr.ingest.positions import file_start
 from ultr.ingest.text_files import plain_file
+from ultr.ingest.values import padded
 from ultr.text import names_text
 
 PARQUET_SUFFIXES = (".parquet", ".pq")
@@ -201,6 +202,20 @@ class ScannedFiles:
     def check_line_breaks(self, engine: Engine, rows: ir.Table) -> list[str]:
         """Looks at the rows with line breaks, as `quoted_line_breaks` does; `rows` have the columns at and broken."""
         return quoted_line_breaks(engine, rows, [table.csv for table in self.tables])
+
+    def has_padding(self, engine: Engine, table: ScannedTable, texts: Mapping[str, ir.Column]) -> bool:
+        """Tells whether any of the texts of a table has white space at its ends.
+
+        Raises:
+          DataError: the file is damaged.
+        """
+        if not texts:
+            return False
+        some = table.table.filter(ibis.or_(*map(padded, texts.values()))).limit(1)
+        try:
+            return engine.number(some.count()) > 0
+        except EngineError as error:
+            raise self.explain(error) from error
 
     def broken(self, table: ScannedTable) -> dict[str, ir.Value]:
         """Returns the column `broken` of a table, where any of the files needs it."""

@@ -27,8 +27,14 @@ def trimmed(text: Any) -> Any:
     return ibis.ifelse(ibis.or_(*(text.contains(sign) for sign in " \t\r\n")), text.strip(), text)
 
 
+def padded(text: Any) -> Any:
+    """Tells of each string of a column whether white space stands at its ends, or else than blanks anywhere."""
+    inside = [text.contains(sign) for sign in "\t\r\n"]
+    return ibis.or_(text.startswith(" "), text.endswith(" "), *inside)
+
+
 def as_name(column: Any) -> ir.Value:
-    """Converts a column to names: strings without white space at their ends, null where nothing is left.
+    """Converts a column to names: strings, null where they are empty.
 
     Floats that are whole are written as integers; those that are not finite are no names.
     """
@@ -36,8 +42,7 @@ def as_name(column: Any) -> ir.Value:
         whole = column.try_cast("int64")
         text = ibis.ifelse(whole == column, whole.cast("string"), column.cast("string"))
         return ibis.ifelse(column.isnan() | column.isinf(), ibis.null("string"), text)
-    text = column.cast("string")
-    return (trimmed(text) if column.type().is_string() else text).nullif("")
+    return column.cast("string").nullif("")
 
 
 def check_key(column: Any, file: Path, field: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import ibis
 import ibis.expr.types as ir
@@ -15,7 +16,7 @@ from ultr.ingest.positions import file_and_row
 from ultr.ingest.readers.base import ColumnRequest, GradedPairs
 from ultr.ingest.sources import ScannedFiles, is_parquet, scan_table
 from ultr.ingest.text_files import LINES, read_lines
-from ultr.ingest.values import as_name, check_key, convert_columns, raise_first_bad
+from ultr.ingest.values import as_name, check_key, convert_columns, raise_first_bad, trimmed
 from ultr.text import names_text
 
 # Column names that are recognised in the header of a table of grades.
@@ -55,7 +56,9 @@ def read_grades(engine: Engine, path: Path, *, quote: bool | None = None) -> Gra
             )
         chosen[ours] = found[0]
         check_key(raw.columns[found[0]], path, found[0])
-    columns = {ours: raw.columns[name] for ours, name in chosen.items()} | scanned.broken(raw)
+    columns: dict[str, Any] = {ours: raw.columns[name] for ours, name in chosen.items()}
+    columns |= {ours: trimmed(x) for ours, x in columns.items() if ours != "label" and x.type().is_string()}
+    columns |= scanned.broken(raw)
     try:
         table = convert_columns(raw.table.select(at=raw.at, **columns), {"label": "label"})
         staged = engine.stage("grades_read", table)

@@ -9,6 +9,9 @@ import ibis.expr.types as ir
 from ultr.ingest.engine import Engine
 from ultr.ingest.readers.base import COLUMNS, REQUIRED_COLUMNS, VIEW, ColumnRequest, RawRows, missing_column
 from ultr.ingest.sources import ScannedFiles, ScannedTable, is_parquet, scan_table
+from ultr.ingest.values import trimmed
+
+TEXTS = ("session", "query", "document", "view", "context.")  # columns of names and categories
 
 
 def read_table(engine: Engine, files: list[Path], request: ColumnRequest) -> RawRows:
@@ -26,17 +29,23 @@ def read_table(engine: Engine, files: list[Path], request: ColumnRequest) -> Raw
             del names[name]
     names |= request.extra
 
+    untidy = {path for path in files if not is_parquet(path)}  # files of which texts are trimmed, in one pass
+
     def part(table: ScannedTable) -> ir.Table:
         for ours, theirs in names.items():
             if theirs not in table.columns:
                 raise missing_column(table.path, ours, theirs, list(table.columns))
         columns = {ours: table.columns[theirs] for ours, theirs in names.items()}
+        texts = {ours: x for ours, x in columns.items() if ours.startswith(TEXTS) and x.type().is_string()}
+        if table.path in untidy or scanned.has_padding(engine, table, texts):
+            untidy.add(table.path)
+            columns |= {ours: trimmed(x) for ours, x in texts.items()}
         return table.table.select(at=table.at, **columns, **scanned.broken(table))
 
     return RawRows(
         parts=[part(table) for table in tables],
         files=files,
-        slow=not all(is_parquet(path) for path in files),
+        slow=bool(untidy),
         text=not any(is_parquet(path) for path in files),
         reported_row=scanned.reported_row,
         explain=scanned.explain,

@@ -18,7 +18,7 @@ from ultr.ingest.readers.base import ColumnRequest, RawRows, missing_column
 from ultr.ingest.readers.lines import unnest_ranked
 from ultr.ingest.sources import ScannedFiles, ScannedTable, is_parquet, scan_table
 from ultr.ingest.text_files import line_blocks, open_bytes, plain_file
-from ultr.ingest.values import as_name, read_time
+from ultr.ingest.values import as_name, read_time, trimmed
 
 # Our names -> fields of an event.
 FIELDS = {
@@ -202,7 +202,7 @@ def _event_columns(
 
 def _text(value: Any) -> ir.Value:
     """Converts a value to text without white space at its ends, null where nothing is left."""
-    return ibis.null("string") if value is None else as_name(value.cast("string"))
+    return ibis.null("string") if value is None else as_name(trimmed(value.cast("string")))
 
 
 def _query_columns(raw: ScannedTable, paths: Mapping[str, str], scanned: ScannedFiles) -> ir.Table:
