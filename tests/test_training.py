@@ -206,11 +206,11 @@ def test_bad_use_is_explained(tmp_path: Path) -> None:
     mesh = jax.make_mesh((2,), ("rows",), axis_types=(AxisType.Auto,))
     with pytest.raises(DataError, match="a weight above 0"):
         fit(pbm(), log(5).replace(weight=np.zeros(5, np.float32)), epochs=1, seed=0)
-    wrong: dict[str, Any]
-    for wrong in (
+    refused: tuple[dict[str, Any], ...] = (
         *({"seed": x} for x in (-1, 0.5, "a")), *({"l2": x} for x in (-1.0, math.nan, math.inf, "a")),
         *({name: x} for name in ("patience", "batch_size", "block_sessions") for x in (0, -1, 1.5, math.nan, True)),
-    ):  # fmt: skip
+    )  # fmt: skip
+    for wrong in refused:
         with pytest.raises(ConfigError, match=f"expected {next(iter(wrong))}"):
             fit(pbm(), source, epochs=1, **({"seed": 0} | wrong))
     with pytest.raises(ConfigError, match="learning rate above 0"):

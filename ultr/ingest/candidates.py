@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +21,7 @@ from ultr.ingest.engine import Engine, EngineError
 from ultr.ingest.positions import file_and_row
 from ultr.ingest.readers.qrels import DOCUMENT, LABEL, QUERY
 from ultr.ingest.sources import ScannedFiles, expand_inputs, scan_table
-from ultr.ingest.values import as_name, convert_columns, raise_first_bad
+from ultr.ingest.values import as_name, convert_columns, raise_first_bad, trimmed
 
 KEYS = ("query", "document")
 
@@ -51,7 +52,7 @@ def read_candidates(
             at=raw.at, **{ours: raw.columns[name] for ours, name in chosen.items()}, **scanned.broken(raw)
         )
         types = {name: "label" if name == "label" else "feature" for name in chosen if name not in KEYS}
-        named = table.mutate(query=as_name(table["query"]), document=as_name(table["document"]))
+        named = table.mutate(**{name: _name(table[name]) for name in KEYS})
         try:
             staged = engine.stage("candidates", convert_columns(named, types))
         except EngineError as error:
@@ -91,6 +92,10 @@ def read_candidates(
         document=kept["document"].to_pylist(),
         feature_names=list(features) if columns else None,
     )
+
+
+def _name(column: Any) -> Any:
+    return as_name(trimmed(column) if column.type().is_string() else column)
 
 
 def _columns(file: Path, found: list[str], features: Sequence[str]) -> dict[str, str]:
