@@ -321,3 +321,14 @@ def test_views_give_the_same_bytes_again(tmp_path: Path) -> None:
     for name in ("a", "b"):
         prepare_log(raw, tmp_path / name)
     assert digest(tmp_path / "a") == digest(tmp_path / "b")
+
+
+def test_rows_without_a_view_beside_rows_with_one_are_refused(tmp_path: Path) -> None:
+    raw = tmp_path / "log.csv"
+    rows = ["1,q,a,1,0,v1", "1,q,b,2,1,", "2,q,a,1,1,v1", "2,q,b,2,0,v1"]
+    raw.write_text("\n".join(["session,query,document,rank,click,view", *rows]) + "\n")
+    with pytest.raises(DataError, match="found none in 1 of 4 rows") as caught:
+        prepare_log(raw, tmp_path / "out")
+    assert (caught.value.row, caught.value.field) == (3, "view")
+    raw.write_text(raw.read_text().replace("v1", ""))
+    assert prepare_log(raw, tmp_path / "out").metadata["sessions"] == 2

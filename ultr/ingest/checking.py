@@ -55,6 +55,8 @@ def check_raw_rows(engine: Engine, raw: RawRows, request: ColumnRequest) -> Chec
         totals = {"read": table.count(), "whole": whole.sum().fill_null(0), "bad": table["bad"].count()}
         if "broken" in table.columns:
             totals["broken"] = table["broken"].count()
+        if "view" in table.columns:
+            totals["viewless"] = (table["view"] == "").sum().fill_null(0)
         if checks:
             totals["kinds"] = kinds_found(table)
         counts = engine.record(table.agg(**totals))
@@ -67,6 +69,16 @@ def check_raw_rows(engine: Engine, raw: RawRows, request: ColumnRequest) -> Chec
         raise_first_bad(engine, table, raw.where, request.names)
     if checks:
         reject_mixed_times(engine, table, counts["kinds"] or 0, raw.where, request.names.get("time", "time"))
+    if 0 < counts.get("viewless", 0) < counts["read"]:
+        first = engine.record(table.filter(table["view"] == "").order_by("at").limit(1))
+        raise DataError(
+            f"expected a view in every row, found none in {counts['viewless']:,} of {counts['read']:,} rows: they would "
+            "become lists of their own",
+            fix="Fill it in, or leave the column out (rename it, if it is called 'view'): times and ranks then tell "
+            "views apart.",
+            field=request.names.get("view", "view"),
+            **raw.where(first["at"]),
+        )
     read = counts["read"] if raw.read is None else raw.read
     if not counts["whole"]:
         raise DataError(
@@ -85,7 +97,7 @@ def _convert_part(raw: RawRows, request: ColumnRequest, number: int) -> ir.Table
         file = raw.files[number] if len(raw.parts) == len(raw.files) else raw.files[0]
         check_key(table[name], file, request.names.get(name, name))
     columns: dict[str, Any] = {name: as_name(table[name]) for name in ("session", "query", "document")}
-    if "view" in table.columns:  # rows without a view are one view
+    if "view" in table.columns:  # where no row has one, each query of a session is one view
         columns["view"] = as_name(table["view"]).fill_null("")
     if all(part["session"].type().is_signed_integer() for part in raw.parts):
         columns["session"] = table["session"].cast("int64")
