@@ -72,8 +72,8 @@ def check_raw_rows(engine: Engine, raw: RawRows, request: ColumnRequest) -> Chec
     if 0 < counts.get("viewless", 0) < counts["read"]:
         first = engine.record(table.filter(table["view"] == "").order_by("at").limit(1))
         raise DataError(
-            f"expected a view in every row, found none in {counts['viewless']:,} of {counts['read']:,} rows: they would "
-            "become lists of their own",
+            f"expected a view in every row, found none in {counts['viewless']:,} of {counts['read']:,} rows: they "
+            "would become lists of their own",
             fix="Fill it in, or leave the column out (rename it, if it is called 'view'): times and ranks then tell "
             "views apart.",
             field=request.names.get("view", "view"),
