@@ -37,7 +37,7 @@ def test_calibration_and_frequency_are_those_of_the_functions(ultr, trained):
     pairs = zip(found["calibration"]["by_rank"]["bins"], calibration(model, log).by_rank.to_json()["bins"], strict=True)
     assert all(a == pytest.approx(b) for a, b in pairs)
     each = per_query(model, log, metrics=["ndcg@5"], key=jax.random.key(0))
-    expected = by_frequency(each["query"], each["ndcg@5"], log)
+    expected = by_frequency(each["query"], each["ndcg@5"], log, bounds=(0.0, 1.0))
     assert found["by_frequency"]["ndcg@5"] == [bucket.to_json() for bucket in expected]
     code, out, _ = ultr("evaluate", run, log.path, *options)
     assert code == 0

@@ -159,8 +159,9 @@ def test_batches_of_another_kind_get_a_block_of_their_own() -> None:
     found = list(feed(source, 8))
     assert [(b.count, b.batches.width, b.batches.sessions.labels is None) for b in found] == [
         (3, 4, True), (3, 6, True), (3, 4, False)]  # fmt: skip
-    floats = Mixed(InMemory(one), InMemory(one.replace(features={"document": np.full((20, 4), 0.5, np.float32)})))
-    dtypes = [b.batches.sessions.features["document"].dtype for b in feed(floats, 8)]
+    numbers = (np.ones((20, 4), np.int32), np.full((20, 4), 0.5, np.float32))
+    floats = Mixed(*(InMemory(one.replace(features={"x": x})) for x in numbers))
+    dtypes = [b.batches.sessions.features["x"].dtype for b in feed(floats, 8)]
     assert dtypes == [np.int32, np.float32]
 
 

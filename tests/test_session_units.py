@@ -68,7 +68,7 @@ def test_the_command_splits_by_session(tmp_path: Path, ultr: Any) -> None:
     assert not a & b
     result = ultr("prepare", raw, "--out", tmp_path / "x", "--split-by", "session")
     assert result.code == 2
-    assert "no effect without a split" in result.err
+    assert "--split-by has no effect without --split" in result.err
     with pytest.raises(ConfigError, match="no effect without a split"):
         prepare_log(raw, tmp_path / "x", split_by="query")
 

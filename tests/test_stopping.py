@@ -40,19 +40,23 @@ def raise_signal(number: int) -> None:
 
 @pytest.mark.parametrize("number", stopping.SIGNALS)
 def test_a_signal_is_noted_and_raised_where_it_is_asked_for(number: int) -> None:
+    outside = [signal.getsignal(n) for n in stopping.SIGNALS]
+    for n in stopping.SIGNALS:  # whatever the tests themselves were told to ignore
+        signal.signal(n, signal.default_int_handler)
     before = [signal.getsignal(n) for n in stopping.SIGNALS]
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     seen = []
     with stopping.on_signals():
         raise_signal(number)
         seen.append("not interrupted")
         with pytest.raises(stopping.Stopped) as stop:
             stopping.check()
-    signal.signal(signal.SIGINT, before[0])
+    after = [signal.getsignal(n) for n in stopping.SIGNALS]
+    for n, handler in zip(stopping.SIGNALS, outside, strict=True):
+        signal.signal(n, handler)
     assert seen == ["not interrupted"]
     assert stop.value.exit_code == 128 + number
     stopping.check()  # what was asked of one command is not asked of the next
-    assert [signal.getsignal(n) for n in stopping.SIGNALS] == before
+    assert after == before
 
 
 def test_nothing_is_taken_over_outside_the_command_line() -> None:

@@ -402,8 +402,10 @@ def test_ctrl_c_waits_for_a_checkpoint(tmp_path: Path, monkeypatch: pytest.Monke
         return checksum(path)
 
     monkeypatch.setattr("ultr.training.checkpoint.file_digest", interrupted)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores Ctrl-C
     with pytest.raises(KeyboardInterrupt):
         save(pbm(), tmp_path / "m")
+    signal.signal(signal.SIGINT, before)
     monkeypatch.undo()
     assert same(load(tmp_path / "m"), pbm())
     assert [p.name for p in tmp_path.iterdir()] == ["m"]
