@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from studies import study_text
 from ultr import simulate
 from ultr.data import ClickLog
 from ultr.evaluation import per_query
+from ultr.ingest.preparing import prepare
 from ultr.study import METHODS, NuisanceEstimates, read_study, run_study
 from ultr.study.boosting import TreeRanker, judge_by_grades, package_version, rows_of_clicks
 from ultr.study.learning import STEPS_PER_EPOCH, training_steps
@@ -229,3 +231,24 @@ def test_train_takes_propensities_and_says_when_it_estimates_them(
         found = ultr("train", log, "--out", tmp_path / "bad", *extra)
         assert found.code == 2
         assert said in found.err
+
+
+def test_methods_are_judged_on_lists_that_were_prepared_apart(tmp_path: Path) -> None:
+    """Whatever ranks by features finds them by name: the ids of documents are those of each folder alone."""
+    packages = [p for p in ("lightgbm", "xgboost") if importlib.util.find_spec(p)]
+    rng = np.random.default_rng(0)
+    for first, role in zip((0, 100, 200), ("train", "vali", "test"), strict=True):
+        rows = [(query, rng.normal(size=2)) for query in range(first, first + 15) for _ in range(6)]
+        lines = [f"{2 if x[0] > 0.5 else 0} qid:{query} 1:{x[0]:.4f} 2:{x[1]:.4f}" for query, x in rows]
+        (tmp_path / f"{role}.txt").write_text("\n".join(lines))
+        prepare([tmp_path / f"{role}.txt"], tmp_path / role, format="letor")
+    models = ["logger", "random", "naive", "pbm", "full-information", *packages, *(f"{p}-labels" for p in packages)]
+    (tmp_path / "study.toml").write_text(
+        'seeds = [0]\nmetrics = ["ndcg@10"]\n[data]\ntrain = "train"\nvali = "vali"\ntest = "test"\n'
+        '[[log]]\nname = "log"\nuser = "pbm"\npolicy = "linear"\nsessions = 500\n'
+        '[defaults]\nrelevance = "linear"\nepochs = 1\n' + "".join(f"[[method]]\nmodel = '{m}'\n" for m in models)
+    )
+    study = read_study(tmp_path / "study.toml")
+    run_study(study, tmp_path / "out")
+    found = {run.method.name: StoredRuns(tmp_path / "out").read(run) for run in study_runs(study)}
+    assert {name: (facts or {}).get("error") for name, facts in found.items()} == dict.fromkeys(models)

@@ -9,7 +9,7 @@ import numpy as np
 
 from ultr import stopping
 from ultr.data import Collection
-from ultr.data.input_schema import InputSchema
+from ultr.data.input_schema import FEATURES, InputSchema
 from ultr.errors import ConfigError, DataError
 from ultr.sessions import Sessions, whole_feature
 from ultr.text import did_you_mean
@@ -110,7 +110,7 @@ class Policy:
         else:
             raw = _graded(self, labels, seed)
         by_features = self.ranker in ("linear", "boosted")
-        fitted = FittedPolicy(self, raw, collection.input_schema if by_features else None)
+        fitted = FittedPolicy(self, raw, collection.input_schema.only({FEATURES}) if by_features else None)
         scores = raw(collection.features, labels, collection.document)
         if not (finite := np.isfinite(scores)).all():
             raise DataError(

@@ -19,7 +19,7 @@ import numpy as np
 
 from ultr import stopping
 from ultr.data import Collection
-from ultr.data.input_schema import InputSchema
+from ultr.data.input_schema import FEATURES, InputSchema
 from ultr.errors import ConfigError, DataError
 from ultr.evaluation import per_query
 from ultr.files import json_values
@@ -277,7 +277,7 @@ def rows_of_grades(train: Collection) -> TreeRows:
     sizes = np.diff(train.offsets)
     y = np.maximum(np.nan_to_num(train.labels), 0)
     position = np.arange(len(y)) - np.repeat(train.offsets[:-1], sizes)
-    return TreeRows(train.features, y, position, sizes, schema=train.input_schema)
+    return TreeRows(train.features, y, position, sizes, schema=train.input_schema.only({FEATURES}))
 
 
 def _judged_rounds(rounds: int) -> list[int]:
