@@ -70,6 +70,14 @@ MODEL: dict[str, Any] = {"class": "PBM", "relevance": {"class": "Constant"}, "ex
             {"model": MODEL | {"examination": {"class": "RankTable", "ranks": "x"}}},
             r"field 'model\.examination': Rank",
         ),
+        (
+            {"model": MODEL | {"relevance": {"class": "DocumentTable", "documents": 3, "feature": ["a"]}}},
+            r"field 'model\.relevance': DocumentTable: expected feature as a name, found \['a'\]",
+        ),
+        (
+            {"model": MODEL | {"relevance": {"class": "Linear", "size": 2, "feature": [["a"], "b"]}}},
+            r"field 'model\.relevance': Linear: expected feature as a name, found \['a'\]",
+        ),
         ({"model": {"class": "array", "value": "x"}}, r"field 'model\.value': expected numbers"),
         ({"model": {"class": "array", "value": [1]}}, r"field 'model': expected a model, found"),
     ],

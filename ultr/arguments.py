@@ -45,6 +45,28 @@ def check_number(name: str, value: Any, *, above: float = -math.inf, least: floa
     return number
 
 
+def check_name(name: str, value: Any) -> str:
+    """Checks a name, such as that of a feature, and returns it.
+
+    Raises:
+      ConfigError: something else than text with a character or more; names the argument.
+    """
+    if not isinstance(value, str) or not value:
+        raise ConfigError(f"expected {name} as a name, found {value!r}")
+    return value
+
+
+def check_names(name: str, value: Any) -> str | tuple[str, ...]:
+    """Checks a name or several, and returns the one or a tuple.
+
+    Raises:
+      ConfigError: something else than text, or than a sequence of it that is not empty; names the argument.
+    """
+    if isinstance(value, list | tuple) and value:
+        return tuple(check_name(name, each) for each in value)
+    return check_name(name, value)
+
+
 def number_array(
     given: Any, field: str, *, file: str | None = None, row: int | None = None, objects: bool = True
 ) -> np.ndarray:

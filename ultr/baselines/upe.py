@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from ultr.arguments import check_name, check_names
 from ultr.baselines.base import Baseline, clicks_of, softmax_cross_entropy
 from ultr.baselines.dual import log_limit, relative_to_first
 from ultr.baselines.pairwise import RunningMean
@@ -89,8 +90,8 @@ class LoggingPolicy(Ranker):
         if scaler is not None and scaler.size != size:
             raise ConfigError(f"expected a scaler of {size} features, found one of {scaler.size}")
         self.size, self.documents, self.width, self.hidden = size, documents, width, hidden
-        self.feature = feature if isinstance(feature, str) else tuple(feature)
-        self.scores, self.scaler = scores, scaler
+        self.feature = check_names("feature", feature)
+        self.scores, self.scaler = None if scores is None else check_name("scores", scores), scaler
         if size:
             self.layer = nnx.Linear(size, hidden, rngs=rngs)
             self.encoder: Callable[[jax.Array], jax.Array] = nnx.Linear(hidden, width, rngs=rngs)

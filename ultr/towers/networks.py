@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ultr.arguments import check_count
+from ultr.arguments import check_count, check_names
 from ultr.errors import ConfigError
 from ultr.sessions import Sessions, SharedFeature
 from ultr.towers.base import Tower
@@ -45,7 +45,7 @@ class FeatureNetwork(Tower):
         if scaler is not None and scaler.size != size:
             raise ConfigError(f"expected a scaler of {size} features, found one of {scaler.size}")
         self.size = size
-        self.feature: str | tuple[str, ...] = feature if isinstance(feature, str) else tuple(feature)
+        self.feature = check_names("feature", feature)
         self.scaler = scaler
 
     @property

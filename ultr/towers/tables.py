@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from ultr.arguments import check_count, check_number
+from ultr.arguments import check_count, check_name, check_number
 from ultr.errors import ConfigError
 from ultr.hashing import murmur32
 from ultr.sessions import Array, Sessions
@@ -172,7 +172,7 @@ class DocumentTable(TableTower):
         if rows is not None:
             check_count("rows", rows)
         self.documents, self.kind, self.rows, self.dimension = documents, kind, rows, dimension
-        self.initial, self.feature = check_number("initial", initial), feature
+        self.initial, self.feature = check_number("initial", initial), check_name("feature", feature)
         self.common = nnx.Param(jnp.asarray(self.initial))
         size = documents + 1 if kind == "full" else rows or 1
         if kind in ("full", "hashed"):
