@@ -39,6 +39,7 @@ def named_log(
     impressions: Sequence[str] = (),
     devices: Sequence[str] | None = ("phone", "desk"),
     sessions: int = 120,
+    grades: bool = True,
 ) -> ClickLog:
     """The sessions of the world: documents that are in stock are clicked more often, and more so on the phone.
 
@@ -46,6 +47,7 @@ def named_log(
       features: names of document features, in the order of the columns.
       impressions: names of features that the log gives per impression.
       devices: categories of the context, in the order of their codes; None: there is no context.
+      grades: whether the documents have grades.
     """
     rng = np.random.default_rng(1)
     rows: dict[str, list[Any]] = {name: [] for name in ("session", "query", "documents", "ranks", "clicks")}
@@ -70,9 +72,8 @@ def named_log(
         codes = [list(devices).index(device) + 1 if device in devices else 0 for device in used]
         table = table.append_column("context.device", pa.array(codes, pa.int32()))
     queries = pa.array([f"q{i}" for i in range(QUERIES)])
-    with LogWriter(
-        path, queries=queries, documents=documents_table(features), features=features, context=context
-    ) as out:
+    documents_of = documents_table(features) if grades else documents_table(features).drop_columns("label")
+    with LogWriter(path, queries=queries, documents=documents_of, features=features, context=context) as out:
         out.write(table)
     return ClickLog.open(path)
 

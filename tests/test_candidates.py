@@ -160,3 +160,45 @@ def test_the_command_takes_a_table_or_a_collection(ultr: Ultr, log: ClickLog, tm
     assert by_file["perplexity"] == alone.json["perplexity"]
     assert by_file["ndcg@3"]["count"] == 6
     assert "not_computed" not in by_file
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_err_of_candidates_is_on_the_scale_that_is_said(ultr: Ultr, tmp_path: Path, own: bool) -> None:
+    """The table may hold a part of the grades only, and the log may have none of its own."""
+    whole = named_log(tmp_path / "log", (), impressions=("price", "stock"))
+    run, options = tmp_path / "run", ("--relevance", "linear", "--epochs", "1", "--batch-size", "32")
+    assert ultr("train", whole.path, "--out", run, *options).code == 0
+    file = table(tmp_path / "candidates.csv", grades=own)
+
+    def err(*more: str) -> tuple[float, float, str]:
+        made = ultr("evaluate", run, whole.path, "--candidates", file, "--metrics", "err", "--json", *more)
+        assert made.code == 0, made.err
+        return made.json["err"]["value"], made.json["max_grade"], made.err
+
+    highest = float(GRADES.max())
+    value, scale, said = err()
+    assert scale == highest
+    assert "note: the candidates tell no scale" not in said  # graded on that of the log
+    wider, scale, _ = err("--max-grade", str(highest + 3))
+    assert scale == highest + 3
+    assert wider < value
+    low = ultr("evaluate", run, whole.path, "--candidates", file, "--metrics", "err", "--max-grade", "0.5")
+    assert low.code == 2
+    assert "expected grades of at most 0.5, the highest of the scale" in low.err
+    bare = named_log(tmp_path / "bare", (), impressions=("price", "stock"), grades=False)
+    made = ultr("evaluate", run, bare.path, "--candidates", file, "--metrics", "err", "--json")
+    if own:  # the documented use: grades in the table alone
+        assert made.code == 0, made.err
+        assert "note: the candidates tell no scale" in made.err
+        assert made.json["err"]["value"] == pytest.approx(value)
+    else:
+        assert made.code == 2
+        assert "expected candidates with a grade, found none" in made.err
+
+
+def test_candidates_keep_the_scale_of_the_log(log: ClickLog, tmp_path: Path) -> None:
+    some = [i for i in range(DOCUMENTS) if GRADES[i] < GRADES.max()]
+    file = table(tmp_path / "candidates.csv", grades=True, rows=some)
+    lists = read_candidates(file, ("price", "stock"), graded_by=log.vocabulary)
+    assert np.nanmax(lists.labels) < lists.max_grade == log.vocabulary.max_grade == GRADES.max()
+    assert read_candidates(file, ("price", "stock")).max_grade == np.nanmax(lists.labels)

@@ -49,6 +49,17 @@ def test_distinct_lists_count_as_often_as_they_were_shown(logs: dict[str, ClickL
     assert [check.z for check in found.checks] == pytest.approx([check.z for check in expected.checks])
 
 
+def test_weights_that_are_no_copies_are_not_taken_for_chance(ultr: Ultr, tmp_path: Path) -> None:
+    """Ten for a tenth of the sessions: as many clicks as ten times the sessions, and much more chance in them."""
+    log = write(tmp_path / "log", draw("pbm", 3, 2000), weight=lambda i: 10.0 if i % 10 == 0 else 1.0)
+    for source in (log, collapse(log, "last-click"), collapse(log, "list", directory=tmp_path / "distinct")):
+        found = goodness_of_fit(source)
+        assert found.fits is None
+        assert "weights that need not be copies" in found.text()
+    assert "weights that need not be copies" in ultr("propensity", log.path).out
+    assert "weights that need not be copies" in ultr("diagnose", log.path).out
+
+
 def test_propensity_leaves_curves_of_logs_that_fit_as_they_are(ultr: Ultr, logs: dict[str, ClickLog]) -> None:
     found = ultr("propensity", logs["pbm"].path, "--json").json
     assert found["goodness_of_fit"]["fits"] is True

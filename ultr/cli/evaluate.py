@@ -11,7 +11,7 @@ from ultr import plots
 from ultr.cli import json_option, output, seed_option
 from ultr.cli.inputs import load_model, match_notes, open_known
 from ultr.cli.options import FiniteRange, InVain, Name, refuse_in_vain
-from ultr.errors import ConfigError
+from ultr.errors import ConfigError, DataError
 from ultr.text import table
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ def command(
     known = trained_on.get("vocabulary") if "document" in indexed_fields(model) else None
     opened = open_known(data, known, split=split)
     match = input_match(model, opened, name="evaluation data")
-    judged = None if candidates is None else _read_candidates(candidates, model, opened)
+    judged = None if candidates is None else _read_candidates(candidates, model, opened, max_grade)
     if calibration:
         _check_calibration(model, opened)
     key = jax.random.key(seed)
@@ -148,7 +148,7 @@ def command(
         result["not_computed"] = dict(found.not_computed)
     text = table([["metric", *_HEAD], *([name, *_estimate_row(e)] for name, e in found.items())])
     if scaled := [name for name in found if parse_metric(name).metric.needs_max_grade]:
-        scale, whence = _grade_scale(opened, max_grade)
+        scale, whence = _grade_scale(opened, judged, max_grade)
         result["max_grade"] = scale
         text += f"\n{', '.join(scaled)}: on a scale of grades from 0 to {scale:g}, {whence}"
     if calibration:
@@ -174,7 +174,7 @@ def command(
     output(result, text, as_json)
 
 
-def _read_candidates(path: Path, model: object, opened: ClickLog | Collection) -> Collection:
+def _read_candidates(path: Path, model: object, opened: ClickLog | Collection, max_grade: float | None) -> Collection:
     """Opens a prepared collection, or reads a table of the features that the model knows by name."""
     from ultr.data import Collection
     from ultr.ingest.candidates import read_candidates
@@ -183,7 +183,7 @@ def _read_candidates(path: Path, model: object, opened: ClickLog | Collection) -
     if path.is_dir():
         return Collection.open(path)
     schema = schema_of(model)
-    return read_candidates(path, schema.features if schema else (), graded_by=opened.vocabulary)
+    return read_candidates(path, schema.features if schema else (), graded_by=opened.vocabulary, max_grade=max_grade)
 
 
 def _refuse_in_vain(metrics: list[Metric], calibration: bool, *, chosen: bool = True) -> None:
@@ -210,19 +210,24 @@ def _refuse_in_vain(metrics: list[Metric], calibration: bool, *, chosen: bool = 
     )
 
 
-def _grade_scale(opened: ClickLog | Collection, stated: float | None) -> tuple[float, str]:
+def _grade_scale(opened: ClickLog | Collection, judged: Collection | None, stated: float | None) -> tuple[float, str]:
     """Returns the highest grade of the scale that metrics refer to, and says where it comes from."""
     from ultr.data import Collection
 
     if stated is not None:
         return stated, "as --max-grade says"
-    if opened.vocabulary.max_grade is not None:
-        return opened.vocabulary.max_grade, "that of the data"
-    lists = opened if isinstance(opened, Collection) else opened.collection()
-    assert lists is not None  # a metric of it was computed
+    data = opened.vocabulary.max_grade
+    if judged is None and data is not None:
+        return data, "that of the data"
+    lists = judged or (opened if isinstance(opened, Collection) else opened.collection())
+    if lists is None:
+        raise DataError("expected graded lists, found none", file=opened.vocabulary.path)
+    if judged is not None and (judged.metadata or judged.max_grade == data):  # prepared, or graded on that scale
+        return judged.max_grade, "that of the data" if judged.max_grade == data else "that of the candidates"
+    why = "the candidates tell no scale" if judged else "this folder was prepared before the scale of grades was kept"
+    again = "" if judged else ", or prepare the data again"
     click.echo(
-        "note: this folder was prepared before the scale of grades was kept: the highest grade found counts as the "
-        "highest there is. Give it with --max-grade, or prepare the data again",
+        f"note: {why}: the highest grade found counts as the highest there is. Give it with --max-grade{again}",
         err=True,
     )
     return lists.max_grade, "the highest found"

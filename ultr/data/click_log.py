@@ -165,6 +165,15 @@ class ClickLog(Dataset):
         """Whether sessions have weights."""
         return "weight" in self._layout.optional
 
+    @property
+    def weights_are_copies(self) -> bool:
+        """Whether a session of weight w stands for w equal sessions that happened, as `collapse` writes them.
+
+        Other weights, such as those of a sample, do not tell how much chance there is in their sums.
+        """
+        collapsed = self.metadata.get("report", {}).get("collapsed")
+        return not self.weighted or (collapsed is not None and bool(collapsed.get("copies", True)))
+
     def __repr__(self) -> str:
         return f"ClickLog({str(self.path)!r}: {self.sessions:,} sessions, {self.documents:,} documents)"
 

@@ -129,5 +129,5 @@ def _count(log: ClickLog, by: SufficientStatistics, memory: int, beside: Path | 
         documents=log.documents,
         ranks=log.ranks,
         vocabulary=log.vocabulary,
-        identity=log.identity | {"by": by},
+        identity=log.identity | {"by": by} | ({} if log.weights_are_copies else {"weights": "not copies"}),
     )

@@ -103,7 +103,10 @@ def write_distinct_sessions(
                 columns["weight"] = pa.array(weight.astype(np.float32))
                 writer.write(pa.table(columns))
                 written += len(batch)
-        writer.report = {"collapsed": {"sessions": log.sessions, "weight": total, "log": log.identity}}
+        copies = log.weights_are_copies
+        writer.report = {
+            "collapsed": {"sessions": log.sessions, "weight": total, "log": log.identity, "copies": copies}
+        }
     return ClickLog.open(directory).with_documents(log.documents)
 
 

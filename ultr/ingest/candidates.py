@@ -27,7 +27,11 @@ KEYS = ("query", "document")
 
 
 def read_candidates(
-    path: str | os.PathLike[str], features: Sequence[str], *, graded_by: Vocabulary | None = None
+    path: str | os.PathLike[str],
+    features: Sequence[str],
+    *,
+    graded_by: Vocabulary | None = None,
+    max_grade: float | None = None,
 ) -> Collection:
     """Reads the candidates of queries as a collection: a row of a CSV, TSV or Parquet table each.
 
@@ -37,11 +41,13 @@ def read_candidates(
     Args:
       path: the file.
       features: names of the columns of features, in the order of the collection.
-      graded_by: a vocabulary with grades, which are taken where the table has no column of its own.
+      graded_by: a vocabulary with grades, which are taken where the table has no column of its own. Their scale is
+        that of the candidates.
+      max_grade: the highest grade of the scale; None: that of `graded_by`, or without one the highest grade found.
 
     Raises:
-      DataError: a column is missing, a feature is not a finite number, a candidate comes twice, or none has a grade;
-        names the file, row and field.
+      DataError: a column is missing, a feature is not a finite number, a candidate comes twice, a grade is above the
+        scale, or none has a grade; names the file, row and field.
     """
     (file,) = expand_inputs([path])
     with tempfile.TemporaryDirectory(prefix="ultr-") as folder, Engine(beside=Path(folder)) as engine:
@@ -76,6 +82,15 @@ def read_candidates(
         reject(again, "expected each candidate of a query once, found it twice", chosen["document"])
     label = _grades(rows, graded_by)
     there = ~np.isnan(label)
+    scale = max_grade or (graded_by.max_grade if graded_by is not None else None) or None
+    if scale is not None and (above := there & (label > np.float32(scale))).any():
+        row = int(above.argmax())
+        raise DataError(
+            f"expected grades of at most {scale:g}, the highest of the scale, found {label[row]:g}",
+            fix="Give the highest grade of the scale as --max-grade, or correct the grade",
+            field=chosen.get("label", "label"),
+            **where(rows["at"][row].as_py()),
+        )
     if not there.any():
         raise DataError(
             "expected candidates with a grade, found none",
@@ -91,6 +106,7 @@ def read_candidates(
         features=np.stack(columns, 1) if columns else None,
         document=kept["document"].to_pylist(),
         feature_names=list(features) if columns else None,
+        max_grade=scale,
     )
 
 

@@ -64,6 +64,10 @@ CASCADE = 0.95  # where a click at the first rank leaves less of the examination
 
 ONLY_BY_RANK = "counts by rank do not tell what was clicked above: give the log, or its counts by last click"
 UNEVEN_WEIGHTS = "the weights of sessions are not whole numbers, so that chance is not known"
+WEIGHTED = (
+    "sessions have weights that need not be copies of equal sessions, so that chance is not known; intervals count a "
+    "session of weight w as w sessions"
+)
 TOO_FEW_RANKS = "the log has too few ranks for it"
 TOO_FEW_CLICKS = "too few clicks to notice a doubling"
 NOT_IN_CASCADE = "how far users read depends on the documents above, which no curve by document allows for"
@@ -277,8 +281,9 @@ def goodness_of_fit_of_cells(
     cells = context_cells(source, counted, ranks=looked_at, most=MOST_CELLS)
     nothing = np.full(looked_at, np.nan)
     whole = (np.mod(cells.impressions, 1) == 0).all() and (np.mod(cells.clicks, 1) == 0).all()
-    if not whole or not cells.clicks.sum():
-        reason = TOO_FEW_CLICKS if whole else UNEVEN_WEIGHTS
+    copies = _weights_are_copies(source)
+    if not copies or not whole or not cells.clicks.sum():
+        reason = WEIGHTED if not copies else TOO_FEW_CLICKS if whole else UNEVEN_WEIGHTS
         return GoodnessOfFit(tuple(Check(name, reason=reason) for name in CHECKS), nothing)
     above = [_check_last_click(cells), _check_click_above(cells)]
     dependent = bool((holm([check.p_value for check in above]) < LEVEL).any())
@@ -295,6 +300,12 @@ def goodness_of_fit_of_cells(
         rest = (Check(check.name, reason=check.reason or NOT_IN_CASCADE) for check in checks[2:])
         return dataclasses.replace(found, checks=(*checks[:2], *rest))
     return _with_alternatives(found, cells) if found.failed else found
+
+
+def _weights_are_copies(source: ClickLog | Counts) -> bool:
+    if isinstance(source, ClickLog):
+        return source.weights_are_copies
+    return (source.identity or {}).get("weights") is None
 
 
 def _with_alternatives(found: GoodnessOfFit, cells: ContextCells) -> GoodnessOfFit:
