@@ -1,4 +1,4 @@
-"""Checks that a column of views numbers views: other columns, such as flags or row ids, cut the lists of a log apart."""
+"""Checks that a column of views numbers views: another one, such as flags or ids of rows, cuts lists apart."""
 
 from __future__ import annotations
 
