@@ -103,6 +103,7 @@ def write_log(
             clicks += int(flat.to_numpy().sum(dtype=np.int64))
         made = dict(report)
         made |= {"rows": rows.read, "sessions": sessions, "impressions": impressions, "clicks": clicks}
+        made["distinct_sessions"] = engine.number(lists.table["session"].nunique())
         made |= _dropped_and_repaired(raw, rows, repairs)
         if views := _views(engine, rows, lists, made):
             made["views"] = views
