@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from ultr.arguments import not_whole, number_array
+from ultr.arguments import not_whole_from, number_array
 from ultr.data.input_schema import InputSchema
 from ultr.errors import ConfigError, DataError
 from ultr.sessions import Array, Sessions, SharedFeature, whole_feature
@@ -248,10 +248,9 @@ def find_violation(
         array = number_array(whole_feature(values), field)
         if array.shape != mask.shape:
             raise DataError(f"expected [B, K] = {mask.shape}, found {array.shape}", field=field)
-        bad = ((array >= size) | (array < 0)) & mask
-        if array.dtype.kind not in "iu":
-            missing = np.isnan(array) if field == "labels" else np.zeros(mask.shape, bool)
-            bad |= not_whole(array) & mask & ~missing
+        bad = not_whole_from(array, 0, size - 1) & mask
+        if field == "labels" and array.dtype.kind not in "biu":
+            bad &= ~np.isnan(array)
         if bad.any():
             row, column = (int(i) for i in np.argwhere(bad)[0])
             return Violation(named, row, array[row, column].item())
