@@ -35,20 +35,29 @@ COUNTING = (*EM, "counting")
 _CLIP = Option("clip", float, 0.0, "largest weight; 0: no limit", minimum=0, zero="no limit")
 _MEAN_WEIGHT_1 = Option("self_normalised", bool, False, "divide the weights by their mean over a batch")
 _WEIGHTS = (_CLIP, _MEAN_WEIGHT_1)
-_LISTWISE = Option("form", str, "listwise", "form of the loss: listwise or pointwise")
+_LISTWISE = Option(
+    "form", str, "listwise", "form of the loss: listwise or pointwise", choices=("listwise", "pointwise")
+)
 # Where lists are cut and a document is shown only in some sessions, only the pointwise form is right.
-_POINTWISE = Option("form", str, "pointwise", _LISTWISE.help)
+_POINTWISE = dataclasses.replace(_LISTWISE, default="pointwise")
 _TRUST = Option("trust", bool, False, "fit the regression under trust bias")
 _RATIO_CLIP = Option("clip", float, 100.0, "largest ratio of two propensities", minimum=1)
+
+_MOMENTUM = Option(
+    "momentum", float, 0.1, "share of a batch in the running means", minimum=0, exclusive=True, maximum=1
+)  # fmt: skip
 
 _TREES = (
     Option("rounds", int, 300, "trees at most; held-out clicks or grades choose how many", minimum=1),
     Option("learning_rate", float, 0.1, "shrinkage of each tree", minimum=0, exclusive=True),
     Option("leaves", int, 31, "leaves per tree", minimum=2),
-    Option("least_in_leaf", int, 20, "documents in a leaf, at least", minimum=0),
-    Option("most_rows", int, 2_000_000, "displayed documents in memory, drawn by the seed from longer logs", minimum=1),
     Option("threads", int, 1, "threads; 0: all", minimum=0),
 )
+_LEAST = Option("least_in_leaf", int, 20, "documents in a leaf, at least", minimum=0)  # XGBoost has no such bound
+_MOST_ROWS = Option(
+    "most_rows", int, 2_000_000, "displayed documents in memory, drawn by the seed from longer logs", minimum=1
+)
+_LIGHTGBM = (*_TREES, _LEAST)
 
 _DOCUMENT = {"relevance": "document"}
 _TWO_TOWERS = {"relevance": "document", "examination": "rank"}
@@ -160,7 +169,8 @@ _ROWS: tuple[MethodSpec, ...] = (
     MethodSpec(
         "prs", WEIGHTED, "propensity ratio scoring: pairs of clicked and unclicked documents", "Wang 2021",
         "ultr.baselines.PRS", _DOCUMENT, ("propensity",),
-        options=(_CLIP, Option("metric", str, "dcg", "weights of pairs: dcg (change of DCG) or rank (all alike)")),
+        options=(_CLIP, Option("metric", str, "dcg", "weights of pairs: dcg (change of DCG) or rank (all alike)",
+                        choices=("dcg", "rank"))),
     ),
     MethodSpec(
         "dla", JOINT, "dual learning: ranker and propensities weight each other", "Ai 2018", "ultr.baselines.DLA",
@@ -176,13 +186,13 @@ _ROWS: tuple[MethodSpec, ...] = (
         options=(
             Option("regularisation", float, 1.0, "p of the paper; 0: the ratios themselves, 1: about their roots",
                    minimum=0),
-            Option("momentum", float, 0.05, "share of a batch in the running means"),
+            dataclasses.replace(_MOMENTUM, default=0.05),
         ),
     ),
     MethodSpec(
         "upe", JOINT, "dual learning freed of the confounding by the logging policy", "Luo 2024", "ultr.baselines.UPE",
         _DOCUMENT, ("logging_policy", "ranks"),
-        options=(_RATIO_CLIP, Option("momentum", float, 0.1, "share of a batch in the running mean")),
+        options=(_RATIO_CLIP, _MOMENTUM),
     ),
     MethodSpec(
         "additive-listwise", JOINT, "additive two-tower, listwise", "Yan 2022", "ultr.baselines.AdditiveListwise",
@@ -191,12 +201,13 @@ _ROWS: tuple[MethodSpec, ...] = (
     MethodSpec(
         "additive-dropout", JOINT, "additive two-tower with dropout of the bias tower", "Zhang 2023",
         "ultr.models.AdditivePBM", _ADDITIVE,
-        options=(Option("rate", float, 0.5, "share of biases that are dropped"),), builder="dropout",
+        options=(Option("rate", float, 0.5, "share of biases that are dropped", minimum=0, maximum=1, below=True),),
+        builder="dropout",
     ),
     MethodSpec(
         "additive-reversal", JOINT, "additive two-tower with gradient reversal", "Zhang 2023",
         "ultr.baselines.AdversarialTwoTower", _TWO_TOWERS,
-        options=(Option("strength", float, 1.0, "strength of the reversal; 0: none"),),
+        options=(Option("strength", float, 1.0, "strength of the reversal; 0: none", minimum=0),),
     ),
     MethodSpec(
         "additive-weighted", JOINT, "additive two-tower, impressions weighted by their displays", "Hager 2025",
@@ -215,20 +226,28 @@ _ROWS: tuple[MethodSpec, ...] = (
         makes="ultr.baselines.FullInformation", towers=_DOCUMENT, learns_from="grades",
     ),
     MethodSpec(
-        "lightgbm", TREES, "LambdaMART of LightGBM on clicks", "Burges 2010", options=_TREES, package="lightgbm"
-    ),
-    MethodSpec(
-        "lightgbm-position", TREES, "LightGBM with a bias per position",
-        options=(*_TREES, Option("position_regularisation", float, 0.0, "strength of the prior on biases", minimum=0)),
+        "lightgbm", TREES, "LambdaMART of LightGBM on clicks", "Burges 2010", options=(*_LIGHTGBM, _MOST_ROWS),
         package="lightgbm",
     ),
     MethodSpec(
-        "lightgbm-labels", TREES, "LightGBM on grades", learns_from="grades", options=_TREES, package="lightgbm"
+        "lightgbm-position", TREES, "LightGBM with a bias per position",
+        options=(
+            *_LIGHTGBM, _MOST_ROWS,
+            Option("position_regularisation", float, 0.0, "strength of the prior on biases", minimum=0),
+        ),
+        package="lightgbm",
     ),
-    MethodSpec("xgboost", TREES, "LambdaMART of XGBoost on clicks", "Burges 2010", options=_TREES, package="xgboost"),
+    MethodSpec(
+        "lightgbm-labels", TREES, "LightGBM on grades", learns_from="grades", options=_LIGHTGBM, package="lightgbm"
+    ),
+    MethodSpec(
+        "xgboost", TREES, "LambdaMART of XGBoost on clicks", "Burges 2010", options=(*_TREES, _MOST_ROWS),
+        package="xgboost",
+    ),
     MethodSpec(
         "xgboost-unbiased", TREES, "XGBoost with pairwise debiasing", "Hu 2019",
-        options=(*_TREES, Option("bias_norm", float, 2.0, "regularisation of the bias ratios")), package="xgboost",
+        options=(*_TREES, _MOST_ROWS, Option("bias_norm", float, 2.0, "regularisation of the bias ratios", minimum=0)),
+        package="xgboost",
     ),
     MethodSpec("xgboost-labels", TREES, "XGBoost on grades", learns_from="grades", options=_TREES, package="xgboost"),
     MethodSpec("logger", YARDSTICKS, "the logging policy's ranker, of a simulated log", learns_from="nothing"),

@@ -23,6 +23,7 @@ COMPRESSED_TABLES = ("hashed", "quotient-remainder", "robe")
 TABLES = ("table", *COMPRESSED_TABLES)
 NETWORKS = tuple(NETWORK_TOWERS)
 RELEVANCE_TOWERS = ("auto", *TABLES, *NETWORKS)
+TRANSFORMS = ("standardise", "log1p")
 OPTIMIZERS = ("adam", "lazy-adam", "lazy-adagrad")
 
 
