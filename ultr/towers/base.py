@@ -50,6 +50,7 @@ class Component(nnx.Module):
       input_schema: names of the features that the module was trained on, where it reads some; None: not known.
       shown_ranks: the 1-based ranks that training showed a module with a table by rank (`note_shown_ranks`); None: not
         known.
+      clicked_ranks: those of them with a click; None: not known.
     """
 
     parameter_group: ClassVar[ParameterGroup] = "network"
@@ -63,6 +64,7 @@ class Component(nnx.Module):
         return None
 
     shown_ranks: tuple[int, ...] | None = None
+    clicked_ranks: tuple[int, ...] | None = None
 
     @property
     def pointwise(self) -> bool:
