@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -16,8 +16,10 @@ from ultr.data import ClickLog, collapse
 from ultr.data.counting import count_cells, last_click_key, merge_extra
 from ultr.identifiability import report
 from ultr.propensity import conditional_likelihood, goodness_of_fit
-from ultr.study.assumptions import assumed_checks, check_assumptions
+from ultr.propensity.goodness_of_fit import CASCADES, CHECKS
+from ultr.study.assumptions import check_assumptions
 from ultr.study.registry import METHODS, method_spec
+from ultr.study.specs import Assumption
 
 SESSIONS = 5000
 MISFIT = "The position-based model does not fit this log."
@@ -137,11 +139,12 @@ def test_train_warns_of_the_assumptions_of_its_model(
 def test_methods_that_assume_nothing_are_not_checked(logs: dict[str, ClickLog]) -> None:
     for name in ("naive", "dctr", "dbn", "sdbn"):
         assert check_assumptions(method_spec(name), logs["ubm"]) is None
-    both = ("last-click", "click-above", "trust", "noise")
-    assert {name for name, spec in METHODS.items() if assumed_checks(spec) == both} >= {
+    both = CHECKS
+    assert {*CHECKS, CASCADES} == {*get_args(Assumption)}
+    assert {name for name, spec in METHODS.items() if spec.assumes == both} >= {
         "pbm", "ips-listwise", "dla", "regression-em", "prs", "policy-aware", "pbm-frozen", "pairdebias"
     }  # fmt: skip
-    assert assumed_checks(method_spec("affine-ips")) == assumed_checks(method_spec("trust")) == both[:2]
+    assert method_spec("affine-ips").assumes == method_spec("trust").assumes == both[:2]
 
 
 def test_recommended_models_are_methods_that_can_be_trained(logs: dict[str, ClickLog]) -> None:

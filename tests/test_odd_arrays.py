@@ -9,8 +9,10 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 from ultr import fit, models, solve, towers
+from ultr.arguments import check_number, whole_array
 from ultr.data import Collection, InMemory
 from ultr.errors import ConfigError, DataError, UltrError
 from ultr.evaluation import evaluate
@@ -35,6 +37,7 @@ ODD: dict[str, Callable[[np.ndarray], Any]] = {
     "huge": lambda x: replaced(x, 2**40, np.int64),
     "unsigned": lambda x: replaced(x, 2**63, np.uint64),
     "whole floats": lambda x: np.asarray(x, float),
+    "half floats": lambda x: np.asarray(x, np.float16),
     "objects": lambda x: np.asarray(x, object),
     "none inside": lambda x: replaced(x, None, object),
     "text": lambda x: np.asarray(x).astype(str),
@@ -63,12 +66,16 @@ FIELDS: dict[str, np.ndarray] = {
 }
 # What means the same numbers, or others that the field may hold.
 VALID: dict[str, set[str]] = {
-    "clicks": {"whole floats"},
-    "labels": {"nan", "fractional", "negative", "huge", "unsigned", "whole floats"},
-    "query": {"whole floats"},
-    "weight": {"fractional", "huge", "unsigned", "whole floats"},
-    "document": {"whole floats", "an axis more"},  # features may have more axes; as ids they are refused by the tower
-    "x": {"fractional", "negative", "huge", "unsigned", "whole floats", "an axis more"},
+    "clicks": {"whole floats", "half floats"},
+    "labels": {"nan", "fractional", "negative", "huge", "unsigned", "whole floats", "half floats"},
+    "query": {"whole floats", "half floats"},
+    "weight": {"fractional", "huge", "unsigned", "whole floats", "half floats"},
+    "document": {
+        "whole floats",
+        "half floats",
+        "an axis more",
+    },  # as ids, more axes are refused by the tower
+    "x": {"fractional", "negative", "huge", "unsigned", "whole floats", "half floats", "an axis more"},
 }
 
 
@@ -117,7 +124,7 @@ def test_lists_give_the_same_numbers_or_an_error(field: str, kind: str) -> None:
     made = outcome(lambda: Sessions.from_lists(**given).validate())
     if isinstance(made, str):
         assert field.removesuffix("s") in made
-        assert kind not in ("a list", "whole floats", "objects")
+        assert kind not in ("a list", "whole floats", "half floats", "objects")
         return
     found = made.features["document"] if field == "document" else getattr(made, name)
     np.testing.assert_array_equal(np.asarray(found, float), np.asarray(value, float))
@@ -205,9 +212,9 @@ def test_counts_by_arm_are_checked(field: str, kind: str) -> None:
     found = outcome(lambda: conditional_likelihood(counts).value)
     if isinstance(found, str):
         assert field in found or kind == "empty"  # then the other fields have too many entries
-        assert kind not in ("whole floats", "objects", "a list")
+        assert kind not in ("whole floats", "half floats", "objects", "a list")
         return
-    if kind in ("whole floats", "objects", "a list"):
+    if kind in ("whole floats", "half floats", "objects", "a list"):
         np.testing.assert_array_equal(found, expected)
     else:
         assert (field, kind) == ("clicks", "fractional")
@@ -235,9 +242,9 @@ def test_collections_of_arrays_are_checked(field: str, kind: str) -> None:
     made = outcome(lambda: Collection.from_arrays(**GRADED | {field: value}))
     if isinstance(made, str):
         assert field in made
-        assert kind not in ("whole floats", "objects", "a list")
+        assert kind not in ("whole floats", "half floats", "objects", "a list")
         return
-    if kind in ("whole floats", "objects", "a list"):
+    if kind in ("whole floats", "half floats", "objects", "a list"):
         assert made.identity == before.identity
     else:
         allowed = {"fractional", "negative", "huge", "unsigned"}
@@ -256,3 +263,39 @@ def test_names_of_documents_are_text_or_whole_numbers(names: Any) -> None:
 def test_lists_are_selected_by_a_mask_indices_or_a_slice(picked: Any) -> None:
     with pytest.raises(UltrError, match="expected a mask, indices or a slice of 2 lists"):
         Collection.from_arrays(**GRADED).select(picked)
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("most", [10, 2**31 - 2])
+def test_whole_numbers_of_any_width_are_compared_exactly(kind: Any, most: int) -> None:
+    np.testing.assert_array_equal(whole_array(np.array([0, 1, 10], kind), "ids", most=most), [0, 1, 10])
+    if float(np.finfo(kind).max) > most:  # float32 has no number between 2^31 - 128 and 2^31
+        with pytest.raises(DataError, match="row 2, field 'ids': expected whole numbers from 0 to"):
+            whole_array(np.array([0, most + 2 - most % 2], kind), "ids", most=most)
+
+
+@pytest.mark.parametrize("field", ["labels", "weight", "x"])
+@pytest.mark.parametrize("given", [1e300, np.longdouble(1e300)])
+def test_numbers_that_float32_cannot_hold_are_refused(field: str, given: Any) -> None:
+    values = replaced(FIELDS[field], given, type(given))
+    with pytest.raises(DataError, match=rf"{field}\]?': expected finite"):
+        sessions(field, values).validate()
+    assert sessions(field, replaced(FIELDS[field], 1e30)).validate()
+
+
+@pytest.mark.parametrize("initial", [1e300, 10**400, "a", [1e300, 0.0], [math.nan, 0.0], [[0.0, 0.0]]])
+def test_starting_logits_are_finite_numbers(initial: Any) -> None:
+    with pytest.raises(ConfigError, match="expected initial"):
+        towers.RankTable(2, initial=initial)
+    with pytest.raises(ConfigError, match="expected initial"):
+        towers.Constant(initial)
+    for number in (10**400, -(10**400), math.inf):
+        with pytest.raises(ConfigError, match="expected l2 as a finite number"):
+            check_number("l2", number)
+
+
+def test_stored_features_are_finite_numbers() -> None:
+    tower = towers.Linear(1, rngs=nnx.Rngs(0))
+    for values, said in (([[0.0], [1e300]], "finite features"), ([["a"], ["b"]], "expected numbers")):
+        with pytest.raises(DataError, match=said):
+            towers.Stored(tower, values=np.asarray(values))

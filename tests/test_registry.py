@@ -15,6 +15,7 @@ from ultr.errors import ConfigError
 from ultr.models import ClickModel, LatentVariableModel
 from ultr.study import METHODS, ModelConfig, build_model, method_spec, methods_table, specs
 from ultr.study.building import build_optimizer
+from ultr.study.effects import without_effect
 from ultr.study.registry import FAMILIES
 from ultr.study.specs import OPTIMIZERS
 from ultr.study.tower_factory import TowerFactory
@@ -93,6 +94,19 @@ assert not {"jax", "flax"} & set(sys.modules)
 """
     environment = {"PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+
+
+@pytest.mark.parametrize("name", [name for name, spec in TRAINED.items() if spec.builder == "towers"])
+def test_the_rate_of_tables_has_an_effect_where_there_are_tables(name: str) -> None:
+    graded = simulate.collection(queries=5, documents=4, features=3, seed=0)
+    spec, factory = METHODS[name], TowerFactory(ModelConfig(relevance="linear"), graded)
+    groups = {group for kind in spec.towers.values() for group in towers.parameter_groups(factory.make(kind)).values()}
+    assert ("table" in groups) == ("table_rate" not in without_effect(spec, ["linear"]))
+    assert "table_rate" not in without_effect(spec, ["table"])
+
+
+def test_names_of_transforms_are_those_of_the_scaler() -> None:
+    assert towers.Scaler.transforms == specs.TRANSFORMS
 
 
 def test_the_readme_has_the_table_of_methods() -> None:

@@ -9,9 +9,9 @@ from studies import STUDY, study_text
 
 from ultr.errors import ConfigError
 from ultr.study import METHODS, read_study
+from ultr.study.effects import takes_setting
 from ultr.study.reading import log_options
 from ultr.study.runs import run_digest, study_runs
-from ultr.study.settings import takes_setting
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
@@ -79,6 +79,87 @@ def test_a_mistake_in_the_file_is_named(tmp_path: Path, old: str, new: str, said
     assert str(path) in str(error.value)
 
 
+# A [[method]] table -> what is said of it, after file and table.
+IN_VAIN = {
+    'model = "gctr"\nrelevance = "table"': "'relevance' has no effect with model 'gctr', which has no tower over docum",
+    'model = "rctr"\nhidden = [8]': "'hidden' has no effect with model 'rctr', which has no tower over documents",
+    'model = "rctr"\ngrid = {transform = ["log1p"]}': ", grid: 'transform' has no effect with model 'rctr'",
+    'model = "pbm"\nrows = 50': "'rows' has no effect with relevance 'linear', only with hashed, quotient-remainder, r",
+    'model = "pbm"\nrelevance = "auto"\nrows = 50': "'rows' has no effect with relevance 'auto', only with hashed, q",
+    'model = "pbm"\nhidden = [8]': "'hidden' has no effect with relevance 'linear', only with mlp, dcn: leave it out",
+    'model = "pbm"\ngrid = {hidden = [[8]], relevance = ["linear", "table"]}': (
+        ", grid: 'hidden' has no effect with relevance 'linear' or 'table', only with mlp, dcn"
+    ),
+    'model = "pbm"\nrelevance = "table"\ntransform = "log1p"': "'transform' has no effect with relevance 'table', only",
+    'model = "naive"\ntable_rate = 3.0': "'table_rate' has no effect with relevance 'linear', only with tables (table",
+    'model = "pbm"\nl2 = 1.0\ngrid = {l2 = [0.0, 2.0]}': "'l2' has no effect beside the grid's values of it",
+    'model = "pbm"\ngrid = {l2 = [1.0, 2, 1]}': ", grid: 'l2' has 1.0 twice: give each value once",
+    'model = "xgboost"\nleast_in_leaf = 5': "unknown key 'least_in_leaf'",
+    'model = "xgboost-labels"\nmost_rows = 5': "unknown key 'most_rows'",
+    'model = "lightgbm-labels"\nmost_rows = 5': "unknown key 'most_rows'",
+    'model = "pbm"\nrelevance = "mpl"': "unknown relevance 'mpl' (did you mean 'mlp'?); known: auto, table",
+    'model = "pbm"\ngrid = {relevance = ["mpl"]}': ", grid: unknown relevance 'mpl'",
+    'model = "pbm"\ntransform = "log"': "unknown transform 'log'",
+    'model = "affine-ips"\nform = "pairwise"': "unknown form 'pairwise'",
+    'model = "prs"\nmetric = "ndcg"': "unknown metric 'ndcg' (did you mean 'dcg'?); known: dcg, rank",
+    'model = "upe"\nmomentum = 0': "expected 'momentum' above 0, found 0",
+    'model = "pairdebias"\nmomentum = 1.5': "expected 'momentum' of at most 1, found 1.5",
+    'model = "additive-dropout"\nrate = 1.0': "expected 'rate' below 1, found 1.0",
+    'model = "additive-reversal"\nstrength = -1.0': "expected 'strength' of at least 0, found -1.0",
+    'model = "xgboost-unbiased"\nbias_norm = -1.0': "expected 'bias_norm' of at least 0, found -1.0",
+    'model = "full-information"\nrelevance = "table"': "expected 'relevance' as a network (linear, mlp, dcn), found 't",
+}
+
+
+@pytest.mark.parametrize("table", IN_VAIN)
+def test_a_setting_in_vain_or_without_meaning_is_named(tmp_path: Path, table: str) -> None:
+    path = tmp_path / "study.toml"
+    path.write_text(study_text(('model = "logger"', f'name = "mine"\n{table}')))
+    with pytest.raises(ConfigError) as error:
+        read_study(path)
+    said = IN_VAIN[table]
+    assert str(error.value).startswith(f"{path}, [[method]] 1 (mine){said if said.startswith(',') else ': ' + said}")
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        'model = "pbm"\nrelevance = "hashed"\nrows = 50',
+        'model = "pbm"\nrelevance = "auto"\nhidden = [8]\ntransform = "log1p"\ntable_rate = 3.0',
+        'model = "pbm"\ngrid = {hidden = [[8], [9]], relevance = ["linear", "mlp"], table_rate = [1.0, 2.0]}',
+        'model = "naive"\nrelevance = "table"\ntable_rate = 3.0',
+        'model = "upe"\nrelevance = "table"\ntransform = "log1p"\nmomentum = 1.0',
+        'model = "additive-dropout"\nrate = 0.0',
+        'model = "lightgbm"\nleast_in_leaf = 5\nmost_rows = 100',
+    ],
+)
+def test_a_setting_with_an_effect_is_taken(tmp_path: Path, table: str) -> None:
+    path = tmp_path / "study.toml"
+    path.write_text(study_text(('model = "logger"', f'name = "mine"\n{table}')))
+    assert read_study(path).methods[0].name == "mine"
+
+
+def test_defaults_stand_for_the_methods_that_they_have_an_effect_on(tmp_path: Path) -> None:
+    path = tmp_path / "study.toml"
+    path.write_text(study_text(("epochs = 2", "epochs = 2\nrows = 40\nhidden = [8]")))
+    assert [method.model for method in read_study(path).methods][:3] == ["logger", "random", "naive"]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("noise = 1.0", "'noise' has no effect on the policy 'linear', only on noisy: leave it out"),
+        ("strength = 1.0", "'strength' has no effect on the policy 'linear', only on strength: leave it out"),
+    ],
+)
+def test_an_option_of_another_policy_is_in_vain_whatever_its_value(tmp_path: Path, given: str, said: str) -> None:
+    path = tmp_path / "study.toml"
+    path.write_text(study_text(("temperature = 1.0", given)))
+    with pytest.raises(ConfigError) as error:
+        read_study(path)
+    assert str(error.value) == f"{path}, [[log]] 1: {said}"
+
+
 TRUST = (
     "'propensity' as 'all-pairs' has no effect with '{}', which needs trust parameters as well: expected true or a "
     ".json file"
@@ -105,7 +186,8 @@ def test_an_estimator_that_knows_no_trust_is_refused_where_trust_is_needed(
     assert str(error.value).startswith(f"{path}, [[method]] 4 (mine){place}: {TRUST.format(model)}")
     assert "Leave it out, and a trust model is fitted to the training sessions" in str(error.value)
     # What says something is taken, and so is what stands for all methods.
-    for fine in (given.replace("all-pairs", "true"), given.replace("all-pairs", "curve.json")):
+    for source in ("true", "curve.json")[given.startswith("grid") :]:  # the grid has "true" already
+        fine = given.replace("all-pairs", source)
         path.write_text(study_text(('model = "naive"', row + fine)))
         read_study(path)
     shared = study_text(('model = "naive"', row), ("epochs = 2", 'epochs = 2\npropensity = "all-pairs"'))
@@ -120,14 +202,11 @@ def test_paths_start_from_the_folder_of_the_file(study_folder: Path, monkeypatch
     monkeypatch.chdir("/")
     study = read_study(study_folder / "study.toml")
     assert study.data.collection == study_folder / "collection"
-    text = study_text(
-        ('propensity = ["true"', 'propensity = ["curve.json"'),
-        ("clip = 20.0", 'clip = 20.0\npropensity = "curve.json"'),
-    )
-    (study_folder / "other.toml").write_text(text)
-    ips = read_study(study_folder / "other.toml").methods[4]
-    assert ips.propensity == str(study_folder / "curve.json")
-    assert ips.grid["propensity"] == (str(study_folder / "curve.json"), "conditional-likelihood")
+    grid = 'grid = {propensity = ["true", "conditional-likelihood"]}'
+    for given in (grid.replace("true", "curve.json"), 'propensity = "curve.json"'):
+        (study_folder / "other.toml").write_text(study_text((grid, given)))
+        ips = read_study(study_folder / "other.toml").methods[4]
+        assert str(study_folder / "curve.json") == (ips.grid["propensity"][0] if ips.grid else ips.propensity)
 
 
 def test_a_file_of_the_grid_decides_what_a_run_holds(study_folder: Path, tmp_path: Path) -> None:

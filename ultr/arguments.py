@@ -38,7 +38,10 @@ def check_number(name: str, value: Any, *, above: float = -math.inf, least: floa
     Raises:
       ConfigError: no finite number in that range; names the argument.
     """
-    number = float(value) if isinstance(value, Real) and not isinstance(value, bool | np.bool_) else math.nan
+    try:
+        number = float(value) if isinstance(value, Real) and not isinstance(value, bool | np.bool_) else math.nan
+    except OverflowError:  # a whole number beyond all floating-point numbers
+        number = math.inf
     if not (math.isfinite(number) and number > above and number >= least):
         limit = f" above {above:g}" if above > -math.inf else f" of at least {least:g}" if least > -math.inf else ""
         raise ConfigError(f"expected {name} as a finite number{limit}, found {value!r}")
@@ -119,7 +122,7 @@ def whole_array(given: Any, field: str, *, least: int = 0, most: int = LARGEST_I
       DataError: names the first entry that is something else.
     """
     array = number_array(given, field)
-    bad = not_whole(array) | (array < least) | (array > most)
+    bad = not_whole_from(array, least, most)
     if bad.any():
         place = tuple(int(i) for i in np.argwhere(bad)[0])
         found = array[place] if place else array
@@ -128,6 +131,24 @@ def whole_array(given: Any, field: str, *, least: int = 0, most: int = LARGEST_I
             field=field,
         )  # fmt: skip
     return array if array.dtype.kind in "iu" else array.astype(np.int64)
+
+
+def not_whole_from(values: np.ndarray, least: int, most: int = LARGEST_ID) -> np.ndarray:
+    """Tells which numbers are not whole or not from `least` to `most`, in the shape of the values.
+
+    Floating-point numbers are compared as float64, which holds the bounds exactly: float16 has none so large, and to
+    float32 the largest id and the number after it are one.
+    """
+    if values.dtype.kind in "iu":
+        return np.asarray((values < least) | (values > most))
+    compared = values.astype(np.float64) if values.dtype.itemsize < 8 else values
+    return np.asarray(not_whole(values) | (compared < least) | (compared > most))
+
+
+def as_float32(values: np.ndarray) -> np.ndarray:
+    """Casts numbers to float32, in which models compute; those beyond its range become infinite."""
+    with np.errstate(over="ignore"):
+        return values.astype(np.float32, copy=False)
 
 
 def not_whole(values: np.ndarray) -> np.ndarray:

@@ -40,11 +40,13 @@ class Ranker(Component):
 
     Attributes:
       reads_by_towers: whether all the features that the ranker reads are read by the towers and rankers inside it.
+      learns_from_clicks: whether its loss depends on clicks, so that data without any teaches it nothing.
     """
 
     parameter_group: ClassVar[ParameterGroup] = "table"
     takes_shared_features = True  # features are read by towers, or by `towers.read_feature`
     reads_by_towers: ClassVar[bool] = False
+    learns_from_clicks: ClassVar[bool] = True
 
     @property
     def reads(self) -> frozenset[str] | None:

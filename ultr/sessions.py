@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ultr.arguments import LARGEST_ID, not_whole, number_array
+from ultr.arguments import LARGEST_ID, as_float32, not_whole, not_whole_from, number_array
 from ultr.errors import DataError
 
 Array = jax.Array | np.ndarray
@@ -232,7 +232,8 @@ class Sessions(flax.struct.PyTreeNode):
                 least = f"expected {what} of at least 0"
                 self._reject((not_whole(array) & mask).any(1), name, source, f"expected whole numbers as {what}")
                 self._reject(((array < 0) & mask).any(1), name, source, least)
-                self._reject(((array > LARGEST_ID) & mask).any(1), name, source, f"{least} and up to {LARGEST_ID}")
+                beyond = not_whole_from(array, 0) & mask
+                self._reject(beyond.any(1), name, source, f"{least} and up to {LARGEST_ID}")
                 if array.dtype.kind not in "iu":
                     raise DataError(
                         f"expected an array of whole numbers (int32), found {array.dtype}",
@@ -241,11 +242,11 @@ class Sessions(flax.struct.PyTreeNode):
                         field=name,
                     )
             elif name == "features[document]" and array.ndim == 2:
-                bad = not_whole(array) | (array < 0) | (array > LARGEST_ID)
+                bad = not_whole_from(array, 0)
                 self._reject((bad & mask).any(1), name, source, f"expected ids: whole numbers from 0 to {LARGEST_ID}")
             elif array.dtype.kind not in "biu":
-                array = array.astype(np.float32) if array.dtype.kind != "f" else array
-                bad = np.isinf(array) if name == "labels" else ~np.isfinite(array)
+                held = as_float32(array)
+                bad = np.isinf(held) if name == "labels" else ~np.isfinite(held)
                 at = np.argwhere(bad & mask.reshape(*mask.shape, *(1,) * (bad.ndim - 2)))
                 bad = bad.any(axis=tuple(range(2, bad.ndim)))
                 place = _place_in_list(array, at[0]) if len(at) else ""
@@ -258,10 +259,10 @@ class Sessions(flax.struct.PyTreeNode):
             if array.shape != mask.shape[:1]:
                 raise DataError(f"expected [B] = {mask.shape[:1]}, found {array.shape}", file=source, field=name)
             if name == "weight":
-                bad = ~(np.isfinite(array) & (array >= 0))
+                bad = ~(np.isfinite(as_float32(array)) & (array >= 0))
                 self._reject(bad, name, source, "expected finite weights of at least 0")
             else:
-                bad = not_whole(array) | (array < 0) | (array > LARGEST_ID)
+                bad = not_whole_from(array, 0)
                 self._reject(bad, name, source, f"expected ids: whole numbers from 0 to {LARGEST_ID}")
         return self
 
@@ -287,7 +288,9 @@ def _finite(values: np.ndarray, name: str) -> np.ndarray:
 def _place_in_list(values: np.ndarray, at: np.ndarray) -> str:
     """Says what stands at an index [list, rank, ...] of values, for errors."""
     column = "".join(f", column {i}" for i in at[2:])
-    return f", found {values[tuple(at)]} at document {at[1] + 1}{column} of session {at[0] + 1}"
+    found = values[tuple(at)]
+    size = ", more than float32 holds," if np.isfinite(found) else ""
+    return f", found {found}{size} at document {at[1] + 1}{column} of session {at[0] + 1}"
 
 
 def concatenate(batches: Sequence[Sessions]) -> Sessions:

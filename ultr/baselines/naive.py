@@ -66,6 +66,8 @@ def lambda_loss(scores: jax.Array, gains: jax.Array, mask: jax.Array, ranks: jax
 class FullInformation(Baseline):
     """Softmax cross-entropy on the gains 2^y - 1 of the expert grades y: the skyline that no click log reaches."""
 
+    learns_from_clicks = False
+
     def loss(self, sessions: Sessions) -> jax.Array:
         if sessions.labels is None:
             raise ConfigError("the full-information ranker learns from labels: these sessions have none")

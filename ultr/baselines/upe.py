@@ -71,6 +71,8 @@ class LoggingPolicy(Ranker):
       ConfigError: neither features nor documents, or both.
     """
 
+    learns_from_clicks = False
+
     parameter_group = "network"
 
     def __init__(

@@ -114,7 +114,7 @@ def command(
 
     from ultr.data import open_counted
     from ultr.data.counting import merge_extra
-    from ultr.propensity import ESTIMATORS, contextual
+    from ultr.propensity import ESTIMATORS
     from ultr.propensity.arm_counts import arm_counts_of_cells, count_clicks_above, count_documents, first_ranks
     from ultr.propensity.contexts import contextual_with_fit
     from ultr.propensity.goodness_of_fit import goodness_of_fit_of_cells
@@ -128,10 +128,8 @@ def command(
         _check_ranks(min(ranks or source.ranks, source.ranks), ranks)
         for method in methods:
             options: dict[str, Any] = {"bins": bins, "method": method, "errors": errors, "ranks": ranks}
-            if check and not fits:
-                curves_of, fits = contextual_with_fit(source, context, **options)
-            else:
-                curves_of = contextual(source, context, **options)
+            curves_of, checks = contextual_with_fit(source, context, **options, checked=check and not fits)
+            fits = fits or checks
             for name, curve in curves_of.items():
                 widened = fits[name].widened(curve) if fits else curve
                 found[name if len(methods) == 1 else f"{method}, {name}"] = widened

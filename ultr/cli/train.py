@@ -14,8 +14,9 @@ from ultr.cli.keeping import says_what_is_kept
 from ultr.cli.options import FiniteRange, InVain, Name, is_given, refuse_in_vain
 from ultr.errors import ConfigError, DataError
 from ultr.files import check_output_folder, json_values, write_json
+from ultr.study.effects import without_document_tower, without_effect
 from ultr.study.registry import METHODS, method_spec
-from ultr.study.specs import NETWORK_TOWERS, OPTIMIZERS, RELEVANCE_TOWERS, TABLES, MethodSpec
+from ultr.study.specs import NETWORKS, OPTIMIZERS, RELEVANCE_TOWERS, TABLES, MethodSpec
 from ultr.text import counted, did_you_mean, ranks_text, table
 
 if TYPE_CHECKING:
@@ -303,23 +304,23 @@ def _in_vain_without_log(spec: MethodSpec, solver: str, valid: Path | None, draw
     judged = "with --valid, whose sessions judge the epochs. Give one of the two"
     return [
         *(InVain(name, valid is not None, judged) for name in ("valid_split", "valid_fraction")),
-        *(InVain(name, not spec.reads_documents, with_model) for name in ("relevance", "rows", "hidden")),
+        *(InVain(name, True, with_model) for name in without_document_tower(spec)),
         InVain("seed", solved and not drawn, f"with --solver {solver} where no share of the log is held out"),
     ]
 
 
 def _in_vain(spec: MethodSpec, train: ClickLog, relevance: str, *, judged: bool) -> list[InVain]:
     """Lists the situations in which options have no effect on a log."""
-    widths = [name for name, (_, settings) in NETWORK_TOWERS.items() if "hidden" in settings]
     features = train.metadata["features"] or train.metadata["impression_features"]
-    scaled = (spec.reads_documents and relevance in NETWORK_TOWERS) or "logging_policy" in spec.needs
+    in_vain = without_effect(spec, [relevance])
+    if not features:
+        in_vain.setdefault("transform", f"only with networks over features ({', '.join(NETWORKS)})")
     unjudged = "without sessions that judge the epochs: leave it out, or hold some out with --valid-fraction or --valid"
     return [
-        InVain("hidden", relevance not in widths, f"with --relevance {relevance}, only with {', '.join(widths)}"),
-        InVain(
-            "transform",
-            not (features and scaled),
-            f"with --relevance {relevance}, only with networks over features ({', '.join(NETWORK_TOWERS)})",
+        *(
+            InVain(name, True, f"with --relevance {relevance}, {in_vain[name]}")
+            for name in ("hidden", "transform")
+            if name in in_vain
         ),
         InVain("patience", not judged, unjudged),
     ]

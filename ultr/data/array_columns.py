@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ultr.arguments import number_array, whole_array
+from ultr.arguments import as_float32, number_array, whole_array
 from ultr.data.vocabulary import Vocabulary, grade_scale
 from ultr.errors import DataError
 
@@ -84,8 +84,7 @@ def _column(values: Any, field: str, shape: tuple[int, ...]) -> np.ndarray:
     array = number_array(values, field)
     if array.ndim != len(shape) or array.shape[0] != shape[0]:
         raise DataError(f"expected shape {shape}, found {array.shape}", field=field)
-    with np.errstate(over="ignore"):
-        return array.astype(np.float32)
+    return as_float32(array)
 
 
 def _names(given: Any, field: str) -> list[str]:

@@ -30,6 +30,7 @@ from ultr.propensity.information import click_components
 from ultr.text import ranks_text
 
 SMALLEST_TARGET = 0.001
+ALL_CLICKED = "every impression was clicked, so that nothing tells examination from attraction"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Report:
       unsupported: 1-based ranks that documents connect with rank 1, but clicks do not: never clicked, or clicked on one
         side only, so that any propensity above or below some value is as likely. Their propensity is assumed, not
         measured; their errors are those of a log with more clicks. All connected ranks below rank 1 where rank 1 was
-        never clicked.
+        never clicked, or where every impression was clicked.
       warnings: what to know before using the numbers.
     """
 
@@ -87,6 +88,11 @@ class Report:
         """The 1-based rank with impressions that is known worst."""
         shown = np.flatnonzero(self.impressions > 0)
         return int(shown[np.argmax(self.standard_error[shown])]) + 1
+
+    @property
+    def all_clicked(self) -> bool:
+        """Whether every impression was clicked, so that nothing tells examination from attraction."""
+        return bool((self.clicks == self.impressions).all())
 
     @property
     def identified(self) -> bool:
@@ -189,6 +195,10 @@ def report(
         document = _item_documents(counted, source.documents)
         tower = linear_tower_limits(counts, model.click_probability, document, names.feature_blocks())
     plan = plan_swaps(model, names.query_names, target=target, sessions=counted.weight, share=share, pairs=pairs)
+    cut = weakest_cut(model, error)
+    if np.array_equal(counts.clicks, counts.impressions):
+        error = np.where(np.arange(len(error)) > 0, np.inf, error)
+        plan = dataclasses.replace(plan, swaps=(), sessions=0, reached=False, reason=ALL_CLICKED)
     return Report(
         target=target,
         sessions=counted.weight,
@@ -198,7 +208,7 @@ def report(
         standard_error=error,
         sessions_needed=sessions_needed(error, target, counted.weight),
         propensity=np.exp(model.log_propensity),
-        cut=weakest_cut(model, error),
+        cut=cut,
         variation=measure_variation(model),
         confounding=measure_confounding(model),
         features=tower,
@@ -224,6 +234,7 @@ def _unsupported_ranks(counts: ArmCounts, component: np.ndarray) -> tuple[int, .
     """
     by_clicks = click_components(counts)[0]
     supported = (by_clicks == by_clicks[0]) & (by_clicks[0] >= 0)
+    supported[1:] &= not np.array_equal(counts.clicks, counts.impressions)
     supported[0] = True
     return tuple((np.flatnonzero((component == component[0]) & (component >= 0) & ~supported) + 1).tolist())
 
@@ -231,6 +242,8 @@ def _unsupported_ranks(counts: ArmCounts, component: np.ndarray) -> tuple[int, .
 def _warnings(counts: ArmCounts, unknown: float) -> list[str]:
     shown, clicked = counts.sum_by_arm(counts.impressions), counts.sum_by_arm(counts.clicks)
     out = []
+    if np.array_equal(counts.clicks, counts.impressions):
+        out.append("every impression was clicked: check the click column, and whether rows without a click are missing")
     if len(empty := np.flatnonzero(shown == 0) + 1):
         out.append(f"nothing was shown at {ranks_text(empty)}")
     if len(never := np.flatnonzero((shown > 0) & (clicked == 0)) + 1):

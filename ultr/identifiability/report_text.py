@@ -50,6 +50,11 @@ def _verdict(report: Report) -> list[str]:
             f"No: rank 1 was never clicked in {report.impressions[0]:,.0f} impressions, so that no propensity can be "
             "told relative to it. The propensities below are assumed, not measured."
         ]
+    if report.all_clicked:
+        return [
+            f"No: every one of the {report.impressions.sum():,.0f} impressions was clicked, so that nothing tells "
+            "examination from attraction. The propensities below are assumed, not measured."
+        ]
     if report.unsupported:
         return [_unsupported_verdict(report, [k for k in good + fair if k > 1 and k not in report.unsupported], lost)]
     if not fair and not lost:
@@ -93,7 +98,7 @@ def _unsupported_verdict(report: Report, measured: list[int], lost: list[int]) -
 
 def _limit(report: Report) -> list[str]:
     """Says what limits the rank that is known worst."""
-    if report.cut is None:
+    if report.cut is None or report.all_clicked:
         return []
     enough = report.standard_error[report.worst - 1] <= report.target
     text = report.cut.text()
@@ -114,6 +119,8 @@ def _recommendation(report: Report) -> list[str]:
     worst = float(report.sessions_needed[report.worst - 1])
     if report.cut is None:
         return []
+    if report.all_clicked:
+        return ["What to do: log the impressions without a click as well; more clicks alone say nothing."]
     if plan.reached and not plan.swaps and report.unsupported:
         return [
             f"What to do: log more sessions until there are clicks that compare {ranks_text(report.unsupported)} with "

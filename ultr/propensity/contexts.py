@@ -28,6 +28,7 @@ FITTERS: Mapping[str, LikelihoodFitter] = {
     "conditional-likelihood": fit_conditional,
 }
 MAX_ARMS = 1000
+MEMORY = 1 << 30  # bytes to sort and group in
 LARGE_LOG_ERROR = 0.5  # a propensity with a larger error, relative to its value, says little
 
 
@@ -39,7 +40,7 @@ def contextual(
     method: str = "conditional-likelihood",
     errors: Errors = "information",
     ranks: int | None = None,
-    memory: int = 1 << 30,
+    memory: int = MEMORY,
 ) -> dict[str, Propensities]:
     """Estimates examination by rank in each context, such as on phones and on desktops.
 
@@ -68,38 +69,29 @@ def contextual(
       ConfigError: counts or no log at all, no such column, an option outside its range, or too many contexts.
       DataError: no clicks.
     """
-    return _estimate(source, by, bins, method, errors, ranks, memory, checked=False)[0]
+    return contextual_with_fit(
+        source, by, bins=bins, method=method, errors=errors, ranks=ranks, memory=memory, checked=False
+    )[0]
 
 
 def contextual_with_fit(
     source: ClickLog | Counts,
     by: str | Sequence[str],
     *,
-    bins: int = 4,
-    method: str = "conditional-likelihood",
-    errors: Errors = "information",
-    ranks: int | None = None,
-    memory: int = 1 << 30,
-) -> tuple[dict[str, Propensities], dict[str, GoodnessOfFit]]:
-    """Estimates examination in each context, and checks in each whether clicks fit the position-based model.
-
-    Returns:
-      The curves of `contextual`, not widened, and the checks by the same names.
-    """
-    return _estimate(source, by, bins, method, errors, ranks, memory, checked=True)
-
-
-def _estimate(
-    source: ClickLog | Counts,
-    by: str | Sequence[str],
     bins: int,
     method: str,
     errors: Errors,
     ranks: int | None,
-    memory: int,
-    *,
-    checked: bool,
+    memory: int = MEMORY,
+    checked: bool = True,
 ) -> tuple[dict[str, Propensities], dict[str, GoodnessOfFit]]:
+    """Estimates examination in each context, and checks in each whether clicks fit the position-based model.
+
+    Arguments and errors are those of `contextual`.
+
+    Returns:
+      The curves of `contextual`, not widened, and the checks by the same names; none unless `checked`.
+    """
     if not isinstance(source, ClickLog):
         raise ConfigError(f"expected a ClickLog, found {type(source).__name__}: counts have lost the context columns")
     check_errors(errors)

@@ -10,8 +10,11 @@ from ultr.errors import ConfigError
 from ultr.evaluation.metrics import RANKING_METRICS, RankingMetric, parse_metric, suggested_metric
 from ultr.files import folder_name
 from ultr.propensity import ESTIMATORS
+from ultr.simulate.policies import OWNERS, RANKERS, no_effect
+from ultr.study.effects import without_document_tower, without_effect
 from ultr.study.nuisance import check_propensity_source
 from ultr.study.settings import LogSpec, Study, StudyMethod
+from ultr.study.specs import NETWORKS, TABLES
 from ultr.text import did_you_mean
 
 NAME = re.compile(r"[\w+@=.,-][\w+@=., -]*")
@@ -102,11 +105,14 @@ def check_simulated_log(log: LogSpec, where: str) -> None:
       ConfigError: an unknown user or policy, or options that they do not take.
     """
     users = [part.removesuffix("-bottom-up") for part in log.user.split("+")]
-    for what, given, known in (("user", users, simulate.USERS), ("policy", [log.policy], simulate.RANKERS)):
+    for what, given, known in (("user", users, simulate.USERS), ("policy", [log.policy], RANKERS)):
         for name in given:
             if name not in known:
                 hint = did_you_mean(name, known)
                 raise ConfigError(f"{where}: unknown {what} '{name}'{hint}; known: {', '.join(known)}")
+    for name in log.options:
+        if log.policy not in OWNERS.get(name, RANKERS):
+            raise ConfigError(f"{where}: '{name}' {no_effect(name, log.policy)}")
     try:
         log.logging_policy()
         log.simulated_user(grades=4)  # of the lists; no check depends on it
@@ -124,6 +130,36 @@ def check_propensity(source: str, where: str) -> None:
         check_propensity_source(source)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
+
+
+def check_effects(method: StudyMethod, given: Iterable[str], where: str) -> None:
+    """Refuses settings that have no effect on a method, whatever is chosen of its grid, and values without meaning.
+
+    Args:
+      method: the method.
+      given: the settings that its table names.
+      where: file and table, for errors.
+
+    Raises:
+      ConfigError: names the table, the setting and with what it has an effect.
+    """
+    spec, relevance = method.spec, method.grid.get("relevance", (method.relevance,))
+    names = " or ".join(f"'{name}'" for name in relevance)
+    no_tower, in_vain = without_document_tower(spec), without_effect(spec, relevance)
+    for key in given:
+        if key in no_tower:
+            why = f"with model '{method.model}', which has no tower over documents"
+        elif key in in_vain:
+            why = f"with relevance {names}, {in_vain[key]}"
+        else:
+            continue
+        raise ConfigError(f"{where}: '{key}' has no effect {why}: leave it out")
+    tables = [name for name in relevance if name in TABLES]
+    if spec.learns_from == "grades" and tables and "relevance" in given:
+        raise ConfigError(
+            f"{where}: expected 'relevance' as a network ({', '.join(NETWORKS)}), found '{tables[0]}': "
+            f"'{method.model}' learns from the train lists, whose documents are not those judged on"
+        )
 
 
 def check_trust(method: StudyMethod, sources: Iterable[str | None], where: str) -> None:

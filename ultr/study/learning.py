@@ -21,7 +21,7 @@ from ultr.study.building import build_model, build_ranker_of_grades
 from ultr.study.choosing import CUTOFF, choosing_weights, weighted_dcg
 from ultr.study.prepared import JudgedLists, PreparedLog, SplitUnit
 from ultr.study.settings import StudyMethod
-from ultr.study.specs import NETWORKS, TABLES
+from ultr.study.specs import COMPRESSED_TABLES, NETWORKS, TABLES
 from ultr.study.tower_factory import ModelConfig, resolve_relevance
 from ultr.training import adam, fit, lazy_adam
 from ultr.training.loop import has_large_table
@@ -125,7 +125,7 @@ def _config(method: StudyMethod, seed: int) -> ModelConfig:
     return ModelConfig(
         model=method.model,
         relevance=method.relevance,
-        rows=method.rows,
+        rows=method.rows if method.relevance in COMPRESSED_TABLES else None,
         hidden=method.hidden,
         transform=method.transform,
         seed=seed,
@@ -136,7 +136,7 @@ def _config(method: StudyMethod, seed: int) -> ModelConfig:
 def _fit(method: StudyMethod, model: Any, train: Any, valid: Any, seed: int) -> Any:
     steps = training_steps(method, len(train))
     if has_large_table(model):
-        optimizer: Any = lazy_adam(method.learning_rate)
+        optimizer: Any = lazy_adam(method.learning_rate, tables=method.table_rate)
     else:
         optimizer = adam(method.learning_rate, tables=method.table_rate)
     return fit(

@@ -28,6 +28,9 @@ class Option:
       minimum: the lowest number allowed (of each number in a list); None: no bound.
       exclusive: whether `minimum` itself is too low.
       zero: what a value of 0 means, where it means something of its own.
+      maximum: the highest number allowed; None: no bound.
+      below: whether `maximum` itself is too high.
+      choices: the names allowed; (): any.
     """
 
     name: str
@@ -37,6 +40,9 @@ class Option:
     minimum: float | None = None
     exclusive: bool = False
     zero: str = ""
+    maximum: float | None = None
+    below: bool = False
+    choices: tuple[str, ...] = ()
 
     def read(self, value: Any, where: str) -> Any:
         """Converts and checks a value from TOML.
@@ -45,32 +51,44 @@ class Option:
           where: file and table, for errors.
 
         Raises:
-          ConfigError: a value of another type or below the bound.
+          ConfigError: a value of another type, beyond a bound, or none of the choices.
         """
         return self._checked(_converted(value, self.type, where, self.name), where)
 
     def read_several(self, values: Any, where: str) -> tuple[Any, ...]:
-        """Converts and checks a list of values to choose from; errors as of `read`, or where the list is empty."""
+        """Converts and checks a list of different values to choose from; errors as of `read`, or for an empty list."""
         found: tuple[Any, ...] = _converted(values, types.GenericAlias(tuple, (self.type, ...)), where, self.name)
         if not found:
             raise ConfigError(f"{where}: '{self.name}' should have at least one value, found {values!r}")
+        for value in found:
+            if found.count(value) > 1:
+                raise ConfigError(f"{where}: '{self.name}' has {value!r} twice: give each value once")
         return tuple(self._checked(value, where) for value in found)
 
     def _checked(self, value: Any, where: str) -> Any:
-        least = self.minimum
-        for number in value if isinstance(value, tuple) else (value,):
-            if least is None or number is None:
+        for part in value if isinstance(value, tuple) else (value,):
+            if part is None:
                 continue
-            if self.exclusive and not number > least:
-                raise ConfigError(f"{where}: expected '{self.name}' above {least:g}, found {number}")
-            if number < least:
-                zero = f"; 0: {self.zero}" if self.zero else ""
-                raise ConfigError(f"{where}: expected '{self.name}' of at least {least:g}{zero}, found {number}")
+            if self.choices and part not in self.choices:
+                hint = did_you_mean(part, self.choices)
+                raise ConfigError(f"{where}: unknown {self.name} '{part}'{hint}; known: {', '.join(self.choices)}")
+            self._check_bounds(part, where)
         return value
+
+    def _check_bounds(self, number: Any, where: str) -> None:
+        least, most = self.minimum, self.maximum
+        if least is not None and self.exclusive and not number > least:
+            raise ConfigError(f"{where}: expected '{self.name}' above {least:g}, found {number}")
+        if least is not None and number < least:
+            zero = f"; 0: {self.zero}" if self.zero else ""
+            raise ConfigError(f"{where}: expected '{self.name}' of at least {least:g}{zero}, found {number}")
+        if most is not None and (number > most or (self.below and number == most)):
+            limit = "below" if self.below else "of at most"
+            raise ConfigError(f"{where}: expected '{self.name}' {limit} {most:g}, found {number}")
 
 
 def setting(default: Any, **facts: Any) -> Any:
-    """Declares a dataclass field with a default and with `help`, `minimum`, `exclusive` or `zero` of its `Option`."""
+    """Declares a dataclass field with a default and with further fields of its `Option`, such as `minimum`."""
     if isinstance(default, dict):
         return dataclasses.field(default_factory=dict, metadata=facts)
     return dataclasses.field(default=default, metadata=facts)

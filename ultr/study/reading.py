@@ -12,9 +12,10 @@ from typing import Any
 from ultr import simulate
 from ultr.errors import ConfigError
 from ultr.study import checks
+from ultr.study.effects import takes_setting
 from ultr.study.options import Option, check_keys, options_of, read_options, readable_type
 from ultr.study.registry import METHODS, method_spec
-from ultr.study.settings import JudgedData, LogSpec, Study, StudyMethod, takes_setting
+from ultr.study.settings import JudgedData, LogSpec, Study, StudyMethod
 
 # Arguments of `simulate.Policy`, `user` and `clicks` that the study sets, or other keys of a log.
 NOT_LOG_OPTIONS = (
@@ -154,11 +155,16 @@ def _read_method(table: Any, defaults: Mapping[str, Any], folder: Path, where: s
     name = Option("name", str).read(name, where)
     given = {key: value for key, value in defaults.items() if key in settings}
     given |= read_options(table, settings.values(), where)
+    for key in grid:
+        if key in table:
+            raise ConfigError(f"{where}: '{key}' has no effect beside the grid's values of it: leave one of them out")
     method = StudyMethod(
         name, model, **given, options=read_options(table, spec.options, where), grid=grid
     )  # fmt: skip
     for source in (*([method.propensity] if "propensity" in given else []), *grid.get("propensity", ())):
         checks.check_propensity(source, where)
+    checks.check_effects(method, table, where)
+    checks.check_effects(method, grid, grid_where)
     checks.check_trust(method, [table.get("propensity")], where)
     checks.check_trust(method, grid.get("propensity", ()), grid_where)
     found: dict[str, Any] = {"propensity": _source(folder, method.propensity)}

@@ -19,7 +19,8 @@ from ultr.data import ClickLog, Collection, open_data
 from ultr.errors import DataError
 from ultr.files import file_digest, folder_name, json_digest, json_values, write_bytes, write_json
 from ultr.study.boosting import package_version
-from ultr.study.settings import LogSpec, Study, StudyMethod, takes_setting
+from ultr.study.effects import takes_setting
+from ultr.study.settings import LogSpec, Study, StudyMethod
 
 SCHEMA = 1
 GRADED = "graded lists"  # in place of a log's name, for methods that learn from grades

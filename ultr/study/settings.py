@@ -14,7 +14,7 @@ from ultr import simulate
 from ultr.models import ClickModel
 from ultr.study.options import setting
 from ultr.study.registry import method_spec
-from ultr.study.specs import MethodSpec
+from ultr.study.specs import RELEVANCE_TOWERS, TRANSFORMS, MethodSpec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,9 +93,9 @@ class StudyMethod:
 
     name: str
     model: str
-    relevance: str = "auto"
+    relevance: str = setting("auto", choices=RELEVANCE_TOWERS)
     hidden: tuple[int, ...] = setting((64, 64), minimum=1)
-    transform: str = "standardise"
+    transform: str = setting("standardise", choices=TRANSFORMS)
     rows: int | None = setting(None, minimum=1)
     epochs: int = setting(50, minimum=1)
     patience: int = setting(5, minimum=1)
@@ -126,19 +126,6 @@ class StudyMethod:
             options = dict(self.options) | {k: v for k, v in chosen.items() if k not in known}
             out.append((chosen, dataclasses.replace(self, **own, options=options, grid={})))
         return out
-
-
-# The settings of a StudyMethod that only methods trained by `ultr.fit` have.
-TRAINING_SETTINGS = (
-    "relevance", "hidden", "transform", "rows", "epochs", "patience", "batch_size", "learning_rate", "table_rate", "l2",
-)  # fmt: skip
-
-
-def takes_setting(spec: MethodSpec, name: str) -> bool:
-    """Tells whether a setting of `StudyMethod` has an effect on a method."""
-    if name == "propensity":
-        return spec.takes_propensities
-    return name not in TRAINING_SETTINGS or bool(spec.towers)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,6 +11,7 @@ from ultr.study.options import Option
 
 Need = Literal["propensity", "affine", "displays", "logging_policy", "ranks"]
 LearnsFrom = Literal["clicks", "grades", "nothing"]
+Assumption = Literal["last-click", "click-above", "cascade", "trust", "noise"]
 Builder = Literal["towers", "frozen", "dropout", "position-weighted", "regression"]
 
 # Networks over features by the names of `--relevance`: class, and which settings of `ModelConfig` it takes.
@@ -23,6 +24,7 @@ COMPRESSED_TABLES = ("hashed", "quotient-remainder", "robe")
 TABLES = ("table", *COMPRESSED_TABLES)
 NETWORKS = tuple(NETWORK_TOWERS)
 RELEVANCE_TOWERS = ("auto", *TABLES, *NETWORKS)
+TRANSFORMS = ("standardise", "log1p")
 OPTIMIZERS = ("adam", "lazy-adam", "lazy-adagrad")
 
 
@@ -42,6 +44,9 @@ class MethodSpec:
         beta), "displays" (how often each document was shown at each rank), "logging_policy" (a network fitted to the
         displayed order), "ranks" (their number).
       arguments: further arguments of the class, fixed by the method, such as the form of a loss.
+      assumes: the checks of `ultr.propensity.goodness_of_fit` whose failure contradicts what it assumes of clicks; none
+        for one that assumes nothing. A method that is given propensities assumes what their estimators assume, one with
+        trust parameters that clicks do not depend on clicks above.
       learns_from: "clicks" of a log, "grades" of the train lists, or "nothing".
       options: options of its own.
       solvers: methods of `ultr.solve` that can train it on tables.
@@ -58,6 +63,7 @@ class MethodSpec:
     towers: Mapping[str, str] = dataclasses.field(default_factory=dict)
     needs: tuple[Need, ...] = ()
     arguments: Mapping[str, object] = dataclasses.field(default_factory=dict)
+    assumes: tuple[Assumption, ...] = ()
     learns_from: LearnsFrom = "clicks"
     options: tuple[Option, ...] = ()
     solvers: tuple[str, ...] = ()

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from ultr.arguments import not_whole, number_array
+from ultr.arguments import not_whole_from, number_array
 from ultr.data.input_schema import InputSchema
 from ultr.errors import ConfigError, DataError
 from ultr.sessions import Array, Sessions, SharedFeature, whole_feature
@@ -50,6 +50,7 @@ class Component(nnx.Module):
       input_schema: names of the features that the module was trained on, where it reads some; None: not known.
       shown_ranks: the 1-based ranks that training showed a module with a table by rank (`note_shown_ranks`); None: not
         known.
+      clicked_ranks: those of them with a click; None: not known.
     """
 
     parameter_group: ClassVar[ParameterGroup] = "network"
@@ -63,6 +64,7 @@ class Component(nnx.Module):
         return None
 
     shown_ranks: tuple[int, ...] | None = None
+    clicked_ranks: tuple[int, ...] | None = None
 
     @property
     def pointwise(self) -> bool:
@@ -248,10 +250,9 @@ def find_violation(
         array = number_array(whole_feature(values), field)
         if array.shape != mask.shape:
             raise DataError(f"expected [B, K] = {mask.shape}, found {array.shape}", field=field)
-        bad = ((array >= size) | (array < 0)) & mask
-        if array.dtype.kind not in "iu":
-            missing = np.isnan(array) if field == "labels" else np.zeros(mask.shape, bool)
-            bad |= not_whole(array) & mask & ~missing
+        bad = not_whole_from(array, 0, size - 1) & mask
+        if field == "labels" and array.dtype.kind not in "biu":
+            bad &= ~np.isnan(array)
         if bad.any():
             row, column = (int(i) for i in np.argwhere(bad)[0])
             return Violation(named, row, array[row, column].item())

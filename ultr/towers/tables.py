@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from ultr.arguments import check_count, check_name, check_number
-from ultr.errors import ConfigError
+from ultr.arguments import as_float32, check_count, check_name, check_number, number_array
+from ultr.errors import ConfigError, DataError
 from ultr.hashing import murmur32
 from ultr.sessions import Array, Sessions
 from ultr.towers.base import IndexBound, LastClickTower, ParameterGroup, Tower, read_feature
@@ -30,6 +30,14 @@ def logits_of(probabilities: Sequence[float] | np.ndarray | float) -> np.ndarray
     with np.errstate(divide="ignore"):
         found: np.ndarray = np.clip(np.log(p) - np.log1p(-p), -40.0, 40.0)
     return found
+
+
+def _logits(initial: Any) -> np.ndarray:
+    """Makes float32 of logits that are given; NaN of what is no number."""
+    try:
+        return as_float32(number_array(initial, "initial"))
+    except DataError:
+        return np.full((), np.nan, np.float32)
 
 
 class TableTower(Tower):
@@ -53,6 +61,9 @@ class Constant(TableTower):
     takes_shared_features = True
 
     def __init__(self, initial: float = 0.0) -> None:
+        start = _logits(initial)
+        if start.shape or not np.isfinite(start):
+            raise ConfigError(f"expected initial as one finite logit, found {initial!r:.80}")
         self.initial = float(initial)
         self.value = nnx.Param(jnp.asarray(self.initial))
 
@@ -75,7 +86,7 @@ class RankTable(TableTower):
         self, ranks: int, *, initial: float | Sequence[float] | np.ndarray = 0.0, pin_first: bool = False
     ) -> None:
         ranks = check_count("ranks", ranks)
-        start = np.asarray(initial, np.float32)
+        start = _logits(initial)
         if start.shape not in ((), (ranks,)) or not np.isfinite(start).all():
             raise ConfigError(
                 f"expected initial as one finite logit or one for each of {ranks} ranks, found {initial!r:.80}"

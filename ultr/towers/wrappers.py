@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from ultr.arguments import as_float32, number_array
 from ultr.errors import ConfigError, DataError
 from ultr.sessions import Array, Sessions, SharedFeature
 from ultr.towers.base import LastClickTower, Tower, TowerLike, as_tower
@@ -249,7 +250,7 @@ class Stored(TowerWrapper):
 
     def __init__(self, tower: TowerLike, *, values: Array) -> None:
         super().__init__(tower)
-        table = np.asarray(values, np.float32)
+        table = as_float32(number_array(values, "values"))
         if len(bad := np.argwhere(~np.isfinite(table))):
             document, column = (int(i) for i in bad[0])
             raise DataError(

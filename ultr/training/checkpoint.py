@@ -37,7 +37,8 @@ UNNAMED = (
     "{}: saved by an earlier version, without the names of its features. Their order cannot be checked, only their "
     "number: give data that was prepared as the training data, or train again"
 )
-_CLASS, _SHARED, _RANKS = "class", "shared", "shown_ranks"
+_CLASS, _SHARED = "class", "shared"
+_RANKS = ("shown_ranks", "clicked_ranks")  # attributes of components
 _VARIABLES: dict[str, Any] = {"Param": nnx.Param, "Variable": nnx.Variable, "array": jnp.asarray}
 
 
@@ -82,8 +83,9 @@ def _describe(value: Any, seen: dict[int, int]) -> Any:
             raise ConfigError(f"{kind} is not a class of the toolkit: it cannot be described in a file")
         names = [n for n in _parameters(type(value)) if n != "rngs"]
         description = {_CLASS: kind} | {name: _describe(getattr(value, name), seen) for name in names}
-        if isinstance(value, Component) and value.shown_ranks is not None:
-            description[_RANKS] = list(value.shown_ranks)
+        for name in _RANKS if isinstance(value, Component) else ():
+            if (ranks := getattr(value, name)) is not None:
+                description[name] = list(ranks)
         seen[id(value)] = len(seen)
         return description
     if isinstance(value, list | tuple | nnx.List):
@@ -129,7 +131,7 @@ def _build(description: Any, made: list[Any], field: str) -> Any:
     if kind not in known:
         raise ConfigError(f"field '{field}': unknown model or tower '{kind}'; known: {', '.join(sorted(known))}")
     arguments = {
-        name: _build(v, made, f"{field}.{name}") for name, v in description.items() if name not in (_CLASS, _RANKS)
+        name: _build(v, made, f"{field}.{name}") for name, v in description.items() if name not in (_CLASS, *_RANKS)
     }
     parameters = _parameters(known[kind])
     unknown = sorted(set(arguments) - set(parameters))
@@ -141,9 +143,10 @@ def _build(description: Any, made: list[Any], field: str) -> Any:
         made.append(known[kind](**arguments))
     except Exception as error:  # whatever a constructor makes of values that it was never given
         raise ConfigError(f"field '{field}': {kind}: {' '.join(str(error).split())[:300]}") from error
-    ranks = description.get(_RANKS)
-    if isinstance(ranks, list) and all(isinstance(rank, int) for rank in ranks):
-        made[-1].shown_ranks = tuple(ranks)
+    for name in _RANKS:
+        ranks = description.get(name)
+        if isinstance(ranks, list) and all(isinstance(rank, int) for rank in ranks):
+            setattr(made[-1], name, tuple(ranks))
     return made[-1]
 
 

@@ -15,7 +15,7 @@ from ultr.data.input_schema import InputSchema
 from ultr.errors import ConfigError
 from ultr.models import LatentVariableModel
 from ultr.sessions import Sessions
-from ultr.towers import InputCheck, matched, read_feature
+from ultr.towers import InputCheck, ShownRanks, matched, read_feature
 from ultr.training.feed import BLOCK_SESSIONS, BatchBlock, largest_indices, one_pass
 from ultr.training.inputs import count_rows, session_sums, training_data
 
@@ -69,6 +69,7 @@ class DeviceData(Dataset):
         self._data = matched(model, data, name=name, schema=schema)
         self._rows = count_rows(self._data, name)
         self._blocks: list[BatchBlock] | None = None
+        self.shown = ShownRanks(model)
 
     def _collapsed(self, data: Dataset) -> Dataset:
         needed = self._model.sufficient_statistics
@@ -95,7 +96,12 @@ class DeviceData(Dataset):
             return
         held: list[BatchBlock] = []
         size = 0
-        check = InputCheck(self._model, self._data, source=self._name, largest=largest_indices(self._data))
+        bounds = InputCheck(self._model, self._data, source=self._name, largest=largest_indices(self._data))
+
+        def check(batch: Sessions) -> None:
+            bounds(batch)
+            self.shown.add(batch)
+
         for block in one_pass(
             self,
             self.memory.batch_rows,

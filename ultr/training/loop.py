@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import sys
 import time
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from functools import wraps
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, cast
@@ -28,6 +26,7 @@ from ultr.data.input_schema import InputSchema
 from ultr.errors import ConfigError
 from ultr.files import recover
 from ultr.locks import locked
+from ultr.rankers import Ranker
 from ultr.sessions import Sessions
 from ultr.towers import (
     Component,
@@ -40,10 +39,11 @@ from ultr.towers import (
     row_tables,
     trained_schema,
 )
-from ultr.training.checkpoint import describe, facts_of, read_meta, restore_arrays, save, save_arrays
+from ultr.training.checkpoint import facts_of, save, save_arrays
 from ultr.training.feed import BLOCK_SESSIONS, BatchBlock, StackedBatches, largest_indices, one_pass, stream_blocks
 from ultr.training.inputs import batch_weight, count_rows, session_sums, training_data
 from ultr.training.optimizers import adam
+from ultr.training.resuming import interrupted_epoch, restore_run, run_settings
 from ultr.training.rows import RowSparse, lazy_adam
 from ultr.training.steps import Trainer
 from ultr.training.weight_report import weight_facts
@@ -142,7 +142,8 @@ def fit(
     Raises:
       ConfigError: a number that is out of range, not finite or not whole, or settings that differ on resuming; or
         another process trains in `directory`.
-      DataError: an id or rank beyond a table, data without sessions, or without a feature that the model knows.
+      DataError: an id or rank beyond a table, data without sessions or, for models that learn from them, without a
+        click, or without a feature that the model knows.
       KeyboardInterrupt: Ctrl-C; threads have ended, and the state is kept.
       UltrError: the loss is not finite.
     """
@@ -157,143 +158,238 @@ def fit(
     if valid is not None:
         valid = training_data(valid, model, "validation data")
         valid = matched(model, valid, name="validation data", schema=schema)
-    directory = None if directory is None else Path(directory)
-    sessions = count_rows(train, "training data")
-    trainer = Trainer(model, optimizer or (lazy_adam() if has_large_table(model) else adam()))
-    place, put = _placement(mesh, batch_size, trainer.rank_first)
-    state = place(trainer.init())
-    best = trainer.parameters(state)
-    run: dict[str, Any] = {"history": [], "best": 0, "best_loss": None}
-    partial_epoch: dict[str, Any] | None = None
+    training = _Training(
+        model,
+        train,
+        valid,
+        optimizer=optimizer,
+        batch_size=batch_size,
+        l2=l2,
+        mesh=mesh,
+        block_sessions=block_sessions,
+        directory=None if directory is None else Path(directory),
+    )
     identities = [None if d is None or directory is None else d.content_identity() for d in (train, valid)]
-    setting = _setting(model, schema, identities, settings, seed=seed, batch_size=batch_size, l2=l2)
-    setting["optimizer"] = trainer.optimizer
-    if resume and directory is not None:
-        recover(directory / "state")
-    if resume and directory is not None and (directory / "state" / "meta.json").exists():
-        run, (state, best) = _resume(directory / "state", setting, (state, best), valid)
-        partial_epoch = _partial_epoch(directory / "state", run.pop("partial", None), block_sessions)
-        state, best = place(state), place(best)
-    scratch = place(trainer.scratch(state))
-    facts = place(_facts(train, batch_size, l2))
-    saved, saved_at = len(run["history"]), time.perf_counter()
+    setting = run_settings(model, schema, identities, settings, seed=seed, batch_size=batch_size, l2=l2)
+    training.begin(setting, resume=resume)
+    training.run(epochs, seed=seed, patience=patience, progress=progress)
+    return training.finished(schema)
 
-    shares = isinstance(model, Component) and model.takes_shared_features
-    holds_features = shares and needs_no_features(model)
 
-    def options(data: Dataset, name: str) -> dict[str, Any]:
+class _Training:
+    """Trains one model: holds what is on the device, the epochs so far, and keeps both in a folder.
+
+    Args:
+      model: is left as it is.
+      train, valid: data with the features that the model knows.
+      optimizer, batch_size, l2, mesh, block_sessions: as for `fit`.
+      directory: where model and state are kept; None: nowhere.
+
+    Attributes:
+      facts: one dict per epoch as "history", the "best" epoch and its "best_loss", and the ranks that were shown.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        train: Dataset,
+        valid: Dataset | None,
+        *,
+        optimizer: optax.GradientTransformation | RowSparse | None,
+        batch_size: int,
+        l2: float,
+        mesh: Mesh | None,
+        block_sessions: int,
+        directory: Path | None,
+    ) -> None:
+        self.model, self.train, self.valid = model, train, valid
+        self.batch_size, self.l2, self.block_sessions, self.directory = batch_size, l2, block_sessions, directory
+        self.sessions = count_rows(train, "training data")
+        self.trainer = Trainer(model, optimizer or (lazy_adam() if has_large_table(model) else adam()))
+        self.place, self._put = _placement(mesh, batch_size, self.trainer.rank_first)
+        self.state = self.place(self.trainer.init())
+        self.best = self.trainer.parameters(self.state)
+        self.facts: dict[str, Any] = {"history": [], "best": 0, "best_loss": None}
+        self._setting: dict[str, Any] = {}
+        self._partial: dict[str, Any] | None = None  # of an epoch that was interrupted, where the run goes on from it
+        self._shown = ShownRanks(model)
+        self._epoch, self._blocks, self._waited, self._began = 1, 0, 0.0, 0.0
+        self._saved, self._saved_at, self._resumed = 0, 0.0, 0
+
+    def begin(self, setting: dict[str, Any], *, resume: bool) -> None:
+        """Begins a run, or takes up the one that was interrupted in the folder.
+
+        Args:
+          setting: what must be the same on resuming.
+          resume: whether to take up what is there.
+
+        Raises:
+          ConfigError: a setting differs.
+        """
+        self._setting = setting | {"optimizer": self.trainer.optimizer}
+        if resume and self.directory is not None:
+            recover(self.directory / "state")
+        if resume and self.directory is not None and (self.directory / "state" / "meta.json").exists():
+            folder = self.directory / "state"
+            self.facts, (state, best) = restore_run(folder, self._setting, (self.state, self.best), self.valid)
+            self._partial = interrupted_epoch(folder, self.facts.pop("partial", None), self.block_sessions)
+            self.state, self.best = self.place(state), self.place(best)
+        self._scratch = self.place(self.trainer.scratch(self.state))
+        self._of_data = self.place(_facts(self.train, self.batch_size, self.l2))
+        self._saved, self._saved_at = len(self.facts["history"]), time.perf_counter()
+        self._resumed = self._saved
+
+    def run(self, epochs: int, *, seed: int, patience: int | None, progress: bool | None) -> None:
+        """Trains epoch after epoch until there are enough, or validation does not improve; arguments as for `fit`."""
+        first = len(self.facts["history"]) + 1
+        feed = self._feed(first, epochs, seed)
+        self._epoch, self._sums = first, self.place(jnp.zeros(self.trainer.sums))
+        with _at_interrupt(self._keep_interrupted), contextlib.closing(feed):
+            for self._epoch in range(first, epochs + 1):
+                if _exhausted(self.facts, patience):
+                    break
+                with _bar(progress, f"epoch {self._epoch}/{epochs}", self.sessions) as bar:
+                    whole = self._train_epoch(feed, bar)
+                self._close_epoch(whole=whole)
+                if time.perf_counter() - self._saved_at > STATE_SECONDS:
+                    self._keep()
+                    self._saved, self._saved_at = self._epoch, time.perf_counter()
+        self._keep()
+
+    def finished(self, schema: InputSchema | None) -> Fitted:
+        """Makes the trained model, which knows the names of its features, and saves it where there is a folder."""
+        fitted = self.trainer.model(self._chosen())
+        record_schema(fitted, schema)
+        if "shown_ranks" in self.facts:
+            note_shown_ranks(fitted, self.facts["shown_ranks"], self.facts.get("clicked_ranks"))
+        if self.directory is not None:
+            save(fitted, self.directory / "model", extra=facts_of(self.train))
+        return Fitted(fitted, self.facts["history"], self.facts["best"], resumed=self._resumed)
+
+    def _feed(self, first: int, epochs: int, seed: int) -> Generator[BatchBlock | None, None, None]:
+        """Streams the blocks of the epochs from the first on, without those of it that were trained before."""
+        options = self._reading(self.train, "training data")
+        check_bounds = options["check"]
+
+        def check(batch: Sessions) -> None:
+            check_bounds(batch)
+            self._shown.add(batch)
+
+        seeds = (int(np.random.SeedSequence([seed, e]).generate_state(1)[0]) for e in range(first, epochs + 1))
+        cached = self.train.cached(CACHE_BYTES) if epochs > first else self.train
+        skip = self._partial["blocks"] if self._partial else 0
+        return stream_blocks(cached, self.batch_size, seeds=seeds, skip=skip, **options | {"check": check})
+
+    def _reading(self, data: Dataset, name: str) -> dict[str, Any]:
+        """Collects how data is read: what is checked, left out and shared, and where it is put."""
+        shares = isinstance(self.model, Component) and self.model.takes_shared_features
+        holds_features = shares and needs_no_features(self.model)
         return {
-            "length": sessions,
-            "rank_first": trainer.rank_first,
-            "check": InputCheck(model, data, source=name, largest=largest_indices(data)),
-            "put": put,
-            "block_sessions": block_sessions,
+            "length": self.sessions,
+            "rank_first": self.trainer.rank_first,
+            "check": InputCheck(self.model, data, source=name, largest=largest_indices(data)),
+            "put": self._put,
+            "block_sessions": self.block_sessions,
             "share_features": shares,
-            "without": ("features",) if holds_features and _same_ids(data, train) else (),
+            "without": ("features",) if holds_features and _same_ids(data, self.train) else (),
         }
 
-    shown = ShownRanks(model)
-    of_train = options(train, "training data")
+    def _train_epoch(self, feed: Iterator[BatchBlock | None], bar: Any) -> bool:
+        """Trains on the blocks of one epoch, or on those that are left of one that was interrupted.
 
-    def check(batch: Sessions) -> None:
-        of_train["check"](batch)
-        shown.add(batch.mask, batch.position, batch.weight)
-
-    first = len(run["history"]) + 1
-    seeds = (int(np.random.SeedSequence([seed, e]).generate_state(1)[0]) for e in range(first, epochs + 1))
-    cached = train.cached(CACHE_BYTES) if epochs > first else train
-    feed = stream_blocks(
-        cached,
-        batch_size,
-        seeds=seeds,
-        skip=partial_epoch["blocks"] if partial_epoch else 0,
-        **of_train | {"check": check},
-    )
-    epoch, blocks, waited, began, sums = first, 0, 0.0, 0.0, place(jnp.zeros(trainer.sums))
-
-    def chosen() -> Any:
-        return trainer.parameters(state) if valid is None else best
-
-    def keep(so_far: dict[str, Any] | None = None) -> None:
-        if directory is not None and (so_far or saved < len(run["history"])):
-            about = {"format": "ultr-state", "run": run | ({"partial": so_far} if so_far else {})} | setting
-            save_arrays(directory / "state", (state, chosen()), about)
-
-    def note_ranks() -> None:
-        run["shown_ranks"] = sorted({*run.get("shown_ranks", ()), *shown.ranks})
-
-    def keep_interrupted(stop: KeyboardInterrupt) -> None:
-        """Keeps what was trained so far, with the blocks of an epoch that has not ended."""
-        if directory is None:
-            return
-        upto = epoch
-        if any(x.is_deleted() for x in jax.tree.leaves((state, sums))):
-            upto = saved  # Ctrl-C came in the middle of a step: what was kept last stays
-        elif blocks and epoch == len(run["history"]) + 1:
-            note_ranks()
-            seconds = {"waiting": waited, "seconds": time.perf_counter() - began}
-            keep({"blocks": blocks, "block_sessions": block_sessions, "sums": np.asarray(sums).tolist()} | seconds)
-        else:
-            keep()
-        if (directory / "state" / "meta.json").exists():
-            how = "Continue with --resume (in Python: resume=True)"
-            stop.add_note(f"What was trained up to epoch {upto} is kept in {directory / 'state'}. {how}")
-
-    with _at_interrupt(keep_interrupted), contextlib.closing(feed):
-        for epoch in range(first, epochs + 1):
-            if _exhausted(run, patience):
-                break
-            so_far = partial_epoch or {"blocks": 0, "sums": [0.0] * trainer.sums, "seconds": 0.0, "waiting": 0.0}
-            partial_epoch = None
-            sums = place(jnp.asarray(so_far["sums"], jnp.float32))
-            blocks, waited, began = so_far["blocks"], so_far["waiting"], time.perf_counter() - so_far["seconds"]
-            with _bar(progress, f"epoch {epoch}/{epochs}", sessions) as bar:
-                for block, seconds in _timed(feed):
-                    # Between the end of a step and the count of its block nothing can be interrupted.
-                    state, scratch, sums = trainer.block(state, scratch, sums, block.batches, block.count, facts)
-                    blocks += 1
-                    waited += seconds
-                    sums.block_until_ready()  # so that what is waited for next is the data, and nothing else
-                    _advance(bar, block.sessions, sums)
-                    stopping.check()
-            total = np.asarray(sums)
-            loss, counted, impossible = _mean(total[:3], "training data", epoch, train)
-            valid_loss = None
-            if valid is not None:
-                parameters = trainer.parameters(state)
-                losses = place(jnp.zeros(3))
-                for block in one_pass(valid, batch_size, seed=None, **options(valid, "validation data")):
-                    losses = trainer.evaluate(parameters, losses, block.batches, block.count)
-                valid_loss, _, _ = _mean(np.asarray(losses), "validation data", epoch, valid)
-            if valid_loss is None or run["best_loss"] is None or valid_loss < run["best_loss"]:
-                run["best"], run["best_loss"] = epoch, loss if valid_loss is None else valid_loss
-                best = best if valid is None else parameters
-            run["history"].append(
-                {
-                    "epoch": epoch,
-                    "loss": loss,
-                    "valid_loss": valid_loss,
-                    "sessions": counted,
-                    "impossible": impossible,
-                    "seconds": round(time.perf_counter() - began, 3),
-                    "waiting": round(waited, 3),
-                }
-                | _weights(total[3:], counted + impossible, train)
+        Returns:
+          Whether all of its blocks were seen in this process.
+        """
+        so_far = self._partial or {"blocks": 0, "sums": [0.0] * self.trainer.sums, "seconds": 0.0, "waiting": 0.0}
+        self._partial = None
+        self._sums = self.place(jnp.asarray(so_far["sums"], jnp.float32))
+        self._blocks, self._waited = so_far["blocks"], so_far["waiting"]
+        self._began = time.perf_counter() - so_far["seconds"]
+        for block, seconds in _timed(feed):
+            # Between the end of a step and the count of its block nothing can be interrupted.
+            self.state, self._scratch, self._sums = self.trainer.block(
+                self.state, self._scratch, self._sums, block.batches, block.count, self._of_data
             )
-            blocks = 0
-            note_ranks()
-            if time.perf_counter() - saved_at > STATE_SECONDS:
-                keep()
-                saved, saved_at = epoch, time.perf_counter()
+            self._blocks += 1
+            self._waited += seconds
+            self._sums.block_until_ready()  # so that what is waited for next is the data, and nothing else
+            _advance(bar, block.sessions, self._sums)
+            stopping.check()
+        return not so_far["blocks"]
 
-    keep()
-    fitted = trainer.model(chosen())
-    record_schema(fitted, schema)
-    if "shown_ranks" in run:
-        note_shown_ranks(fitted, run["shown_ranks"])
-    if directory is not None:
-        save(fitted, directory / "model", extra=facts_of(train))
-    return Fitted(fitted, run["history"], run["best"], resumed=first - 1)
+    def _close_epoch(self, *, whole: bool) -> None:
+        """Judges the epoch that was trained, and adds it to the history.
+
+        Args:
+          whole: whether all of its blocks were seen in this process.
+        """
+        epoch, total = self._epoch, np.asarray(self._sums)
+        loss, counted, impossible = _mean(total[:3], "training data", epoch, self.train)
+        if whole and isinstance(self.model, Ranker) and self.model.learns_from_clicks:
+            self._shown.check_clicks("training data")
+        valid_loss, parameters = self._validate()
+        best_loss = self.facts["best_loss"]
+        if valid_loss is None or best_loss is None or valid_loss < best_loss:
+            self.facts["best"], self.facts["best_loss"] = epoch, loss if valid_loss is None else valid_loss
+            self.best = self.best if self.valid is None else parameters
+        self.facts["history"].append(
+            {
+                "epoch": epoch,
+                "loss": loss,
+                "valid_loss": valid_loss,
+                "sessions": counted,
+                "impossible": impossible,
+                "seconds": round(time.perf_counter() - self._began, 3),
+                "waiting": round(self._waited, 3),
+            }
+            | _weights(total[3:], counted + impossible, self.train)
+        )
+        self._blocks = 0
+        self._note_ranks()
+
+    def _validate(self) -> tuple[float | None, Any]:
+        """Computes the validation loss, with the parameters that have it; None without validation data."""
+        if self.valid is None:
+            return None, None
+        parameters = self.trainer.parameters(self.state)
+        losses = self.place(jnp.zeros(3))
+        options = self._reading(self.valid, "validation data")
+        for block in one_pass(self.valid, self.batch_size, seed=None, **options):
+            losses = self.trainer.evaluate(parameters, losses, block.batches, block.count)
+        return _mean(np.asarray(losses), "validation data", self._epoch, self.valid)[0], parameters
+
+    def _chosen(self) -> Any:
+        return self.trainer.parameters(self.state) if self.valid is None else self.best
+
+    def _note_ranks(self) -> None:
+        self.facts["shown_ranks"] = sorted({*self.facts.get("shown_ranks", ()), *self._shown.ranks})
+        if self._shown.clicked is not None:
+            self.facts["clicked_ranks"] = sorted({*self.facts.get("clicked_ranks", ()), *self._shown.clicked})
+
+    def _keep(self, so_far: dict[str, Any] | None = None) -> None:
+        """Keeps the state in the folder where there is something new."""
+        if self.directory is not None and (so_far or self._saved < len(self.facts["history"])):
+            run = self.facts | ({"partial": so_far} if so_far else {})
+            about = {"format": "ultr-state", "run": run} | self._setting
+            save_arrays(self.directory / "state", (self.state, self._chosen()), about)
+
+    def _keep_interrupted(self, stop: KeyboardInterrupt) -> None:
+        """Keeps what was trained so far, with the blocks of an epoch that has not ended."""
+        if self.directory is None:
+            return
+        upto = self._epoch
+        if any(x.is_deleted() for x in jax.tree.leaves((self.state, self._sums))):
+            upto = self._saved  # Ctrl-C came in the middle of a step: what was kept last stays
+        elif self._blocks and self._epoch == len(self.facts["history"]) + 1:
+            self._note_ranks()
+            seconds = {"waiting": self._waited, "seconds": time.perf_counter() - self._began}
+            about = {"blocks": self._blocks, "block_sessions": self.block_sessions}
+            self._keep(about | {"sums": np.asarray(self._sums).tolist()} | seconds)
+        else:
+            self._keep()
+        if (self.directory / "state" / "meta.json").exists():
+            how = "Continue with --resume (in Python: resume=True)"
+            stop.add_note(f"What was trained up to epoch {upto} is kept in {self.directory / 'state'}. {how}")
 
 
 @contextlib.contextmanager
@@ -372,82 +468,6 @@ def _weights(sums: np.ndarray, sessions: float, train: Dataset) -> dict[str, Any
 
 def _exhausted(run: dict[str, Any], patience: int | None) -> bool:
     return patience is not None and bool(run["history"]) and len(run["history"]) - run["best"] >= max(patience, 1)
-
-
-def _setting(
-    model: nnx.Module,
-    schema: InputSchema | None,
-    identities: list[Any],
-    settings: Mapping[str, Any] | None,
-    **numbers: Any,
-) -> dict[str, Any]:
-    """Collects what must be the same on resuming, as JSON gives it back."""
-    data = dict(zip(("train", "valid"), identities, strict=True))
-    setting: dict[str, Any] = {"inputs": None if schema is None else schema.to_json()}  # told first where it differs
-    setting |= numbers | {"model": _description(model)} | data | {"settings": dict(settings or {})}
-    try:
-        found: dict[str, Any] = json.loads(json.dumps(setting, default=_plain_value))
-    except TypeError as error:
-        raise ConfigError(f"settings: expected values that JSON can hold, found another: {error}") from error
-    return found
-
-
-def _plain_value(value: Any) -> Any:
-    if isinstance(value, np.generic | np.ndarray):
-        return value.tolist()
-    raise TypeError(f"{type(value).__name__} ({value!r})")
-
-
-def _description(model: Any) -> Any:
-    try:
-        return describe(model)
-    except ConfigError:
-        return type(model).__name__
-
-
-def _resume(directory: Path, setting: dict[str, Any], like: Any, judged: Dataset | None) -> tuple[dict[str, Any], Any]:
-    meta = read_meta(directory)
-    if meta["format"] != "ultr-state":
-        raise ConfigError(f"{directory}: expected the state of an interrupted run, found a {meta['format']}")
-    for name, value in setting.items():
-        if name == "inputs" and name not in meta:  # a state of an earlier version
-            continue
-        was = meta.get(name)
-        if was is None and name in ("train", "valid", "optimizer"):
-            if name != "optimizer" and value is None and not (name == "valid" and judged is None):
-                warnings.warn(
-                    f"whether the {name} data is that of the interrupted run cannot be checked: it has no identity",
-                    stacklevel=3,
-                )
-            continue  # not known, or kept before it was recorded
-        for key, before, now in _differences(name, was, value):
-            raise ConfigError(
-                f"{directory}: the interrupted run had another {key} ({before!r}, now {now!r}). "
-                "Resume with the same settings, or start in another folder"
-            )
-    return meta["run"], restore_arrays(directory, like)
-
-
-def _partial_epoch(directory: Path, found: Any, block_sessions: int) -> dict[str, Any] | None:
-    """Checks what was kept of an epoch that was interrupted; None where the run was stopped between two epochs."""
-    if found is None:
-        return None
-    if found["block_sessions"] != block_sessions:
-        raise ConfigError(
-            f"{directory}: the interrupted run had another block_sessions ({found['block_sessions']}, now "
-            f"{block_sessions}), which decides what was trained of its last epoch. Resume with the same"
-        )
-    kept: dict[str, Any] = found
-    return kept
-
-
-def _differences(name: str, was: Any, now: Any) -> Iterator[tuple[str, Any, Any]]:
-    """Finds the leaves at which two JSON values differ, with dotted names."""
-    if isinstance(was, dict) and isinstance(now, dict):
-        for key in [*was, *(k for k in now if k not in was)]:
-            yield from _differences(f"{name}.{key}", was.get(key), now.get(key))
-    elif was != now and not (was != was and now != now):  # NaN is NaN
-        yield name, was, now
 
 
 def _bar(progress: bool | None, title: str, total: int) -> Any:

@@ -44,6 +44,7 @@ class PenalisedLikelihood:
       tables: the tables of the model.
       start: their logits at the start.
       schema: names of the features that the tables read; None: not known.
+      shown: which ranks the data showed, and which had a click; from the first pass on.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class PenalisedLikelihood:
         self.tables = ModelTables.of(model)
         self.start = self.tables.read(model)
         self._data = DeviceData(model, self.tables.features, train, "training data", memory)
+        self.shown = self._data.shown
         self.schema = trained_schema(model, self._data)
         specs = self.tables.specs
         self._prior: list[tuple[float, float]] = []  # of each table, as outcomes of both kinds; from the first pass on

@@ -79,7 +79,8 @@ def solve(
     Raises:
       ConfigError: a model or tower without a table form; unusable options; data without clicks, without a feature that
         a table reads, or collapsed to counts that are not enough for the model.
-      DataError: an id or rank beyond a table, or a source without sessions that the model can produce.
+      DataError: an id or rank beyond a table, or a source without a click or without sessions that the model can
+        produce.
     """
     if not isinstance(model, LatentVariableModel):
         raise ConfigError(
@@ -100,10 +101,11 @@ def solve(
         search.lbfgs()
     else:
         search.em(1 if method == "counting" else iterations)
+    objective.shown.check_clicks("training data")
     fitted = objective.fitted(search.best)
     for slot, place in zip(model.slots, objective.tables.places, strict=True):
         if isinstance(table := fitted.tower_in(slot), RankTable):
-            note_shown_ranks(table, np.flatnonzero(search.data[place] > 0) + 1)
+            note_shown_ranks(table, np.flatnonzero(search.data[place] > 0) + 1, objective.shown.clicked)
     return Fitted(fitted, search.history, search.best_epoch)
 
 
