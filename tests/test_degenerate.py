@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -19,6 +19,7 @@ from ultr.training import load
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 SESSIONS, RANKS, DOCUMENTS = 60, 3, 4
+Solver = Literal["em", "lbfgs", "counting"]
 
 
 def sessions(clicked: tuple[float, ...] = (0.9, 0.5, 0.3)) -> Sessions:
@@ -30,8 +31,9 @@ def sessions(clicked: tuple[float, ...] = (0.9, 0.5, 0.3)) -> Sessions:
 
 
 def log_of(folder: Path, batch: Sessions) -> ClickLog:
+    query, clicks = np.asarray(batch.query), np.asarray(batch.clicks)
     rows = [
-        f"{s},q{batch.query[s]},d{batch.features['document'][s, k]},{k + 1},{batch.clicks[s, k]}"
+        f"{s},q{query[s]},d{batch.features['document'][s, k]},{k + 1},{clicks[s, k]}"
         for s in range(len(batch))
         for k in range(batch.shape[1])
     ]
@@ -63,12 +65,14 @@ BASELINES: dict[str, Any] = {
 def test_training_refuses_data_without_a_click(name: str, tmp_path: Path) -> None:
     unclicked = sessions((0.0,) * RANKS)
     log = log_of(tmp_path, unclicked)
-    for data in (unclicked, log, *([collapse(log, "rank")] if name in ("pbm", "rctr", "dctr") else [])):
+    sources: list[Any] = [unclicked, log]
+    for data in (*sources, *([collapse(log, "rank")] if name in ("pbm", "rctr", "dctr") else [])):
         with pytest.raises(DataError, match="expected clicks to learn from, found none in the training data"):
             fit((MODELS | BASELINES)[name](), data, epochs=1, seed=0, progress=False, directory=tmp_path / "run")
         assert not (tmp_path / "run" / "model").exists()
         if name in MODELS:
-            for method in ("em", "lbfgs") if name in ("pbm", "dbn", "ubm") else ("counting",):
+            methods: tuple[Solver, ...] = ("em", "lbfgs") if name in ("pbm", "dbn", "ubm") else ("counting",)
+            for method in methods:
                 with pytest.raises(DataError, match="expected clicks to learn from, found none in the training data"):
                     solve(MODELS[name](), data, method=method, iterations=2)
 
@@ -83,7 +87,7 @@ def test_clicks_that_count_for_nothing_are_none_and_grades_need_none() -> None:
 
 
 @pytest.mark.parametrize("how", ["fit", "em", "lbfgs"])
-def test_a_curve_has_no_value_where_nothing_was_clicked(how: str, tmp_path: Path) -> None:
+def test_a_curve_has_no_value_where_nothing_was_clicked(how: Any, tmp_path: Path) -> None:
     def trained(batch: Sessions) -> Any:
         if how == "fit":
             return fit(MODELS["pbm"](), batch, epochs=2, seed=0, progress=False, directory=tmp_path / "run").model

@@ -21,7 +21,7 @@ from solvable import (
 )
 
 from ultr import models, towers
-from ultr.errors import ConfigError
+from ultr.errors import ConfigError, DataError
 from ultr.sessions import Sessions
 from ultr.training import solve
 
@@ -88,12 +88,10 @@ def test_lists_without_a_click_are_examined_whole() -> None:
     np.testing.assert_allclose(relevance[1:4], wanted, rtol=1e-6)
 
 
-def test_nothing_seen_of_a_table() -> None:
-    """Without clicks nothing is known about satisfaction."""
+def test_nothing_is_counted_without_clicks() -> None:
     sessions = Sessions.from_lists(features={"document": [[1, 2], [3]]}, clicks=[[0, 0], [0]])
-    fitted = solve(MODELS["SDBN"](), sessions, method="counting").model
-    np.testing.assert_allclose(logits_of(fitted)["satisfaction"], 0.0, atol=1e-6)
-    assert (logits_of(fitted)["relevance"] < -5).all()
+    with pytest.raises(DataError, match="expected clicks to learn from"):
+        solve(MODELS["SDBN"](), sessions, method="counting")
 
 
 @pytest.mark.parametrize("name", EXACT)
