@@ -1,18 +1,22 @@
-"""Every kind of debiasing on MQ2008, fold 1: three users, two loggers, three sizes of log, several seeds.
+"""Every kind of debiasing on MQ2008, fold 1: five users, three loggers, six sizes of log, several seeds.
 
 The logs are simulated from the train queries, the methods judged by nDCG@10 on the test queries; all use the same
 linear tower, but for the boosted trees. Epochs (and rounds of boosting) are chosen on held-out clicks, full
 information by the validation grades. The weak logger is a linear ranker trained on 1 % of the train queries, with
-Plackett-Luce randomness; the strong one is trained on all of them and nearly deterministic. Finished runs are kept in
---work: the script goes on where it was stopped.
+Plackett-Luce randomness; the strong one is trained on all of them and nearly deterministic; the cut one is the strong
+one that shows about a tenth of the candidates. Finished runs are kept in --work: the script goes on where it was stopped.
 
     python benchmarks/bench_compare.py --work study --jobs 2
     python benchmarks/bench_compare.py --work study --sessions 1000000 --seeds 1
 
-With --synthetic the lists are made: 1,500 queries whose grades are not linear in 16 features, and the methods are the
-two-tower with a network and boosted trees.
+With --lists dead the lists are made: 1,500 queries whose grades are not linear in 16 features, a quarter of them
+without any relevant document, which no feature tells. With --lists synthetic none is without, and the methods are the
+two-tower with a network and boosted trees. With --lists FOLDER they are the collections FOLDER/train, vali and test.
 
-    python benchmarks/bench_compare.py --work trees --synthetic --users pbm --sessions 100000 --seeds 3
+    python benchmarks/bench_compare.py --work dead --lists dead --sessions 1000 100000
+    python benchmarks/bench_compare.py --work trees --lists synthetic --users pbm --sessions 100000 --seeds 3
+
+Below the tables stands how the goals are met (`ranking_goals`).
 """
 
 from __future__ import annotations
@@ -25,17 +29,30 @@ from typing import Any
 
 import numpy as np
 from common import finish, folder, parser, table
+from ranking_goals import goals
 
 from ultr import simulate
+from ultr.data import Collection
 from ultr.evaluation import paired_difference
 from ultr.ingest.preparing import prepare
 from ultr.study import collect_results, parse_study, run_study
 from ultr.study.runs import Run, StoredRuns
 
-USERS = ("pbm", "dbn", "trust")
+USERS: dict[str, dict[str, Any]] = {
+    "pbm": {"user": "pbm"},
+    "dbn": {"user": "dbn"},
+    "dcm": {"user": "dcm"},
+    "trust": {"user": "trust"},
+    "noise": {"user": "pbm", "flip": 0.05},
+    "sdbn": {"user": "sdbn"},
+    "ccm": {"user": "ccm"},
+    "ubm": {"user": "ubm"},
+}
+USUAL_USERS = ("pbm", "dbn", "dcm", "trust", "noise")
 LOGGERS: dict[str, dict[str, Any]] = {
     "weak": {"policy": "linear", "share": 0.01, "temperature": 0.3},
     "strong": {"policy": "linear", "share": 1.0, "temperature": 0.02},
+    "cut": {"policy": "linear", "share": 1.0, "temperature": 0.02, "ranks": 2},  # of about twenty candidates
 }
 METHODS: tuple[dict[str, Any], ...] = (
     {"model": "random"},
@@ -77,35 +94,51 @@ TREES: tuple[dict[str, Any], ...] = (
     {"model": "lightgbm-labels"},
     {"model": "full-information"},
 )
+MADE = ("synthetic", "dead")
 PARTS = {"train": 1000, "vali": 200, "test": 300}  # queries of the synthetic lists
 
 
 def lists(chosen: Any) -> None:
     """Makes the folders train, vali and test where they are not there yet."""
-    if chosen.synthetic:
+    if all((chosen.work / name).exists() for name in PARTS):
+        return
+    if chosen.lists in MADE:
         made = simulate.collection(queries=sum(PARTS.values()), noise=chosen.noise, seed=0)
+        if chosen.lists == "dead":
+            made = without_relevant(made, share=0.25, seed=0)
         ends = np.cumsum(list(PARTS.values()))
         for (name, size), end in zip(PARTS.items(), ends, strict=True):
-            if not (chosen.work / name).exists():
-                made.select(slice(int(end) - size, int(end))).save(chosen.work / name)
+            made.select(slice(int(end) - size, int(end))).save(chosen.work / name)
         return
-    data = folder(chosen, "mq2008-fold1")
+    given = Path(chosen.lists)
     for name in PARTS:
-        if not (chosen.work / name).exists():
+        if given.is_dir():
+            Collection.open(given / name).save(chosen.work / name)
+        else:
+            data = folder(chosen, chosen.lists)
             prepare([data / f"{name}.txt"], chosen.work / name, format="letor")
+
+
+def without_relevant(lists: Collection, *, share: float, seed: int) -> Collection:
+    """Sets all grades of a share of the queries, drawn at random, to 0."""
+    dead = np.random.default_rng(seed).random(len(lists)) < share
+    grades = np.where(np.repeat(dead, np.diff(lists.offsets)), 0.0, lists.labels)
+    query = np.repeat(np.arange(len(lists)), np.diff(lists.offsets))
+    return Collection.from_arrays(query=query, label=grades, features=lists.features, max_grade=lists.max_grade)
 
 
 def study(chosen: Any) -> Any:
     """Makes the study as `ultr compare` would read it from TOML."""
-    wanted = {*chosen.methods, "naive", "full-information"}  # what all are tested against, and the end of the gap
-    kinds = [m for m in (TREES if chosen.synthetic else METHODS) if m.get("name", m["model"]) in wanted]
+    wanted = {*chosen.methods, "naive", "logger", "full-information"}  # what all are held against
+    kinds = [m for m in (TREES if chosen.lists == "synthetic" else METHODS) if m.get("name", m["model"]) in wanted]
     cut = {} if chosen.ranks == 10 else {"ranks": chosen.ranks}
     logs = [
-        {"name": f"{user} {logger} {n}", "user": user, "sessions": n} | options | cut
+        {"name": f"{user} {logger} {n}", "sessions": n} | USERS[user] | cut | LOGGERS[logger]
         for n in chosen.sessions
         for user in chosen.users
-        for logger, options in LOGGERS.items()
+        for logger in chosen.loggers
     ]
+    relevance = chosen.relevance or ("mlp" if chosen.lists == "synthetic" else "linear")
     return parse_study(
         {
             "seeds": list(range(chosen.seeds)),
@@ -113,7 +146,7 @@ def study(chosen: Any) -> Any:
             "baseline": "naive",
             "reference": "full-information",
             "data": {"train": "train", "vali": "vali", "test": "test"},
-            "defaults": {"relevance": "mlp" if chosen.synthetic else "linear", "l2": 10.0},
+            "defaults": {"relevance": relevance, "l2": 10.0},
             "log": logs,
             "method": kinds,
         },
@@ -152,7 +185,7 @@ def weak_against_strong(work: Path, plan: Any, names: list[str]) -> list[list[st
         method = next(m for m in plan.methods if m.name == name)
         for log in plan.logs:
             user, logger, sessions = log.name.split()
-            if logger == "weak":
+            if logger == "weak" and f"{user} strong {sessions}" in logs:
                 pair = (log, logs[f"{user} strong {sessions}"])
                 means = []
                 for one in pair:
@@ -196,14 +229,20 @@ def diagnosed(work: Path, plan: Any) -> list[list[str]]:
 def main() -> None:
     options = parser(__doc__ or "")
     options.add_argument("--work", type=Path, required=True, help="folder of lists and runs, kept between calls")
-    options.add_argument("--sessions", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
-    options.add_argument("--seeds", type=int, default=5)
+    options.add_argument(
+        "--sessions", type=int, nargs="+", default=[100, 400, 1_000, 10_000, 100_000, 1_000_000], help="[%(default)s]"
+    )
+    options.add_argument("--seeds", type=int, default=3)
     known = list(dict.fromkeys(m.get("name", m["model"]) for m in (*METHODS, *TREES)))
     options.add_argument("--methods", nargs="+", default=known, choices=known, metavar="METHOD", help="only these")
-    options.add_argument("--users", nargs="+", default=USERS, choices=USERS)
+    options.add_argument("--users", nargs="+", default=USUAL_USERS, choices=USERS)
+    options.add_argument("--loggers", nargs="+", default=list(LOGGERS), choices=LOGGERS)
     options.add_argument("--ranks", type=int, default=10, help="documents shown per session, at most [%(default)s]")
     options.add_argument("--jobs", type=int, default=1)
-    options.add_argument("--synthetic", action="store_true")
+    options.add_argument(
+        "--lists", default="mq2008-fold1", help="a folder of --data, a folder of collections, dead or synthetic"
+    )
+    options.add_argument("--relevance", help="the relevance tower [linear; of synthetic lists mlp]")
     options.add_argument("--noise", type=float, default=0.3, help="of synthetic grades, beside the features [.3]")
     options.add_argument("--report", action="store_true", help="make nothing, print what there is")
     chosen = options.parse_args()
@@ -219,6 +258,7 @@ def main() -> None:
     click_models = [n for n in names if n in ("pbm", "trust", "additive", "dla", "ips-listwise")]
     text = [table(summary(results, names, n)) + "\n" for n in chosen.sessions]
     text += [table(weak_against_strong(chosen.work, plan, click_models)), "", table(diagnosed(chosen.work, plan))]
+    text += ["", *goals(chosen.work / "cells", plan)]
     text += ["", f"this run took {time.perf_counter() - began:.0f} s"]
     finish(chosen, {"results": results}, "\n".join(text))
 
