@@ -4,7 +4,8 @@ The logs are simulated from the train queries, the methods judged by nDCG@10 on 
 linear tower, but for the boosted trees. Epochs (and rounds of boosting) are chosen on held-out clicks, full
 information by the validation grades. The weak logger is a linear ranker trained on 1 % of the train queries, with
 Plackett-Luce randomness; the strong one is trained on all of them and nearly deterministic; the cut one is the strong
-one that shows about a tenth of the candidates. Finished runs are kept in --work: the script goes on where it was stopped.
+one that shows about a tenth of the candidates. Finished runs are kept in --work: the script goes on where it was
+stopped.
 
     python benchmarks/bench_compare.py --work study --jobs 2
     python benchmarks/bench_compare.py --work study --sessions 1000000 --seeds 1
