@@ -50,6 +50,18 @@ def collection_warnings(report: Mapping[str, Any], *, splits: Mapping[str, int])
     return _mostly("rows", read, counts, reasons) + _empty(splits)
 
 
+def feature_warnings(counts: Mapping[str, int]) -> list[str]:
+    """Writes the warning about features of documents that a vocabulary knows; `counts` are of `vocabulary_tables`."""
+    other = counts.get("known_documents_with_other_features", 0)
+    if not other:
+        return []
+    return [
+        f"{other:,} of the {counts['known_documents']:,} documents that the vocabulary knows have other features in "
+        "these files: those of the files were taken. If they are other documents under the same names, give them names "
+        "of their own"
+    ]
+
+
 def view_warnings(counts: ViewCounts | None, *, shown: int, lists: int, pages: str | None) -> list[str]:
     """Writes the warnings about queries that come several times in a session.
 
