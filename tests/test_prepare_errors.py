@@ -217,7 +217,7 @@ def test_a_damaged_arrow_file_is_an_error(tmp_path: Path) -> None:
     ("options", "message"),
     [
         ({"format": "xml"}, "expected a format of .*'table', 'yandex'.*, found 'xml'"),
-        ({"memory_limit": "lots"}, "expected a memory limit such as '4GB', found 'lots'"),
+        ({"memory_limit": "lots"}, "such as 4GB or 500MiB, found 'lots'"),
         ({"split": {"a": 0.5}}, "add up to 1"),
         ({"split_by": "user"}, "expected split_by"),
         ({"columns": {"url": "document"}}, r"found \['url'\]"),

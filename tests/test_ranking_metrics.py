@@ -61,7 +61,7 @@ def test_err_takes_the_scale_of_the_data_or_the_one_given():
     lists = ranked([[1, 0], [0, 2]])
     assert values(lists, ["err@1"]) == pytest.approx({"err@1": (1 / 4 + 0) / 2})
     assert values(lists, ["err@1"], max_grade=4) == pytest.approx({"err@1": (1 / 16 + 0) / 2})
-    with pytest.raises(DataError, match="at most max_grade = 1, found 2"):
+    with pytest.raises(DataError, match="at most 1, the highest of the scale, found 2"):
         values(lists, ["err@1"], max_grade=1)
 
 

@@ -289,15 +289,17 @@ def test_ubi_clicks_belong_to_the_view_before_them(tmp_path: Path, reverse: bool
     assert log.metadata["report"]["views"] == {"queries_with_several_views": 1, "by_time": 1}
 
 
-def test_few_rows_at_one_rank_are_warned_of_from_a_few_per_mille_on(tmp_path: Path) -> None:
+def test_rows_at_one_rank_are_told_and_warned_of_from_a_few_per_mille_on(tmp_path: Path) -> None:
     table = views_of_users(500, again=0.0).drop_columns(["view", "time"])
     for extra, warned in ((3, False), (9, True)):
         more = table.slice(1, extra * RANKS).filter(np.arange(extra * RANKS) % RANKS == 2)
         more = more.set_column(2, "document", pa.array(["other"] * len(more)))
         log = prepare_log(in_file(tmp_path, pa.concat_tables([table, more])), tmp_path / f"log{extra}")
         assert log.metadata["report"]["dropped"]["duplicate_ranks"] == extra
-        found = [w for w in log.metadata["report"]["warnings"] if "with another document" in w]
-        assert bool(found) == warned
+        [found] = [w for w in log.metadata["report"]["warnings"] if "with another document" in w]
+        assert found.startswith(f"{extra} of ")
+        assert ("too flat or too steep" in found) == warned
+        assert ("too few to change estimates by much" in found) != warned
 
 
 def test_a_document_twice_in_its_list_is_warned_of(tmp_path: Path) -> None:

@@ -46,10 +46,16 @@ def counted(number: float, one: str, several: str = "") -> str:
     return f"{number:,.0f} {one if number == 1 else several or f'{one}s'}"
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Suggests the known name closest to a misspelt one, as " (did you mean 'x'?)"; empty where none is close."""
+def did_you_mean(name: str, known: Iterable[str], *, suffix: str = "") -> str:
+    """Suggests the known name closest to a misspelt one, as " (did you mean 'x'?)"; empty where none is close.
+
+    Args:
+      name: the misspelt name.
+      known: the names.
+      suffix: what follows on the suggested name, such as the cutoff of a metric.
+    """
     close = difflib.get_close_matches(name, list(known), 1)
-    return f" (did you mean '{close[0]}'?)" if close else ""
+    return f" (did you mean '{close[0]}{suffix}'?)" if close else ""
 
 
 def names_text(names: Sequence[str]) -> str:

@@ -43,6 +43,13 @@ LOWER = {
     "evaluate": "Take part of the data with --split, or fewer --metrics",
     "compare": "Lower --jobs, or the sizes of logs and models in the study",
 }
+# Command -> what it leaves when it is interrupted, where it does not say so itself.
+KEPT = {
+    "compare": "The runs that had ended are kept in --out, and the same command makes the others",
+    "prepare": "Nothing was written to --out",
+    "simulate": "Nothing was written to --out",
+    "demo": "Nothing was written to --out",
+}
 # Address space in MiB, as measured, below which libraries end the process, or wait for threads that never started.
 START_MIB = 1536
 START_RUNTIME_MIB = 2304
@@ -110,7 +117,8 @@ def _run(arguments: Sequence[str] | None) -> tuple[int, str, str]:
     except click.Abort as error:
         stop = error.__cause__
         code = stop.exit_code if isinstance(stop, stopping.Stopped) else 130
-        return code, "ultr", ". ".join(["interrupted", *getattr(stop, "__notes__", ())])
+        kept = getattr(stop, "__notes__", ()) or [_what_was_kept(arguments)]
+        return code, "ultr", ". ".join(["interrupted", *kept])
     except UltrError as error:
         return 2, "ultr", str(error)
     except Exception as error:
@@ -122,8 +130,17 @@ def _run(arguments: Sequence[str] | None) -> tuple[int, str, str]:
     return code if isinstance(code, int) else 0, "", ""
 
 
+def _what_was_kept(arguments: Sequence[str] | None) -> str:
+    """Says what an interrupted command leaves that says nothing itself."""
+    return KEPT.get(_command_in(arguments), "Nothing was written")
+
+
+def _command_in(arguments: Sequence[str] | None) -> str:
+    return next((a for a in (sys.argv[1:] if arguments is None else arguments) if a in COMMANDS), "")
+
+
 def _what_to_lower(arguments: Sequence[str] | None) -> str:
-    given = next((a for a in (sys.argv[1:] if arguments is None else arguments) if a in LOWER), "")
+    given = _command_in(arguments)
     lower = f"{LOWER[given]}, or give" if given else "Give"
     return f"{lower} the process more memory (`ulimit -v`, the limit of the container)"
 

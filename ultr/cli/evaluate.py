@@ -124,6 +124,7 @@ def command(
     asked = None if metrics is None else [m.strip() for m in metrics.split(",")]
     if asked is not None:
         _refuse_in_vain([parse_metric(name).metric for name in asked], calibration)
+    _check_order(run, data)
     model, trained_on = load_model(run, vocabulary=vocabulary)
     known = trained_on.get("vocabulary") if "document" in indexed_fields(model) else None
     opened = open_known(data, known, split=split)
@@ -172,6 +173,20 @@ def command(
             text += f"\n\n{name} by frequency of the query\n"
             text += table([["queries", "sessions each", "sessions", *_HEAD], *rows])
     output(result, text, as_json)
+
+
+def _check_order(run: Path, data: Path) -> None:
+    """Refuses data in place of the run, before anything is opened."""
+    from ultr.data.storage import prepared_format
+
+    if prepared_format(run) is None:
+        return
+    if (data / "model").is_dir() or (data / "meta.json").is_file():
+        raise ConfigError(f"expected RUN and then DATA, found them swapped: give `ultr evaluate {data} {run}`")
+    raise ConfigError(
+        f"{run}: expected the folder of a run or a saved model first, found prepared data. Train one with `ultr train "
+        f"{run} --out run`"
+    )
 
 
 def _read_candidates(path: Path, model: object, opened: ClickLog | Collection) -> Collection:

@@ -173,11 +173,12 @@ def command(
         "documents": made.metadata["documents"],
     }
     if isinstance(made, ClickLog):
+        facts["distinct_sessions"] = made.metadata["report"]["distinct_sessions"]
         facts |= {name: made.metadata[name] for name in ("sessions", "ranks", "impressions", "clicks")}
     if (scale := made.metadata["max_grade"]) is not None:
         facts["max_grade"] = scale
     facts |= {"splits": made.metadata["splits"], "report": made.metadata["report"]}
-    lines = [f"{name}: {value:,}" for name, value in facts.items() if isinstance(value, int)]
+    lines = [f"{_LABELS.get(name, name)}: {value:,}" for name, value in facts.items() if isinstance(value, int)]
     if scale is not None:
         whence = "" if max_grade is not None else "; --max-grade sets the scale, metrics such as err refer to it"
         lines.append(f"highest grade: {scale:g}{whence}")
@@ -189,10 +190,14 @@ def command(
         click.echo(f"warning: {warning}", err=True)
 
 
+# What the numbers of a log are called for people: its rows are lists, of which a session may have several.
+_LABELS = {"sessions": "lists", "distinct_sessions": "sessions"}
+
+
 def _report_lines(report: dict[str, Any], prefix: str = "") -> list[str]:
     lines = []
     for name, value in report.items():
-        label = f"{prefix}{name.replace('_', ' ')}"
+        label = f"{prefix}{_LABELS.get(name, name).replace('_', ' ')}"
         if isinstance(value, int) and not value:
             continue  # --json has the kinds that did not occur
         if isinstance(value, dict):

@@ -10,12 +10,13 @@ import click
 
 from ultr.cli import MethodsCommand, hold, json_option, output, seed_option
 from ultr.cli.inputs import match_notes, open_known
+from ultr.cli.keeping import says_what_is_kept
 from ultr.cli.options import FiniteRange, InVain, Name, is_given, refuse_in_vain
 from ultr.errors import ConfigError, DataError
 from ultr.files import check_output_folder, json_values, write_json
 from ultr.study.registry import METHODS, method_spec
 from ultr.study.specs import NETWORK_TOWERS, OPTIMIZERS, RELEVANCE_TOWERS, TABLES, MethodSpec
-from ultr.text import did_you_mean, ranks_text, table
+from ultr.text import counted, did_you_mean, ranks_text, table
 
 if TYPE_CHECKING:
     from ultr.data import ClickLog
@@ -173,6 +174,7 @@ def command(
     _check_weights(spec, propensity, clip)
     hold(out, inside=True)
     _check_out(out, resume)
+    click.get_current_context().with_resource(says_what_is_kept(out))
     train, held_out = _splits(log, split, valid, valid_split, valid_fraction, seed, relevance)
     vary = _check_clicks(train)
     if not vary:
@@ -225,6 +227,14 @@ def command(
             settings=settings,
             **loop,
         )
+        if resume and fitted.resumed == len(fitted.history) > 0:
+            done = f"after {counted(fitted.resumed, 'epoch')}"
+            longer = "give more --epochs" + (" or --patience" if fitted.resumed < loop["epochs"] else "")
+            click.echo(
+                f"note: nothing was trained: the run in {out} had ended {done}, and the result is printed again. To "
+                f"train on, {longer}",
+                err=True,
+            )
     else:
         epochs = epochs or (1 if solver == "counting" else 100)
         strength: float | Literal["fitted"] = prior or "fitted"

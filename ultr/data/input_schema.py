@@ -273,5 +273,7 @@ class KnowsInputs(Protocol):
 
 
 def _short(names: Sequence[str]) -> str:
+    if not names:
+        return "none"
     shown = list(names) if len(names) <= 12 else [*names[:11], f"... ({len(names):,} in all)"]
     return f"({', '.join(shown)})"

@@ -32,6 +32,7 @@ SCHEMAS: dict[str, type[msgspec.Struct]] = {
     COLLECTION_FORMAT: CollectionMetadata,
     COUNTS_FORMAT: CountsMetadata,
 }
+_KINDS = {LOG_FORMAT: "click log", COLLECTION_FORMAT: "collection of graded lists", COUNTS_FORMAT: "counts"}
 QUERIES_FILE = "queries.parquet"
 DOCUMENTS_FILE = "documents.parquet"
 METADATA_FILE = "metadata.json"
@@ -109,6 +110,14 @@ def read_metadata(path: str | os.PathLike[str], formats: Sequence[str]) -> dict[
     folder = Path(path)
     file = folder / METADATA_FILE
     make = "Make one with `ultr prepare` or `ultr simulate`."
+    if folder.is_file():
+        example = "" if LOG_FORMAT in formats else " --format letor"
+        made = "log" if LOG_FORMAT in formats else "collection"
+        raise DataError(
+            f"expected a prepared folder ({' or '.join(_KINDS[name] for name in formats)}), found a file",
+            fix=f"Prepare it first: `ultr prepare {folder}{example} --out {made}`, and give the folder {made} here.",
+            file=folder,
+        )
     if not folder.is_dir():
         raise DataError("expected the folder of a click log or collection, found none", fix=make, file=folder)
     if not file.is_file():

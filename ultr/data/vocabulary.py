@@ -286,11 +286,15 @@ def grade_scale(
       DataError: a grade above the scale; names the 1-based row of the document.
     """
     if stated is not None and (isinstance(stated, bool) or not isinstance(stated, Real) or not 0 < stated < np.inf):
-        raise ConfigError(f"expected max_grade, the highest grade of the scale, as a number above 0, found {stated!r}")
+        raise ConfigError(
+            f"expected the highest grade of the scale (--max-grade, in Python: max_grade) as a number above 0, found "
+            f"{stated!r}"
+        )
     if grades is None:
         if stated is not None:
             raise ConfigError(
-                "max_grade has no effect: there are no grades. Give some (--labels, a column label), or leave it out"
+                "--max-grade (in Python: max_grade) has no effect: there are no grades. Give some (--labels, a column "
+                "label), or leave it out"
             )
         return None
     values = grades if isinstance(grades, np.ndarray) else grades.to_numpy()
@@ -299,15 +303,15 @@ def grade_scale(
         return max(highest, least or 0.0)
     if least is not None and stated < least:
         raise ConfigError(
-            f"expected max_grade of at least {least:g}, that of the vocabulary, found {stated:g}. Leave it out to take "
-            "over that scale"
+            f"expected a highest grade (--max-grade, in Python: max_grade) of at least {least:g}, that of the "
+            f"vocabulary, found {stated:g}. Leave it out to take over that scale"
         )
     if highest > np.float32(stated):
         row = int(np.nanargmax(values))
         of = f" of {document(row)}" if document is not None else ""
         raise DataError(
-            f"expected grades of at most max_grade = {stated:g}, found {highest:g}{of}",
-            fix="Give the highest grade of the scale (--max-grade), or correct the grade.",
+            f"expected grades of at most {stated:g}, the highest of the scale, found {highest:g}{of}",
+            fix="Give the highest grade of the scale with --max-grade (in Python: max_grade), or correct the grade.",
             file=file or None,
             row=row + 1,
             field="label",

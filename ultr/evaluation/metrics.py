@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 from ultr.errors import ConfigError
@@ -295,9 +295,21 @@ def parse_metric(name: str) -> MetricRequest:
     if not name.strip():
         raise ConfigError("an empty metric name was given; is there a comma too many?")
     known = [form for metric in METRICS.values() for form in metric.forms]
-    stem = name.partition("@")[0]
-    hint = "" if stem in METRICS else did_you_mean(stem, METRICS)
+    stem = _parts(name)[0]
+    hint = "" if stem in METRICS else suggested_metric(name, METRICS)
     raise ConfigError(f"unknown metric {name!r}{hint}; known: {', '.join(known)}")
+
+
+def suggested_metric(name: str, known: Iterable[str]) -> str:
+    """Suggests the metric closest to a misspelt one, with its cutoff or ranks; as `did_you_mean`."""
+    stem, rest = _parts(name)
+    return did_you_mean(stem.strip().lower(), known, suffix=rest)
+
+
+def _parts(name: str) -> tuple[str, str]:
+    """Splits the name of a metric into that without its cutoff or ranks, and these."""
+    end = min((place for sign in "@/" if (place := name.find(sign)) >= 0), default=len(name))
+    return name[:end], name[end:]
 
 
 def default_metrics(kind: str) -> list[MetricRequest]:

@@ -119,8 +119,8 @@ def query_metrics(
         grades = np.where(where, np.maximum(labels, 0), 0).astype(np.float32)
         if grades.max() > max_grade:
             raise DataError(
-                f"expected grades of at most max_grade = {max_grade:g}, found {grades.max():g}",
-                fix="Give the highest grade of the scale as max_grade (--max-grade)",
+                f"expected grades of at most {max_grade:g}, the highest of the scale, found {grades.max():g}",
+                fix="Give the highest grade of the scale with --max-grade (in Python: max_grade)",
                 field="labels",
             )
         ranks = rank_documents(score(batch), where, seed=seed, query=query)

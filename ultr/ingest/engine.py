@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import re
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -24,6 +25,7 @@ from ultr.ingest.memory import available_memory
 from ultr.locks import Scratch
 
 _LEAST_MEMORY, _THREAD_MEMORY = 256 << 20, 256 << 20  # bytes
+_SIZE = re.compile(r"\d+(\.\d+)?\s*([KMGT]i?B|B|bytes?|%)?", re.IGNORECASE)  # of memory, as the engine reads it
 BATCH_ROWS = 122_880  # rows per batch of a streamed result: the size of DuckDB's own row groups
 
 
@@ -63,7 +65,12 @@ class Engine:
                 self.backend.raw_sql("SET disabled_optimizers = 'join_order'")
         except duckdb.Error as error:
             self._folder.remove()
-            raise ConfigError(f"expected a memory limit such as '4GB', found {memory_limit!r}: {error}") from error
+            if memory_limit is None or _SIZE.fullmatch(memory_limit.strip()):
+                raise EngineError(error) from error
+            raise ConfigError(
+                f"expected a memory limit (--memory-limit, in Python: memory_limit) such as 4GB or 500MiB, found "
+                f"{memory_limit!r}"
+            ) from error
 
     def __enter__(self) -> Engine:
         self._stack = contextlib.ExitStack()

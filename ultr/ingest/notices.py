@@ -7,7 +7,8 @@ from typing import Any
 
 from ultr.ingest.packing import Repairs
 from ultr.ingest.view_rules import ViewCounts
-from ultr.ingest.views import FEW, pages_help
+from ultr.ingest.views import FEW
+from ultr.text import counted
 
 
 def log_warnings(
@@ -76,14 +77,17 @@ def view_warnings(counts: ViewCounts | None, *, shown: int, lists: int, pages: s
     out = []
     if pages is None and counts.pages >= FEW * lists:
         out.append(
-            f"ranks start again with other documents within a session and query {counts.pages:,} times in {lists:,} "
-            f"lists, and each time was taken for a list of its own; if they are further pages, say so: {pages_help()}"
+            f"ranks start again with other documents within a session and query: {counts.pages:,} of {lists:,} lists "
+            "were made of such rows. If they are further pages of one list, add --pages joined. If they are lists of "
+            "their own, --pages separate keeps them so; --pages first drops them (in Python: pages='joined', ...)"
         )
-    if counts.copies >= FEW * shown:
+    if 0 < counts.copies < FEW * shown:
+        out.append(f"{counted(counts.copies, 'row')} of {shown:,} were dropped as copies of others")
+    elif counts.copies:
         out.append(
-            f"{counts.copies:,} of {shown:,} rows are copies of others (the same document, rank "
-            "and click, and time where there is one) and were dropped: were they delivered twice? If they are views "
-            "of their own, number the views in a column and name it with --view"
+            f"{counts.copies:,} of {shown:,} rows are copies of others (the same document, rank and click, and time "
+            "where there is one) and were dropped. Were they delivered twice? If they are views of their own, number "
+            "the views in a column and name it with --view"
         )
     if counts.mixed >= FEW * shown:
         out.append(
@@ -103,17 +107,21 @@ def rank_warnings(report: Mapping[str, Any], repairs: Repairs, *, shown: int, li
       lists: number of lists.
     """
     out = []
-    if repairs.other_document >= FEW * shown:
+    if repairs.other_document:
+        few = repairs.other_document < FEW * shown
+        why = "they are too few to change estimates by much" if few else _EFFECT
         out.append(
             f"{repairs.other_document:,} of {shown:,} rows stand at a rank of their list that an earlier row has with "
-            f"another document, and were dropped: {_EFFECT}. Give every row a rank of its own, or number the views in "
-            "a column and name it with --view"
+            f"another document, and were dropped: {why}. Give every row a rank of its own, or number the views in a "
+            "column and name it with --view"
         )
-    if repairs.same_place >= FEW * shown:
+    if repairs.same_place:
+        why = "if the list was shown again, propensities come out wrong"
+        if repairs.same_place < FEW * shown:
+            why = "they are too few to change estimates by much"
         out.append(
             f"{repairs.same_place:,} of {shown:,} rows show a document again at its rank in the same list, and count "
-            "once: if the list was shown again, propensities come out wrong. Number the views in a column and name it "
-            "with --view"
+            f"once: {why}. Number the views in a column and name it with --view"
         )
     again = report["dropped"]["duplicate_documents"]
     if again >= FEW * shown:

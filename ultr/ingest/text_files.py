@@ -19,14 +19,35 @@ from ultr.ingest.positions import file_start
 BLOCK_BYTES = 1 << 24  # bytes of text that are read at a time
 # First bytes of a compressed file -> its compression, whatever the file is called.
 _MAGIC = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\x28\xb5\x2f\xfd": "zstd", b"\x04\x22\x4d\x18": "lz4"}
+# First bytes of files that are compressed or packed in ways that are not read -> (what they are, what unpacks them).
+_UNREAD = {
+    b"\xfd7zXZ\x00": ("xz", "xz -d"),
+    b"PK\x03\x04": ("zip", "unzip"),
+    b"7z\xbc\xaf\x27\x1c": ("7z", "7z x"),
+    b"Rar!\x1a\x07": ("rar", "unrar x"),
+    b"\x1f\x9d": ("compress", "uncompress"),
+}
 _BZIP2_BLOCK = b"1AY&SY"  # what follows on "BZh" and a digit, which text may begin with
 LINES = pa.schema([("at", pa.int64()), ("text", pa.string())])
 
 
 def compression(path: Path) -> str | None:
-    """Tells how a file is compressed by its first bytes: gzip, bz2, zstd or lz4; None: not at all."""
+    """Tells how a file is compressed by its first bytes: gzip, bz2, zstd or lz4; None: not at all.
+
+    Raises:
+      DataError: it is compressed in another way.
+    """
     with open(path, "rb") as stream:
         start = stream.read(10)
+    for magic, (kind, unpack) in _UNREAD.items():
+        if start.startswith(magic):
+            excel = " (Excel workbooks are zip files too: save them as CSV)" if kind == "zip" else ""
+            raise DataError(
+                f"expected text, as it is or compressed with gzip, bzip2, zstd or lz4, found a file compressed with "
+                f"{kind}",
+                fix=f"Unpack it first, such as with `{unpack} {path.name}`{excel}.",
+                file=path,
+            )
     found = next((name for magic, name in _MAGIC.items() if start.startswith(magic)), None)
     return None if found == "bz2" and start[4:] != _BZIP2_BLOCK else found
 
@@ -36,7 +57,7 @@ def open_bytes(path: Path) -> Iterator[Any]:
     """Opens a file as a binary stream, decompressed where it is compressed.
 
     Raises:
-      DataError: in the block, where the compressed file is cut off or damaged.
+      DataError: the file is compressed in a way that is not read; in the block, where it is cut off or damaged.
     """
     kind = compression(path)
     try:

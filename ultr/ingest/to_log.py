@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,8 @@ from ultr.ingest.lists import ListTable, TableStream, group_into_lists, list_tim
 from ultr.ingest.notices import feature_warnings, log_warnings, rank_warnings, view_warnings
 from ultr.ingest.output import Output, split_names
 from ultr.ingest.packing import Repairs, pack_lists
-from ultr.ingest.readers.base import ColumnRequest, GradedPairs, RawRows, column_option
+from ultr.ingest.readers.base import VIEW, ColumnRequest, GradedPairs, RawRows, column_option
+from ultr.ingest.view_column import check_view_column
 
 
 def write_log(
@@ -55,6 +57,12 @@ def write_log(
             file=raw.files[0],
             field="time",
         )
+    notes: list[str] = []
+    if VIEW in rows.table.columns and "list" not in rows.table.columns:
+        own, notes = check_view_column(
+            engine, rows.table, pages=output.pages, named=request.columns.get(VIEW), where=raw.where
+        )
+        rows = replace(rows, table=own)
     output.progress.set_description("numbering")
     ids = assign_ids(engine, rows.table, parent=output.vocabulary, grades=grades)
     lists = group_into_lists(
@@ -95,6 +103,7 @@ def write_log(
             clicks += int(flat.to_numpy().sum(dtype=np.int64))
         made = dict(report)
         made |= {"rows": rows.read, "sessions": sessions, "impressions": impressions, "clicks": clicks}
+        made["distinct_sessions"] = engine.number(lists.table["session"].nunique())
         made |= _dropped_and_repaired(raw, rows, repairs)
         if views := _views(engine, rows, lists, made):
             made["views"] = views
@@ -105,6 +114,7 @@ def write_log(
             made["documents"] = graded
         made["warnings"] = [
             *rows.warnings,
+            *notes,
             *(grades.warnings if grades is not None else ()),
             *feature_warnings(counts),
             *log_warnings(made, shown=rows.found, splits=writer.splits, graded_by=graded_by),

@@ -417,7 +417,7 @@ def _pages(
         inside = rows[start[i] : end[i]]
         shown = document[start[i] : end[i]].tolist()
         if not first[i] and 2 * sum(d in above for d in shown) < len(shown):
-            rank[inside] += top
+            rank[inside] += top if rank[inside].min() <= top else 0  # ranks that go on are those of the list already
             view[inside] = number
         else:
             above, top, number = set(), 0, int(v[start[i]])

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 FEW = 5  # groups of rows that are no evidence about a whole log yet
+RARE = 0.002  # share of all sessions and queries that says nothing about a column
+FEW_PARTS = 0.05  # share of the lists of several views that may be one list cut apart without any meaning
 
 
 @dataclass
@@ -114,3 +116,18 @@ class ViewCounts:
     mixed: int = 0
     first_mixed: int = -1
     first_page: int = -1
+
+
+def cuts_lists(whole: int, shared: int, *, divided: int, lists: int) -> bool:
+    """Tells whether a column of views cuts lists apart rather than numbering views.
+
+    Where rows of views are missing at random, two views share a rank at least as often as they happen to make up a
+    whole list together, so that a column of views is not taken for another one.
+
+    Args:
+      whole: sessions and queries whose views are parts of a whole list.
+      shared: those in which views have a rank in common.
+      divided: those with several views.
+      lists: all sessions and queries.
+    """
+    return whole > 0 and whole >= max(FEW_PARTS * divided, RARE * lists) and whole > 1.5 * shared

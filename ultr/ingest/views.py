@@ -130,7 +130,7 @@ def tell_views_apart(
     )
     counts = ViewCounts()
     table = engine.load("views", assign_views(blocks(), rules, counts), SCHEMA)
-    _refuse_mixed(counts, int(about["rows"]), where)
+    _refuse_mixed(counts, int(about["rows"]), where, timed="time" in rows.columns)
     if pages is None and asks_about_pages and counts.pages >= FEW * int(about["lists"]):
         _ask_about_pages(counts, int(about["lists"]), where)
     named = table.select(at="at", view_list="list", view_rank="rank", view_keep="keep")
@@ -150,19 +150,21 @@ def _wanted(rows: ir.Table, keys: list[str]) -> ir.Table:
     return rows.select(**wanted).order_by(["group", "at"])
 
 
-def _refuse_mixed(counts: ViewCounts, rows: int, where: Callable[[int], FileRow]) -> None:
+def _refuse_mixed(counts: ViewCounts, rows: int, where: Callable[[int], FileRow], *, timed: bool) -> None:
     # Where most repeated ranks are no sign of further views, a warning is enough.
     if counts.first_mixed < 0 or counts.mixed < max(MANY * rows, counts.repeated / 3):
         return
+    neither = "neither the times nor the order of the rows say" if timed else "the order of the rows does not say"
+    time = "times that are the same within a view and differ between views" if timed else "a time with --time COLUMN"
     raise DataError(
         f"expected each rank once in a session and query, or views that can be told apart: found {counts.mixed:,} of "
-        f"{rows:,} rows at a rank that another row of the same session and query has, and neither the times nor the "
-        "order of the rows say which view they belong to. As one list, the documents of all views but the first would "
+        f"{rows:,} rows at a rank that another row of the same session and query has, and {neither} which view they "
+        "belong to. As one list, the documents of all views but the first would "
         "be dropped and their clicks moved to where the documents stood in the first: propensities would come out too "
         "flat or too steep",
         fix="Name a column that numbers the views of a query with --view COLUMN (in Python: columns={'view': ...}), "
-        "or a time with --time COLUMN, or write the rows of each view together in the order of the ranks. --pages "
-        "first (in Python: pages='first') keeps the first row at each rank all the same.",
+        f"or {'give ' if timed else ''}{time}, or write the rows of each view together in the order of the ranks. "
+        "--pages first (in Python: pages='first') keeps the first row at each rank all the same.",
         field="rank",
         **where(counts.first_mixed),
     )

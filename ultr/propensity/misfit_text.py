@@ -62,8 +62,8 @@ def verdict_lines(found: GoodnessOfFit) -> list[str]:
         fits = f"The position-based model fits as far as {checks} can tell (smallest adjusted p {min(made):.2f})."
         weakest = max((check for check in found.checks if not check.reason), key=lambda check: check.noticed)
         power = (
-            f"The weakest check, of {_TESTED[weakest.name]}, would notice a difference in examination of about "
-            f"{weakest.noticed - 1:.0%}."
+            f"In a log of this size, misfits that change examination by less than about {weakest.noticed - 1:.0%} "
+            f"may be missed ({_TESTED[weakest.name]} is the hardest to see)."
         )
         return [fits, power, *withheld]
     failed = [check.sentence for check in found.checks if check.failed]

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from ultr import simulate
 from ultr.errors import ConfigError
-from ultr.evaluation.metrics import RANKING_METRICS, RankingMetric, parse_metric
+from ultr.evaluation.metrics import RANKING_METRICS, RankingMetric, parse_metric, suggested_metric
 from ultr.files import folder_name
 from ultr.propensity import ESTIMATORS
 from ultr.study.nuisance import check_propensity_source
@@ -78,7 +78,7 @@ def _check_metrics(metrics: Sequence[str], where: str) -> None:
             metric = None
         if not isinstance(metric, RankingMetric):
             known = [f"{m}@k" for m in RANKING_METRICS]
-            hint = did_you_mean(name, [f"{m}@10" for m in RANKING_METRICS]) if metric is None else ""
+            hint = suggested_metric(name, RANKING_METRICS) if metric is None else ""
             raise ConfigError(f"{where}: expected ranking metrics ({', '.join(known)}), found '{name}'{hint}")
         if metrics.count(name) > 1:
             raise ConfigError(f"{where}: the metric '{name}' is given twice: leave one out")

@@ -69,11 +69,13 @@ class Fitted:
         without any), affected (share of the sessions with a weight other than 1; None on counts, which do not tell)
         and unsupported (number of impressions left out, since the log has no weight for them).
       best: the epoch whose parameters `model` holds; 0 means the start, before any epoch.
+      resumed: how many epochs of the history an earlier call had made, which this one resumed.
     """
 
     model: Any
     history: list[dict[str, Any]]
     best: int
+    resumed: int = 0
 
 
 def _alone_in_directory(function: Callable[P, T]) -> Callable[P, T]:
@@ -222,9 +224,12 @@ def fit(
 
     def keep_interrupted(stop: KeyboardInterrupt) -> None:
         """Keeps what was trained so far, with the blocks of an epoch that has not ended."""
-        if directory is None or any(x.is_deleted() for x in jax.tree.leaves((state, sums))):
-            return  # Ctrl-C came in the middle of a step: what was kept last stays
-        if blocks and epoch == len(run["history"]) + 1:
+        if directory is None:
+            return
+        upto = epoch
+        if any(x.is_deleted() for x in jax.tree.leaves((state, sums))):
+            upto = saved  # Ctrl-C came in the middle of a step: what was kept last stays
+        elif blocks and epoch == len(run["history"]) + 1:
             note_ranks()
             seconds = {"waiting": waited, "seconds": time.perf_counter() - began}
             keep({"blocks": blocks, "block_sessions": block_sessions, "sums": np.asarray(sums).tolist()} | seconds)
@@ -232,7 +237,7 @@ def fit(
             keep()
         if (directory / "state" / "meta.json").exists():
             how = "Continue with --resume (in Python: resume=True)"
-            stop.add_note(f"What was trained up to epoch {epoch} is kept in {directory / 'state'}. {how}")
+            stop.add_note(f"What was trained up to epoch {upto} is kept in {directory / 'state'}. {how}")
 
     with _at_interrupt(keep_interrupted), contextlib.closing(feed):
         for epoch in range(first, epochs + 1):
@@ -288,7 +293,7 @@ def fit(
         note_shown_ranks(fitted, run["shown_ranks"])
     if directory is not None:
         save(fitted, directory / "model", extra=facts_of(train))
-    return Fitted(fitted, run["history"], run["best"])
+    return Fitted(fitted, run["history"], run["best"], resumed=first - 1)
 
 
 @contextlib.contextmanager

@@ -60,9 +60,20 @@ class Reader:
         if request.columns and not self.columns:
             raise ConfigError(f"the fields of the format {self.name!r} are fixed: it takes no column names")
         if unknown := [name for name in request.columns if name not in self.columns]:
-            raise ConfigError(f"columns maps our names {list(self.columns)} to those of the file, found {unknown}")
+            options = ", ".join(f"--{name}" for name in unknown)
+            raise ConfigError(
+                f"{options} has no meaning with the format {self.name!r}, of which these columns can be named: "
+                f"{', '.join(self.columns)} (in Python: columns={{...}}, found {unknown})"
+            )
         if request.feature_count is not None and not self.counts_features:
-            raise ConfigError(f"the format {self.name!r} takes no number of features: its files name the features")
+            how = (
+                "Name each of them with --feature COLUMN (in Python: features=[...])"
+                if self.features is None
+                else "Leave --features out (in Python: feature_count)"
+            )
+            raise ConfigError(
+                f"the format {self.name!r} takes no number of features (--features), since its files name them. {how}"
+            )
         for what, asked, known in (
             ("features", request.features, self.features),
             ("context", request.context, self.context),

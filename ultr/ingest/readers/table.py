@@ -8,6 +8,7 @@ import ibis.expr.types as ir
 
 from ultr.ingest.engine import Engine
 from ultr.ingest.readers.base import COLUMNS, REQUIRED_COLUMNS, VIEW, ColumnRequest, RawRows, missing_column
+from ultr.ingest.readers.likely_format import other_format_named
 from ultr.ingest.sources import ScannedFiles, ScannedTable, is_parquet, scan_table
 from ultr.ingest.values import trimmed
 
@@ -21,7 +22,10 @@ def read_table(engine: Engine, files: list[Path], request: ColumnRequest) -> Raw
     view, or as `request.columns` names them. The rows of a session, query and view are one list; see `views` for how
     views are told apart without a column.
     """
-    tables = [scan_table(engine, path, number, quote=request.quote) for number, path in enumerate(files)]
+    tables = []
+    for number, path in enumerate(files):
+        with other_format_named(path):
+            tables.append(scan_table(engine, path, number, quote=request.quote))
     scanned = ScannedFiles(tables)
     names = {name: request.columns.get(name, name) for name in (*COLUMNS, VIEW)}
     for name in (*COLUMNS[len(REQUIRED_COLUMNS) :], VIEW):
@@ -34,7 +38,8 @@ def read_table(engine: Engine, files: list[Path], request: ColumnRequest) -> Raw
     def part(table: ScannedTable) -> ir.Table:
         for ours, theirs in names.items():
             if theirs not in table.columns:
-                raise missing_column(table.path, ours, theirs, list(table.columns))
+                with other_format_named(table.path):
+                    raise missing_column(table.path, ours, theirs, list(table.columns))
         columns = {ours: table.columns[theirs] for ours, theirs in names.items()}
         texts = {ours: x for ours, x in columns.items() if ours.startswith(TEXTS) and x.type().is_string()}
         if table.path in untidy or scanned.has_padding(engine, table, texts):
