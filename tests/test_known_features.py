@@ -72,7 +72,8 @@ def test_documents_without_a_name_are_not_those_of_a_vocabulary(tmp_path: Path, 
     assert not (tmp_path / "test").exists()
     result = ultr("prepare", test, "--format", "letor", "--vocabulary", tmp_path / "train", "--out", tmp_path / "test")
     assert result.code == 2
-    assert "docid = NAME" in result.err and "without --vocabulary" in result.err
+    assert "docid = NAME" in result.err
+    assert "without --vocabulary" in result.err
     # Names, or queries of other names, make them documents of their own.
     named = letor(tmp_path / "named.txt", second, named=True)
     made = prepare_collection(named, tmp_path / "named", format="letor", vocabulary=tmp_path / "train")

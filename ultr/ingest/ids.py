@@ -256,7 +256,6 @@ def _differing(
         return {}
     by_place = np.zeros(len(rows), bool) if features.by_place is None else features.by_place[slots]
     if (others := differs & by_place).any():
-        place = features.where(int(slots[others.argmax()])) if features.where is not None else {}
         raise DataError(
             f"expected the documents of the vocabulary, found other features for {int(others.sum()):,} of the "
             f"{int(by_place.sum()):,} documents that have no name and stand at the place, in their query, of one that "
@@ -265,7 +264,7 @@ def _differing(
             "--vocabulary (in Python: vocabulary=): a model that reads features needs no common ids, as `evaluate` "
             "finds the features by their names.",
             field="features",
-            **place,
+            **(features.where(int(slots[others.argmax()])) if features.where is not None else {}),
         )
     return {"known_documents": len(rows), "known_documents_with_other_features": int(differs.sum())}
 

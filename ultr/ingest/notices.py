@@ -89,6 +89,11 @@ def view_warnings(counts: ViewCounts | None, *, shown: int, lists: int, pages: s
             "where there is one) and were dropped. Were they delivered twice? If they are views of their own, number "
             "the views in a column and name it with --view"
         )
+    if counts.unordered:
+        out.append(
+            f"{counts.unordered:,} of {shown:,} rows belong to pages of which nothing says which goes on from which: "
+            "they were joined in the order of their first rows. A time, named with --time, would tell"
+        )
     if counts.mixed >= FEW * shown:
         out.append(
             f"{counts.mixed:,} of {shown:,} rows belong to views of a query within a session that cannot be told "
