@@ -256,6 +256,7 @@ def _differing(
         return {}
     by_place = np.zeros(len(rows), bool) if features.by_place is None else features.by_place[slots]
     if (others := differs & by_place).any():
+        place = None if features.where is None else features.where(int(slots[others.argmax()]))
         raise DataError(
             f"expected the documents of the vocabulary, found other features for {int(others.sum()):,} of the "
             f"{int(by_place.sum()):,} documents that have no name and stand at the place, in their query, of one that "
@@ -264,7 +265,8 @@ def _differing(
             "--vocabulary (in Python: vocabulary=): a model that reads features needs no common ids, as `evaluate` "
             "finds the features by their names.",
             field="features",
-            **(features.where(int(slots[others.argmax()])) if features.where is not None else {}),
+            file=None if place is None else place["file"],
+            row=None if place is None else place["row"],
         )
     return {"known_documents": len(rows), "known_documents_with_other_features": int(differs.sum())}
 
