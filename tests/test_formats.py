@@ -384,8 +384,11 @@ def test_baidu_annotations_against_clicks(tmp_path: Path) -> None:
     by_name = dict(zip(found.document_names.to_pylist(), found.labels.tolist(), strict=True))
     assert by_name == {"t0": 0, "t2": 1, "t3": 2, "new": 4}
     assert found.document.tolist() == [1, 3, 5, 4]  # t1 (id 2) was not judged
-    np.testing.assert_array_equal(present(found.features)[:2], vectors[[0, 2]].astype(np.float32))
-    np.testing.assert_array_equal(present(found.features)[2], others[1].astype(np.float32))
+    # The features are those of the annotations, not those of the clicks.
+    np.testing.assert_array_equal(present(found.features), others[[0, 2, 1, 3]].astype(np.float32))
+    np.testing.assert_array_equal(present(found.vocabulary.features)[2], vectors[1].astype(np.float32))
+    assert found.metadata["report"]["known_documents_with_other_features"] == 3
+    assert "3 of the 3 documents that the vocabulary knows have other" in found.metadata["report"]["warnings"][0]
     with pytest.raises(ConfigError, match="labels do not apply"):
         prepare(
             tmp_path / "grades.parquet", tmp_path / "x", format="baidu-uva",

@@ -149,3 +149,14 @@ def test_a_file_is_no_folder_to_fill(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="out is a file: give --out a folder"), locked(tmp_path / "out", inside=True):
         pytest.fail("the block is not entered")
     assert INSIDE not in left(tmp_path)
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_folder_in_the_place_of_the_lock_is_named(tmp_path: Path, inside: bool) -> None:
+    out = tmp_path / "out"
+    file = out / ".ultr.lock" if inside else tmp_path / ".out.lock"
+    file.mkdir(parents=True)
+    message = rf"{file} is a folder.*remove it, or choose another --out"
+    with pytest.raises(ConfigError, match=message), locked(out, inside=inside):
+        pytest.fail("the block is not entered")
+    assert file.is_dir()

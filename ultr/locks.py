@@ -155,7 +155,13 @@ def locked(folder: str | os.PathLike[str], *, inside: bool = False) -> Iterator[
 
 def _acquire(file: Path, folder: Path) -> int:
     while True:
-        descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        except IsADirectoryError as error:
+            raise ConfigError(
+                f"{file} is a folder, where the file is kept that locks {folder} while it is written. Rename or remove "
+                "it, or choose another --out"
+            ) from error
         try:
             kernel_knows = _flock(descriptor)
             owner = Owner.read(descriptor)

@@ -81,7 +81,12 @@ def _column_options(command: Callable[..., None]) -> Callable[..., None]:
     metavar="N",
     help="Features of a document, where lines leave out zeros (format letor) [the largest of a line].",
 )
-@click.option("--vocabulary", type=click.Path(path_type=Path), help="Prepared log or collection whose ids are kept.")
+@click.option(
+    "--vocabulary",
+    type=click.Path(path_type=Path),
+    help="Prepared log or collection whose ids are kept. Its grades and features hold where the inputs have none of "
+    "their own.",
+)
 @click.option("--split", help="Splits and their shares of the lists, such as train=.8,valid=.1,test=.1.")
 @click.option(
     "--split-by",

@@ -112,7 +112,8 @@ def vocabulary_tables(
       the names of the queries, the table of documents, the names of its features, and counts for the report.
 
     Raises:
-      DataError: the features are others than those of the parent.
+      DataError: the names of the features are others than those of the parent, or documents without a name have other
+        features than those of the parent at their places.
     """
     parent = ids.parent
     new_queries = ids.queries if parent is None else ids.queries.filter(ids.queries.query_id >= parent.queries)
@@ -143,9 +144,9 @@ def vocabulary_tables(
     titles: list[str] = []
     report: dict[str, int] = {}
     if features is not None or (parent is not None and parent.feature_names):
-        column, titles, missing = _features(engine, ids, features, len(documents))
+        column, titles, counts = _features(engine, ids, features, len(documents))
         documents = documents.append_column("features", column)
-        report["documents_without_features"] = missing
+        report |= counts
     return queries, documents, titles, report
 
 
@@ -177,8 +178,11 @@ def _parent_tables(engine: Engine, parent: Vocabulary) -> tuple[ir.Table, ir.Tab
 
 def _features(
     engine: Engine, ids: AssignedIds, features: DocumentFeatures | None, documents: int
-) -> tuple[pa.ChunkedArray, list[str], int]:
-    """Gathers the features of all documents in a file; returns [V] lists, their names, how many documents have none."""
+) -> tuple[pa.ChunkedArray, list[str], dict[str, int]]:
+    """Gathers the features of all documents in a file; returns [V] lists, their names, and counts for the report.
+
+    Documents of the rows have the features that the rows bring, and others those of the parent.
+    """
     parent = ids.parent
     known = list(parent.feature_names) if parent is not None else []
     names = features.names if features is not None else known
@@ -202,23 +206,69 @@ def _features(
         )
     scratch: Path = engine.scratch / "features.npy"
     out = np.lib.format.open_memmap(scratch, "w+", np.float32, (documents, len(names)))
+    table = parent.features if parent is not None else None
     filled = 0
-    wanted = ids.pairs
-    if parent is not None and (table := parent.features) is not None:
-        out[: parent.documents] = table[1:]
-        filled = parent.documents
-        wanted = wanted.filter(wanted.new)
+    if table is not None:
+        out[: len(table) - 1] = table[1:]
+        filled = len(table) - 1
+    counts: dict[str, int] = {}
     if features is not None:
-        places = engine.table(wanted.order_by("slot").select("slot", "document_id"))
-        filled += len(places)
-        features.fill(places["slot"].to_numpy(), places["document_id"].to_numpy() - 1, out[:, : len(features.names)])
+        places = engine.table(ids.pairs.order_by("slot").select("slot", "document_id"))
+        slots, rows = places["slot"].to_numpy(), places["document_id"].to_numpy() - 1
+        known_rows = rows < filled
+        filled += len(rows) - int(known_rows.sum())
+        if len(features.names) < len(names):
+            out[rows[known_rows], len(features.names) :] = 0
+        features.fill(slots, rows, out[:, : len(features.names)])
+        if table is not None:
+            counts = _differing(features, slots[known_rows], rows[known_rows], out, table[1:])
     width = len(names)
     step = max((1 << 28) // max(width, 1), 1)  # a chunk of values stays below the 2^31 of an Arrow array
     chunks = [
         pa.FixedSizeListArray.from_arrays(pa.array(out[i : i + step].reshape(-1)), width)
         for i in range(0, documents, step)
     ]
-    return pa.chunked_array(chunks, pa.list_(pa.float32(), width)), names, documents - filled
+    counts = {"documents_without_features": documents - filled} | counts
+    return pa.chunked_array(chunks, pa.list_(pa.float32(), width)), names, counts
+
+
+def _differing(
+    features: DocumentFeatures, slots: np.ndarray, rows: np.ndarray, out: np.ndarray, table: np.ndarray
+) -> dict[str, int]:
+    """Counts the known documents whose features are others in the files; empty where there are none.
+
+    Args:
+      features: those of the files.
+      slots, rows: [n] slot of each known document, and its row in `out` and `table`.
+      out: [V, F] features as they are stored now.
+      table: [V, F] features of the parent, which are all 0 where it knows none of a document.
+
+    Raises:
+      DataError: documents without a name are among them, so that they are others than those of the parent.
+    """
+    differs = np.zeros(len(rows), bool)
+    step = max((1 << 24) // max(out.shape[1], 1), 1)
+    for start in range(0, len(rows), step):
+        part = rows[start : start + step]
+        before = table[part]
+        differs[start : start + step] = (out[part] != before).any(1) & before.any(1)
+    if not differs.any():
+        return {}
+    by_place = np.zeros(len(rows), bool) if features.by_place is None else features.by_place[slots]
+    if (others := differs & by_place).any():
+        place = None if features.where is None else features.where(int(slots[others.argmax()]))
+        raise DataError(
+            f"expected the documents of the vocabulary, found other features for {int(others.sum()):,} of the "
+            f"{int(by_place.sum()):,} documents that have no name and stand at the place, in their query, of one that "
+            "the vocabulary knows: they are other documents",
+            fix="Give the documents names (`# docid = NAME` at the end of a line), or prepare the files without "
+            "--vocabulary (in Python: vocabulary=): a model that reads features needs no common ids, as `evaluate` "
+            "finds the features by their names.",
+            field="features",
+            file=None if place is None else place["file"],
+            row=None if place is None else place["row"],
+        )
+    return {"known_documents": len(rows), "known_documents_with_other_features": int(differs.sum())}
 
 
 def counted_names(number: int) -> list[str]:

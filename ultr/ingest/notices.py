@@ -51,6 +51,18 @@ def collection_warnings(report: Mapping[str, Any], *, splits: Mapping[str, int])
     return _mostly("rows", read, counts, reasons) + _empty(splits)
 
 
+def feature_warnings(counts: Mapping[str, int]) -> list[str]:
+    """Writes the warning about features of documents that a vocabulary knows; `counts` are of `vocabulary_tables`."""
+    other = counts.get("known_documents_with_other_features", 0)
+    if not other:
+        return []
+    return [
+        f"{other:,} of the {counts['known_documents']:,} documents that the vocabulary knows have other features in "
+        "these files: those of the files were taken. If they are other documents under the same names, give them names "
+        "of their own"
+    ]
+
+
 def view_warnings(counts: ViewCounts | None, *, shown: int, lists: int, pages: str | None) -> list[str]:
     """Writes the warnings about queries that come several times in a session.
 
@@ -76,6 +88,11 @@ def view_warnings(counts: ViewCounts | None, *, shown: int, lists: int, pages: s
             f"{counts.copies:,} of {shown:,} rows are copies of others (the same document, rank and click, and time "
             "where there is one) and were dropped. Were they delivered twice? If they are views of their own, number "
             "the views in a column and name it with --view"
+        )
+    if counts.unordered:
+        out.append(
+            f"{counts.unordered:,} of {shown:,} rows belong to pages of which nothing says which goes on from which: "
+            "they were joined in the order of their first rows. A time, named with --time, would tell"
         )
     if counts.mixed >= FEW * shown:
         out.append(

@@ -85,8 +85,9 @@ def prepare(
       feature_count: how many features a document of a LETOR file has, where lines leave out those that are 0: further
         ones are left out and counted. None: as many as the vocabulary has, or as the largest that a line names.
       vocabulary: a prepared log or collection (a path or an open one) whose ids are kept; queries and documents that
-        it does not know get ids after its own. Its grades and features of queries that the new data hold are taken
-        over; its other queries give no lists in a new collection.
+        it does not know get ids after its own. Its grades are taken over where the files have none for a document,
+        and so are its features where the files have no features of documents; otherwise those of the files hold, and
+        documents whose features differ are counted. Its other queries give no lists in a new collection.
       split: name -> share of the lists, stored with the log; a split without any list is kept as an empty one.
       split_by: "query" (the default, as a model is mostly meant for other queries too) draws all lists of a query
         together, "session" all lists of a session, "list" each list on its own; "time" gives the earliest lists to the
@@ -106,8 +107,9 @@ def prepare(
 
     Raises:
       ConfigError: an option that does not exist or does not fit the format.
-      DataError: input that cannot be used, or views that cannot be told apart; names the file, row and field where it
-        can. Nothing is left behind.
+      DataError: input that cannot be used, views that cannot be told apart, or documents without a name that are
+        others than those of the vocabulary at their places; names the file, row and field where it can. Nothing is
+        left behind.
     """
     check_pages(pages)
     request = ColumnRequest(dict(columns or {}), tuple(features), tuple(context), quote, feature_count)

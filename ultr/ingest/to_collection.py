@@ -14,7 +14,7 @@ from ultr.data.collection import Collection, split_counts, write_collection
 from ultr.data.splits import assign_split
 from ultr.ingest.engine import Engine
 from ultr.ingest.ids import assign_ids, vocabulary_tables
-from ultr.ingest.notices import collection_warnings
+from ultr.ingest.notices import collection_warnings, feature_warnings
 from ultr.ingest.output import Output, split_names
 from ultr.ingest.readers.base import DocumentFeatures
 
@@ -56,7 +56,11 @@ def write_graded_lists(
         if own is not None:
             splits = pc.if_else(pa.array(own), splits, None)
     counted = split_counts(documents, splits, list(output.split or ()))
-    made["warnings"] = list(report.get("warnings", ())) + collection_warnings(made, splits=counted)
+    made["warnings"] = [
+        *report.get("warnings", ()),
+        *feature_warnings(counts),
+        *collection_warnings(made, splits=counted),
+    ]
     write_collection(
         output.path,
         queries=queries,

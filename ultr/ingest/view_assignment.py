@@ -33,6 +33,7 @@ class _Group:
     columns: FlatColumns
     start: np.ndarray
     evidence: Evidence = field(default_factory=Evidence)
+    unordered: np.ndarray | None = None  # [G] whether nothing tells the order of the views of a column
 
     @property
     def size(self) -> int:
@@ -160,7 +161,7 @@ def _assign(group: _Group, rules: Rules, counts: ViewCounts) -> tuple[np.ndarray
         todo &= ~clicks
     by = np.zeros(group.size, np.int8)
     if "view" in x:
-        _by_column(x, view, by)
+        _by_column(group, view, by)
     else:
         _by_runs(group, rules, todo, view, keep, by)
     if clicks is not None:
@@ -173,8 +174,9 @@ def _assign(group: _Group, rules: Rules, counts: ViewCounts) -> tuple[np.ndarray
     return view, keep, _pages(group, rules, view, keep, by, counts)
 
 
-def _by_column(x: FlatColumns, view: np.ndarray, by: np.ndarray) -> None:
-    """Numbers the views that a column names, in the order in which they begin."""
+def _by_column(group: _Group, view: np.ndarray, by: np.ndarray) -> None:
+    """Numbers the views that a column names, in the order in which they begin; notes where that is not known."""
+    x = group.columns
     key = _key(x["group"], x["view"])
     _, first, inverse = np.unique(key, return_index=True, return_inverse=True)
     begin = x.get("time", x["at"]).astype(np.float64)
@@ -185,6 +187,18 @@ def _by_column(x: FlatColumns, view: np.ndarray, by: np.ndarray) -> None:
     number[order] = np.arange(len(first))
     view[:] = number[inverse]
     by[:] = 3
+    # Views that begin at one time, or have none, follow each other in the file, unless their rows interleave.
+    last = np.zeros(len(first), np.int64)
+    np.maximum.at(last, inverse, np.arange(len(view)))
+    owner = x["group"][first]
+    at_once = start if "time" in x else np.zeros(len(first))
+    order = np.lexsort((first, at_once, owner))
+    new = np.append(True, (owner[order][1:] != owner[order][:-1]) | (at_once[order][1:] != at_once[order][:-1]))
+    base = np.cumsum(new) * len(view)
+    reached = np.maximum.accumulate(base + last[order])
+    between = np.append(False, (base + first[order])[1:] < reached[:-1]) & ~new
+    group.unordered = np.zeros(group.size, bool)
+    group.unordered[owner[order][between]] = True
 
 
 def _by_runs(group: _Group, rules: Rules, todo: np.ndarray, view: np.ndarray, keep: np.ndarray, by: np.ndarray) -> None:
@@ -372,13 +386,14 @@ def _count_mixed(group: _Group, by: np.ndarray, keep: np.ndarray, counts: ViewCo
     place = np.arange(len(owner)) - np.repeat(begin, distinct)
     inside = np.repeat(several, distinct)
     prefix = np.logical_and.reduceat((times > 1) == (place < inside), begin)
-    mixed = prefix & (several > 1) & ((several == distinct) | ((several > 2) & (2 * several >= distinct)))
+    mixed = prefix & (several > 0) & ((several == distinct) | ((several > 2) & (2 * several >= distinct)))
     chosen = np.zeros(group.size, bool)
     chosen[owner[begin][mixed]] = True
     extra = np.zeros(group.size, np.int64)
     extra[owner[begin]] = np.add.reduceat(times - 1, begin)
     counts.repeated += int(extra.sum())
     counts.mixed += int(extra[chosen].sum())
+    counts.mixed_at_one_rank += int(extra[owner[begin][mixed & (distinct == 1)]].sum())
     if chosen.any() and counts.first_mixed < 0:
         # The first row whose rank an earlier row of its group has.
         inside_rows = rows[chosen[x["group"][rows]]]
@@ -411,13 +426,20 @@ def _pages(
     if not rules.joined:
         return rank
     with_pages = np.unique(g[start][other])
+    repeats = Ordered.of(g, rank[rows], group.size).most > 1  # else the ranks of all pages are those of one list
+    if group.unordered is not None and len(unclear := with_pages[(group.unordered & repeats)[with_pages]]):
+        of_unclear = rows[np.isin(g, unclear)]
+        counts.unordered += len(of_unclear)
+        at = int(x["at"][of_unclear].min())
+        counts.first_unordered = at if counts.first_unordered < 0 else min(at, counts.first_unordered)
     above: set[int] = set()
     top, number = 0, 0
     for i in np.flatnonzero(np.isin(g[start], with_pages)):
         inside = rows[start[i] : end[i]]
         shown = document[start[i] : end[i]].tolist()
         if not first[i] and 2 * sum(d in above for d in shown) < len(shown):
-            rank[inside] += top if rank[inside].min() <= top else 0  # ranks that go on are those of the list already
+            if repeats[g[start[i]]] and rank[inside].min() <= top:  # ranks that go on are those of the list already
+                rank[inside] += top
             view[inside] = number
         else:
             above, top, number = set(), 0, int(v[start[i]])

@@ -34,8 +34,8 @@ def check_view_column(
     Args:
       engine: the engine.
       rows: checked rows, with a column `view`.
-      pages: as for `prepare`: "separate" takes the values of a named column as they are, and with "joined" they may
-        number pages whose ranks go on.
+      pages: as for `prepare`: "separate" takes the values of a named column as they are, "first" does not use them,
+        and with "joined" they may number pages whose ranks go on.
       named: the name of the column where it was chosen, rather than found by its name; None otherwise.
       where: maps a position to the file and row.
 
@@ -45,7 +45,7 @@ def check_view_column(
     Raises:
       DataError: a column that was chosen cuts lists apart.
     """
-    if named is not None and pages == "separate":
+    if (named is not None and pages == "separate") or pages == "first":
         return rows, []
     first = engine.number(rows["rank"].min())
     found = engine.record(_evidence(rows, first, pages_may_go_on=named is not None and pages == "joined"))

@@ -103,7 +103,9 @@ class ViewCounts:
       copies: rows that were dropped as copies of others.
       repeated: rows at a repeated rank in sessions and queries whose views could not be told apart,
       mixed: and those of them where several whole views lie in disorder, as the ranks from the first on all repeat.
-      first_mixed, first_page: the first row of such a group, and of such a page; -1 without one.
+      mixed_at_one_rank: and those of them in sessions and queries that show a single rank.
+      unordered: rows of sessions and queries with pages to be joined, whose order nothing tells.
+      first_mixed, first_page, first_unordered: the first row of such a group, and of such a page; -1 without one.
     """
 
     by_column: int = 0
@@ -114,8 +116,11 @@ class ViewCounts:
     copies: int = 0
     repeated: int = 0
     mixed: int = 0
+    mixed_at_one_rank: int = 0
+    unordered: int = 0
     first_mixed: int = -1
     first_page: int = -1
+    first_unordered: int = -1
 
 
 def cuts_lists(whole: int, shared: int, *, divided: int, lists: int) -> bool:

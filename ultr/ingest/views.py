@@ -50,8 +50,9 @@ def list_keys(rows: ir.Table, pages: str | None) -> list[str]:
     """Names the columns whose values a list shares."""
     if "list" in rows.columns:
         return ["list"]
-    # Pages of one list may be views of their own, which are joined later.
-    return ["session", "query", *(["view"] if "view" in rows.columns and pages != "joined" else [])]
+    # Pages of one list may be views of their own, which are joined later, or of which the first rows are kept.
+    apart = "view" in rows.columns and pages not in ("joined", "first")
+    return ["session", "query", *(["view"] if apart else [])]
 
 
 def rank_aggregates(rows: ir.Table, keys: list[str]) -> dict[str, Any]:
@@ -131,6 +132,7 @@ def tell_views_apart(
     counts = ViewCounts()
     table = engine.load("views", assign_views(blocks(), rules, counts), SCHEMA)
     _refuse_mixed(counts, int(about["rows"]), where, timed="time" in rows.columns)
+    _refuse_unordered(counts, int(about["rows"]), where, timed="time" in rows.columns)
     if pages is None and asks_about_pages and counts.pages >= FEW * int(about["lists"]):
         _ask_about_pages(counts, int(about["lists"]), where)
     named = table.select(at="at", view_list="list", view_rank="rank", view_keep="keep")
@@ -155,18 +157,39 @@ def _refuse_mixed(counts: ViewCounts, rows: int, where: Callable[[int], FileRow]
     if counts.first_mixed < 0 or counts.mixed < max(MANY * rows, counts.repeated / 3):
         return
     neither = "neither the times nor the order of the rows say" if timed else "the order of the rows does not say"
-    time = "times that are the same within a view and differ between views" if timed else "a time with --time COLUMN"
+    ways = ["Name a column that numbers the views of a query with --view COLUMN (in Python: columns={'view': ...})"]
+    if timed:
+        ways.append("give times that are the same within a view and differ between views")
+    else:
+        ways.append("a time with --time COLUMN")
+    if counts.mixed > counts.mixed_at_one_rank:
+        ways.append("write the rows of each view together in the order of the ranks")
     raise DataError(
         f"expected each rank once in a session and query, or views that can be told apart: found {counts.mixed:,} of "
         f"{rows:,} rows at a rank that another row of the same session and query has, and {neither} which view they "
         "belong to. As one list, the documents of all views but the first would "
         "be dropped and their clicks moved to where the documents stood in the first: propensities would come out too "
         "flat or too steep",
-        fix="Name a column that numbers the views of a query with --view COLUMN (in Python: columns={'view': ...}), "
-        f"or {'give ' if timed else ''}{time}, or write the rows of each view together in the order of the ranks. "
-        "--pages first (in Python: pages='first') keeps the first row at each rank all the same.",
+        fix=f"{', or '.join(ways)}. --pages first (in Python: pages='first') keeps the first row at each rank all the "
+        "same.",
         field="rank",
         **where(counts.first_mixed),
+    )
+
+
+def _refuse_unordered(counts: ViewCounts, rows: int, where: Callable[[int], FileRow], *, timed: bool) -> None:
+    if counts.first_unordered < 0 or counts.unordered < MANY * rows:
+        return
+    equal = "begin at the same time, and their rows" if timed else "have no time, and their rows"
+    raise DataError(
+        f"expected pages whose order is known: found {counts.unordered:,} of {rows:,} rows in sessions and queries "
+        f"whose pages {equal} stand between each other's in the file, so that nothing says which page goes on from "
+        "which",
+        fix="Name a time with --time COLUMN that tells when each page was shown (in Python: columns={'time': ...}), or "
+        "write the rows of each page together, the first page first. --pages separate makes each page a list of its "
+        "own.",
+        field="view",
+        **where(counts.first_unordered),
     )
 
 

@@ -194,11 +194,16 @@ class DocumentFeatures:
         out[targets[i]].
       counted: whether the names are 1 to F, and a document may leave out features that are 0, so that files may differ
         in F.
+      by_place: [n] whether the document in each slot has no name in the files, and is named by its place in its query;
+        None: all have names.
+      where: maps a slot to the file and row; None: not known.
     """
 
     names: list[str]
     fill: Callable[[np.ndarray, np.ndarray, np.ndarray], None]
     counted: bool = False
+    by_place: np.ndarray | None = None
+    where: Callable[[int], FileRow] | None = None
 
 
 ReadFunction = Callable[["Engine", "list[Path]", ColumnRequest], "RawRows | GradedPairs"]

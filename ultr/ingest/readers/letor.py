@@ -31,6 +31,7 @@ class LetorDocuments:
       label: [D] float32 grades; NaN where a document is not judged (grade -1).
       features: [D, F] float32; features that a line leaves out are 0.
       report: how many rows were read and left out.
+      by_place: [D] whether the document has no docid.
     """
 
     at: np.ndarray
@@ -39,6 +40,7 @@ class LetorDocuments:
     label: np.ndarray
     features: np.ndarray
     report: dict[str, int]
+    by_place: np.ndarray
 
 
 @dataclass
@@ -62,7 +64,15 @@ def read_letor(engine: Engine, files: list[Path], request: ColumnRequest) -> Gra
         out[targets] = found.features[slots]
 
     width = found.features.shape[1]
-    features = DocumentFeatures([str(i) for i in range(1, width + 1)], fill, counted=True) if width else None
+    features = None
+    if width:
+        features = DocumentFeatures(
+            [str(i) for i in range(1, width + 1)],
+            fill,
+            counted=True,
+            by_place=found.by_place,
+            where=lambda slot: file_and_row(files, int(found.at[slot])),
+        )
     warnings = []
     if beyond := found.report.get("values_of_further_features", 0):
         warnings.append(f"{beyond:,} values of features beyond the first {width:,} were left out, as was asked for")
@@ -102,15 +112,16 @@ def parse_letor(files: Sequence[Path], *, width: int | None = None, block_bytes:
         features[start : start + len(block), : block.shape[1]] = block
         start += len(block)
     starts = _query_starts(query, at, files)
+    by_place = docid.is_null().to_numpy(zero_copy_only=False)
     document = _document_names(docid, starts)
     keep = _first_of_query(document, starts)
     report = {"rows": len(at), "duplicate_documents": int((~keep).sum())}
     counts = {"not_judged": int(np.isnan(label).sum()), "values_of_further_features": beyond}
     report |= {name: count for name, count in counts.items() if count}
     if not keep.all():
-        at, label, features = at[keep], label[keep], features[keep]
+        at, label, features, by_place = at[keep], label[keep], features[keep], by_place[keep]
         query, document = query.filter(pa.array(keep)), document.filter(pa.array(keep))
-    return LetorDocuments(at, query, document, label, features, report)
+    return LetorDocuments(at, query, document, label, features, report, by_place)
 
 
 def _parse_block(text: pa.StringArray, at: np.ndarray, files: Sequence[Path], width: int | None) -> _ParsedBlock:
