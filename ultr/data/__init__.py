@@ -1,7 +1,7 @@
 """Click logs, their counts, and collections of graded lists, in memory and on disk."""
 
-from ultr.data.click_log import ClickLog, open_data
-from ultr.data.collapsing import collapse, open_counted
+from ultr.data.click_log import ClickLog
+from ultr.data.collapsing import collapse, open_counted, open_data
 from ultr.data.collection import Collection, write_collection
 from ultr.data.counts import Counts
 from ultr.data.dataset import BatchSource, Dataset, DatasetLike, Description, InMemory, SufficientStatistics, as_dataset

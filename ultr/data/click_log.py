@@ -20,7 +20,7 @@ from ultr.background import run_ahead
 from ultr.data.batching import WORKERS, PaddedRows, concatenate_rows, rebatch, used_widths
 from ultr.data.collection import Collection
 from ultr.data.columns import CONTEXT, FEATURE, RaggedRows, check_rows, unpack_columns
-from ultr.data.dataset import Dataset, Description
+from ultr.data.dataset import Coverage, Dataset, Description
 from ultr.data.input_schema import InputSchema
 from ultr.data.row_groups import (
     RowGroup,
@@ -41,7 +41,6 @@ from ultr.data.splits import (
     session_keys,
 )
 from ultr.data.storage import (
-    COLLECTION_FORMAT,
     CONSECUTIVE,
     LOG_FORMAT,
     content_fingerprint,
@@ -218,6 +217,13 @@ class ClickLog(Dataset):
             lengths = np.diff(rows["documents"].offsets.to_numpy())
             sessions += np.bincount(np.searchsorted(widths, lengths), minlength=len(widths))
         return int((-(-sessions // batch_size)).sum())
+
+    def coverage(self) -> Coverage:
+        queries, documents = np.zeros(self.queries, bool), np.zeros(self.documents + 1, bool)
+        for batch in self.columns(["query", "documents"]):
+            queries[batch["query"].to_numpy()] = True
+            documents[batch["documents"].flatten().to_numpy()] = True
+        return Coverage(int(queries.sum()), int(documents[1:].sum()))
 
     def cached(self, memory: int) -> ClickLog:
         """Returns the same view, whose passes leave up to `memory` bytes of decoded row groups for later ones."""
@@ -490,11 +496,3 @@ class ClickLog(Dataset):
             weight=rows.get("weight"),
             session=rows.get("session"),
         )
-
-
-def open_data(
-    path: str | os.PathLike[str], *, split: str | None = None, vocabulary: Any = None
-) -> ClickLog | Collection:
-    """Opens a folder as what its metadata.json says it is; arguments and errors as for the two `open`."""
-    kind = read_metadata(path, [LOG_FORMAT, COLLECTION_FORMAT])["format"]
-    return (ClickLog if kind == LOG_FORMAT else Collection).open(path, split=split, vocabulary=vocabulary)

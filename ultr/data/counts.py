@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from ultr import stopping
 from ultr.arguments import check_count, number_array
-from ultr.data.dataset import Dataset, Description, SufficientStatistics
+from ultr.data.dataset import Coverage, Dataset, Description, SufficientStatistics
 from ultr.data.grouping import group_starts
 from ultr.data.input_schema import InputSchema
 from ultr.data.splits import chosen_queries
@@ -149,6 +149,14 @@ class Counts(Dataset):
 
     def __len__(self) -> int:
         return len(self.document)
+
+    @property
+    def rows(self) -> int:
+        """Number of rows of a pass in the order of the cells: two for a cell with and without clicks, else one."""
+        return len(self._rows)
+
+    def coverage(self) -> Coverage:
+        return Coverage(len(np.unique(self.query[self.query >= 0])), len(np.unique(self.document[self.document > 0])))
 
     @cached_property
     def description(self) -> Description:
