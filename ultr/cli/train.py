@@ -12,12 +12,13 @@ from ultr.cli import MethodsCommand, hold, json_option, output, seed_option
 from ultr.cli.inputs import match_notes, open_known
 from ultr.cli.keeping import says_what_is_kept
 from ultr.cli.options import FiniteRange, InVain, Name, is_given, refuse_in_vain
+from ultr.cli.training_report import training_report
 from ultr.errors import ConfigError, DataError
 from ultr.files import check_output_folder, json_values, write_json
 from ultr.study.effects import without_document_tower, without_effect
 from ultr.study.registry import METHODS, method_spec
 from ultr.study.specs import NETWORKS, OPTIMIZERS, RELEVANCE_TOWERS, TABLES, MethodSpec
-from ultr.text import counted, did_you_mean, ranks_text, table
+from ultr.text import counted, did_you_mean
 
 if TYPE_CHECKING:
     from ultr.data import ClickLog
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 Solver = Literal["em", "lbfgs", "counting"]
 
 TRAINED = {name: spec for name, spec in METHODS.items() if spec.trained_on_log}
-GRADIENT_OPTIONS = ("patience", "batch_size", "optimizer", "learning_rate", "l2", "resume")
+GRADIENT_OPTIONS = ("patience", "batch_size", "optimizer", "learning_rate", "l2", "l2_unit", "collapse", "resume")
 ALL_CLICKED = "every impression was clicked, so that nothing tells examination from relevance"
 # Solver -> options that have no effect with it.
 WITHOUT_EFFECT = {
@@ -100,14 +101,30 @@ def _widths(text: str) -> tuple[int, ...]:
     type=FiniteRange(min=0, min_open=True),
     help="em, lbfgs, counting: outcomes assumed per probability before any is seen [fitted to each table].",
 )
-@click.option("--epochs", type=click.IntRange(min=1), help="Passes over the log, at most [20; em, lbfgs: 100].")
+@click.option(
+    "--epochs",
+    type=click.IntRange(min=1),
+    help="Passes over the log, at most; over its counts, as many times more as make a hundred steps [20; em, lbfgs: "
+    "100].",
+)
 @click.option(
     "--patience",
     default=3,
     type=click.IntRange(min=1),
-    help="Epochs without improvement before training stops.",
+    help="Judgements without improvement before training stops: epochs, and parts of long ones.",
 )
-@click.option("--batch-size", default=512, type=click.IntRange(min=1))
+@click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    help="Sessions or counted cells per step [64 to 2048, so that an epoch has a hundred steps or more].",
+)
+@click.option(
+    "--collapse",
+    default="auto",
+    type=Name(("auto", "never")),
+    help="auto: train on the log's counts or distinct lists where the model allows it and there is less to read: the "
+    "same loss; never: on its sessions.",
+)
 @click.option(
     "--optimizer",
     default="auto",
@@ -121,6 +138,13 @@ def _widths(text: str) -> tuple[int, ...]:
     help="Learning rate of networks; of tables ten times that, of document tables under lazy-adagrad a hundred times.",
 )
 @click.option("--l2", default=0.0, help="Strength of a Gaussian prior on the parameters.")
+@click.option(
+    "--l2-unit",
+    default="query",
+    type=Name(("query", "session")),
+    help="query: the prior weighs as much beside the average query's sessions, however many there are; session: beside "
+    "all sessions, so that it fades.",
+)
 @click.option("--resume", is_flag=True, help="Continue the interrupted run in --out.")
 @seed_option
 @json_option
@@ -142,10 +166,12 @@ def command(
     prior: float | None,
     epochs: int | None,
     patience: int,
-    batch_size: int,
+    batch_size: int | None,
+    collapse: str,
     optimizer: str,
     learning_rate: float,
     l2: float,
+    l2_unit: str,
     resume: bool,
     seed: int,
     as_json: bool,
@@ -215,8 +241,9 @@ def command(
         by_rows = kind.startswith("lazy") and not row_tables(untrained)
         refuse_in_vain([InVain("optimizer", by_rows, f"as {kind}: this model has no document table. Choose adam")])
         settings = options | {"optimizer": kind, "learning_rate": learning_rate}
-        loop: dict[str, Any] = {"epochs": epochs or 20, "batch_size": batch_size, "l2": l2, "patience": patience}
-        options = settings | loop
+        loop: dict[str, Any] = {"epochs": epochs or 20, "batch_size": batch_size, "patience": patience}
+        loop |= {"l2": l2, "l2_unit": l2_unit, "collapse": "auto" if collapse == "auto" else False}
+        options = settings | loop | {"collapse": collapse}
         fitted = fit(
             untrained,
             train,
@@ -229,8 +256,9 @@ def command(
             **loop,
         )
         if resume and fitted.resumed == len(fitted.history) > 0:
-            done = f"after {counted(fitted.resumed, 'epoch')}"
-            longer = "give more --epochs" + (" or --patience" if fitted.resumed < loop["epochs"] else "")
+            trained = int(fitted.history[-1]["epoch"])
+            done = f"after {counted(trained, 'epoch')}"
+            longer = "give more --epochs" + (" or --patience" if trained < loop["epochs"] else "")
             click.echo(
                 f"note: nothing was trained: the run in {out} had ended {done}, and the result is printed again. To "
                 f"train on, {longer}",
@@ -255,6 +283,10 @@ def command(
         "best_epoch": fitted.best,
         "history": fitted.history,
     }
+    if (about := fitted.trained_on) is not None:
+        result["trained_on"] = dataclasses.asdict(about) | {"text": about.text}
+    if fitted.trained_on is not None and (turning := fitted.turning) is not None:
+        result["turning"] = dataclasses.asdict(turning) | {"text": turning.text}
     if isinstance(fitted.model, PBM):
         result["propensity"] = [float(x) if vary else None for x in fitted.model.propensity(train.ranks)]
         result["unsupported"] = withheld_ranks(fitted.model, train.ranks)
@@ -263,31 +295,7 @@ def command(
     if (checked := check_assumptions(spec, train)) is not None:
         result["goodness_of_fit"] = checked
     write_json(out / "run.json", result)
-    output(json_values(result), _report(result), as_json)
-
-
-def _report(result: dict[str, Any]) -> str:
-    """Writes the result of a training for people."""
-    epochs = result["history"]
-    rows = [["epoch", "loss", "validation loss", "seconds"]]
-    for epoch in epochs:
-        number = str(epoch["epoch"]) + ("*" if epoch["epoch"] == result["best_epoch"] else "")
-        valid = "-" if epoch["valid_loss"] is None else f"{epoch['valid_loss']:.5f}"
-        rows.append([number, f"{epoch['loss']:.5f}", valid, f"{epoch['seconds']:.1f}"])
-    text = [table(rows), f"* best epoch, kept in {Path(result['out'], 'model')}"]
-    impossible = epochs[-1]["impossible"] if epochs else 0
-    if impossible:
-        text.append(f"{impossible:,.0f} sessions are impossible under this model and were left out of the loss")
-    if "propensity" in result:
-        shown = ["-" if x is None or x != x else f"{x:.3f}" for x in result["propensity"]]
-        text.append("propensity by rank, relative to rank 1: " + " ".join(shown))
-        reasons: dict[str, list[int]] = {}
-        for rank, reason in result["unsupported"].items():
-            reasons.setdefault(reason, []).append(rank)
-        text += [f"{ranks_text(ranks)}: {reason}" for reason, ranks in reasons.items()]
-    if said := result.get("goodness_of_fit", {}).get("text"):
-        text.append(said)
-    return "\n".join(text)
+    output(json_values(result), training_report(result), as_json)
 
 
 def _check_options(solver: str) -> None:

@@ -20,7 +20,7 @@ from ultr.background import run_ahead
 from ultr.data.batching import WORKERS, PaddedRows, concatenate_rows, rebatch, used_widths
 from ultr.data.collection import Collection
 from ultr.data.columns import CONTEXT, FEATURE, RaggedRows, check_rows, unpack_columns
-from ultr.data.dataset import Dataset, Description
+from ultr.data.dataset import Coverage, Dataset, Description
 from ultr.data.input_schema import InputSchema
 from ultr.data.row_groups import (
     RowGroup,
@@ -31,9 +31,16 @@ from ultr.data.row_groups import (
     whole_lists,
     without_unseen,
 )
-from ultr.data.splits import OUTSIDE, assign_by_time, assign_split, check_fractions, first_rows, session_keys
+from ultr.data.splits import (
+    OUTSIDE,
+    assign_by_time,
+    assign_split,
+    check_fractions,
+    chosen_queries,
+    first_rows,
+    session_keys,
+)
 from ultr.data.storage import (
-    COLLECTION_FORMAT,
     CONSECUTIVE,
     LOG_FORMAT,
     content_fingerprint,
@@ -42,7 +49,6 @@ from ultr.data.storage import (
     read_row_groups,
 )
 from ultr.data.vocabulary import Vocabulary, known_documents
-from ultr.data.writer import LogWriter
 from ultr.errors import ConfigError, DataError
 from ultr.sessions import Sessions, SharedFeature
 
@@ -212,6 +218,13 @@ class ClickLog(Dataset):
             sessions += np.bincount(np.searchsorted(widths, lengths), minlength=len(widths))
         return int((-(-sessions // batch_size)).sum())
 
+    def coverage(self) -> Coverage:
+        queries, documents = np.zeros(self.queries, bool), np.zeros(self.documents + 1, bool)
+        for batch in self.columns(["query", "documents"]):
+            queries[batch["query"].to_numpy()] = True
+            documents[batch["documents"].flatten().to_numpy()] = True
+        return Coverage(int(queries.sum()), int(documents[1:].sum()))
+
     def cached(self, memory: int) -> ClickLog:
         """Returns the same view, whose passes leave up to `memory` bytes of decoded row groups for later ones."""
         view = copy.copy(self)
@@ -279,6 +292,17 @@ class ClickLog(Dataset):
             name: self._view(codes, code, int(counts[code]), f"{self._salt}/{by}/{seed}/{name}", f"{rule}: {name}")
             for code, name in enumerate(fractions)
         }
+
+    def select_queries(self, chosen: np.ndarray) -> ClickLog:
+        """Takes the view's sessions of the queries for which `chosen` [Q] bool is true; nothing is written.
+
+        Raises:
+          ConfigError: not one truth value per query of the vocabulary.
+        """
+        chosen, name = chosen_queries(chosen, self.vocabulary.queries)
+        codes = np.full(self.metadata["sessions"], OUTSIDE, np.uint8)
+        codes[self._inside()[chosen[self._read("query")]]] = 0
+        return self._view(codes, 0, int((codes == 0).sum()), f"{self._salt}/{name}", name)
 
     def columns(self, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """Streams the view's rows in stored order, one record batch per row group, checked like `batches`.
@@ -356,9 +380,7 @@ class ClickLog(Dataset):
                 file=self.path,
                 field=name,
             )
-        parts = []
-        for batch in self.columns([name]):
-            parts.append(batch[name].to_numpy(zero_copy_only=False))
+        parts = [batch[name].to_numpy(zero_copy_only=False) for batch in self.columns([name])]
         return np.concatenate(parts) if parts else np.zeros(0)
 
     def _table(self, group: RowGroup, names: Sequence[str], *, threads: bool = True) -> pa.Table:
@@ -474,14 +496,3 @@ class ClickLog(Dataset):
             weight=rows.get("weight"),
             session=rows.get("session"),
         )
-
-
-def open_data(
-    path: str | os.PathLike[str], *, split: str | None = None, vocabulary: Any = None
-) -> ClickLog | Collection:
-    """Opens a folder as what its metadata.json says it is; arguments and errors as for the two `open`."""
-    kind = read_metadata(path, [LOG_FORMAT, COLLECTION_FORMAT])["format"]
-    return (ClickLog if kind == LOG_FORMAT else Collection).open(path, split=split, vocabulary=vocabulary)
-
-
-__all__ = ["ClickLog", "Collection", "LogWriter", "Vocabulary", "open_data"]

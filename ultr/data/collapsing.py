@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 from ultr.data.click_log import ClickLog
+from ultr.data.collection import Collection
 from ultr.data.counting import count_cells, last_click_key, with_all_documents
 from ultr.data.counts import COUNTS_BY, Counts
 from ultr.data.dataset import SufficientStatistics
@@ -109,6 +110,14 @@ def open_counted(path: str | os.PathLike[str], *, split: str | None = None) -> C
             file=path,
         )
     return Counts.open(path)
+
+
+def open_data(
+    path: str | os.PathLike[str], *, split: str | None = None, vocabulary: Any = None
+) -> ClickLog | Collection:
+    """Opens a folder as what its metadata.json says it is; arguments and errors as for the two `open`."""
+    kind = read_metadata(path, [LOG_FORMAT, COLLECTION_FORMAT])["format"]
+    return (ClickLog if kind == LOG_FORMAT else Collection).open(path, split=split, vocabulary=vocabulary)
 
 
 def _count(log: ClickLog, by: SufficientStatistics, memory: int, beside: Path | None) -> Counts:

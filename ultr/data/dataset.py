@@ -7,7 +7,7 @@ import dataclasses
 import hashlib
 from collections.abc import Iterator, Mapping, Sized
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -16,7 +16,7 @@ from ultr import stopping
 from ultr.arguments import check_count
 from ultr.data.input_schema import InputMatch, InputSchema
 from ultr.errors import ConfigError
-from ultr.sessions import Sessions
+from ultr.sessions import Sessions, whole_feature
 
 if TYPE_CHECKING:
     from ultr.data.vocabulary import Vocabulary
@@ -58,6 +58,13 @@ class Description:
     def total_weight(self) -> float:
         """Sum of the weights of the rows; their number where they have none."""
         return float(self.rows) if self.weight is None else self.weight
+
+
+class Coverage(NamedTuple):
+    """How many distinct queries and documents a dataset shows: what a ranker can learn of, however many sessions."""
+
+    queries: int
+    documents: int
 
 
 class Dataset(abc.ABC):
@@ -104,6 +111,10 @@ class Dataset(abc.ABC):
         """Returns which rows these are, as a JSON value; of rows in memory a digest of them; None: not known."""
         return self.description.identity
 
+    def coverage(self) -> Coverage | None:
+        """Counts the distinct queries and documents that the rows show; None: not known."""
+        return None
+
     def with_sessions(self) -> Dataset:
         """Returns the same rows, whose batches say to which session each list belongs, where that is known."""
         return self
@@ -143,6 +154,13 @@ class InMemory(Dataset):
             digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n".encode())
             digest.update(array.view(np.uint8).reshape(-1).data if array.size else b"")
         return {"fingerprint": digest.hexdigest()}
+
+    def coverage(self) -> Coverage | None:
+        query, document = self.sessions.query, self.sessions.features.get("document")
+        if query is None or document is None:
+            return None
+        shown, mask = self.sessions.shown(), np.asarray(self.sessions.mask)
+        return Coverage(len(np.unique(query[shown])), len(np.unique(np.asarray(whole_feature(document))[mask])))
 
     def count_batches(self, batch_size: int) -> int:
         return -(-len(self) // batch_size)
@@ -211,6 +229,9 @@ class Matched(Dataset):
 
     def count_batches(self, batch_size: int) -> int:
         return self._data.count_batches(batch_size)
+
+    def coverage(self) -> Coverage | None:
+        return self._data.coverage()
 
     def cached(self, memory: int) -> Dataset:
         return Matched(self._data.cached(memory), self._match)

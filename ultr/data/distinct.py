@@ -16,6 +16,8 @@ from ultr.data.grouping import KeyedColumns, SortedGroups, group_starts
 from ultr.data.writer import LogWriter
 from ultr.hashing import murmur64, splitmix64
 
+SAMPLED_SESSIONS = 50_000  # of which `share_distinct` estimates
+
 HashSessions = Callable[[pa.RecordBatch, list[str], list[str]], tuple[np.ndarray, np.ndarray]]
 
 
@@ -51,6 +53,23 @@ def session_hashes(batch: pa.RecordBatch, lists: list[str], scalars: list[str]) 
     return out[0], out[1]
 
 
+def share_distinct(log: ClickLog) -> float:
+    """Estimates the number of distinct sessions per session of a log.
+
+    All sessions of some queries are looked at, since copies are of one query: of as many queries as have
+    `SAMPLED_SESSIONS` together, in an order that a hash decides.
+    """
+    names = [batch["query"].to_numpy() for batch in log.columns(["query"])]
+    sessions = np.bincount(np.concatenate(names), minlength=log.vocabulary.queries) if names else np.zeros(0)
+    order = np.argsort(splitmix64(np.arange(len(sessions), dtype=np.uint64)))
+    chosen = np.zeros(len(sessions), bool)
+    chosen[order[np.cumsum(sessions[order]) - sessions[order] < SAMPLED_SESSIONS]] = True
+    lists, scalars = _compared(log)
+    view = with_all_documents(log.select_queries(chosen))
+    found = [np.stack(session_hashes(batch, lists, scalars), 1) for batch in view.columns([*lists, *scalars])]
+    return len(np.unique(np.concatenate(found), axis=0)) / len(view) if found else 1.0
+
+
 def write_distinct_sessions(
     log: ClickLog, directory: Path, *, memory: int, hash_sessions: HashSessions = session_hashes
 ) -> ClickLog:
@@ -69,8 +88,7 @@ def write_distinct_sessions(
       DataError: something stands at `directory`, or the log is damaged.
     """
     about, view, weighted = log.metadata, with_all_documents(log), log.weighted
-    lists = ["documents", "ranks", "clicks", *(FEATURE + name for name in about["impression_features"])]
-    scalars = ["query", *(CONTEXT + name for name in about["context"])]
+    lists, scalars = _compared(log)
     queries, documents = log.vocabulary.tables()
     writer = LogWriter(
         directory,
@@ -108,6 +126,12 @@ def write_distinct_sessions(
             "collapsed": {"sessions": log.sessions, "weight": total, "log": log.identity, "copies": copies}
         }
     return ClickLog.open(directory).with_documents(log.documents)
+
+
+def _compared(log: ClickLog) -> tuple[list[str], list[str]]:
+    """Names the list columns and the scalar columns in which equal sessions are equal."""
+    lists = ["documents", "ranks", "clicks", *(FEATURE + name for name in log.metadata["impression_features"])]
+    return lists, ["query", *(CONTEXT + name for name in log.metadata["context"])]
 
 
 def _group_equal(columns: KeyedColumns) -> KeyedColumns:

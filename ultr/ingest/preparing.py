@@ -9,7 +9,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ultr.data.click_log import ClickLog, open_data
+from ultr.data.click_log import ClickLog
+from ultr.data.collapsing import open_data
 from ultr.data.collection import Collection
 from ultr.data.columns import RESERVED_NAMES
 from ultr.data.splits import check_fractions

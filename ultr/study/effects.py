@@ -9,6 +9,7 @@ from ultr.study.specs import COMPRESSED_TABLES, NETWORK_TOWERS, NETWORKS, TABLES
 # The settings of a `StudyMethod` that only methods trained by `ultr.fit` have.
 TRAINING_SETTINGS = (
     "relevance", "hidden", "transform", "rows", "epochs", "patience", "batch_size", "learning_rate", "table_rate", "l2",
+    "l2_unit",
 )  # fmt: skip
 _AUTO = ("table", "mlp")  # what the relevance "auto" becomes, by the features of the log
 

@@ -25,9 +25,8 @@ from ultr.study.specs import COMPRESSED_TABLES, NETWORKS, TABLES
 from ultr.study.tower_factory import ModelConfig, resolve_relevance
 from ultr.training import adam, fit, lazy_adam
 from ultr.training.loop import has_large_table
+from ultr.training.schedule import batch_size_for, passes_per_epoch
 
-STEPS_PER_EPOCH = 100  # at least, where the log allows
-BATCH_SIZES = (64, 2048)
 BATCH_SIZE_OF_GRADED_LISTS = 32
 TABLE_NOTE = "a table of documents: only documents of the log have a score of their own"
 
@@ -111,14 +110,8 @@ def training_steps(method: StudyMethod, rows: int) -> TrainingSteps:
     Its epochs and patience are meant for epochs of a hundred steps: with fewer, there are as many times more.
     """
     size = method.batch_size or batch_size_for(rows)
-    times = -(-STEPS_PER_EPOCH // max(-(-rows // size), 1))
+    times = passes_per_epoch(rows, size)
     return TrainingSteps(method.epochs * times, method.patience * times, size)
-
-
-def batch_size_for(rows: int) -> int:
-    """Computes a batch size, a power of two from 64 to 2,048, that gives an epoch a hundred steps or more."""
-    least, most = BATCH_SIZES
-    return min(max(1 << (max(rows // STEPS_PER_EPOCH, 1).bit_length() - 1), least), most)
 
 
 def _config(method: StudyMethod, seed: int) -> ModelConfig:
@@ -140,7 +133,8 @@ def _fit(method: StudyMethod, model: Any, train: Any, valid: Any, seed: int) -> 
     else:
         optimizer = adam(method.learning_rate, tables=method.table_rate)
     return fit(
-        model, train, valid, optimizer=optimizer, seed=seed, l2=method.l2, progress=False, **steps._asdict()
+        model, train, valid, optimizer=optimizer, seed=seed, l2=method.l2, l2_unit=method.l2_unit, progress=False,
+        collapse=False, **steps._asdict()
     )  # fmt: skip
 
 
@@ -165,7 +159,7 @@ def _train_on_clicks(method: StudyMethod, log: PreparedLog, seed: int) -> Traine
         nuisance = log.nuisance(variant.propensity, by)
         began = time.perf_counter()
         model = build_model(_config(variant, seed), log.part("train", by), nuisance, stored=log.stored)
-        train, valid = (log.sufficient(part, by, model.sufficient_statistics) for part in ("train", "valid"))
+        train, valid = (log.sufficient(part, by, model) for part in ("train", "valid"))
         fitted = _fit(variant, model, train, valid, seed)
         seconds = time.perf_counter() - began
         if not fitted.best:

@@ -16,6 +16,7 @@ from ultr.data import ClickLog, Collection, Counts, collapse, open_data
 from ultr.errors import ConfigError, DataError
 from ultr.study.nuisance import NuisanceEstimates
 from ultr.study.settings import JudgedData, LogSpec
+from ultr.training.sufficient import statistics_for
 
 SplitUnit = Literal["session", "query"]
 STORED_BYTES = 1 << 27  # of a feature table that still lies in every model
@@ -153,14 +154,10 @@ class PreparedLog:
             return None
         return values
 
-    def sufficient(self, name: str, by: SplitUnit, statistics: str) -> ClickLog | Counts:
-        """Returns a part as a model with these sufficient statistics learns from it or is judged on it."""
-        if not self.log.metadata["impression_features"]:
-            if statistics == "rank":
-                return self.counts(name, by)
-            if statistics == "last-click":
-                return self.counts(name, by, "last-click")
-        return self.distinct(name, by)
+    def sufficient(self, name: str, by: SplitUnit, model: Any) -> ClickLog | Counts:
+        """Returns a part as a model learns from it or is judged on it: counts, or distinct sessions with weights."""
+        statistics = statistics_for(model, self.log)
+        return self.distinct(name, by) if statistics == "list" else self.counts(name, by, statistics)
 
     def _cached(self, key: tuple[str, ...], make: Callable[[], T]) -> T:
         if key not in self._cache:

@@ -8,7 +8,7 @@ import itertools
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ultr import simulate
 from ultr.models import ClickModel
@@ -84,7 +84,7 @@ class StudyMethod:
         as many times more as make a hundred.
       batch_size: sessions (or counted rows) per step; 0: chosen so that an epoch has a hundred steps or more.
       learning_rate: of networks. table_rate: how many times higher that of tables is.
-      l2: strength of a Gaussian prior on the parameters, in the unit of one session's log-likelihood.
+      l2: strength of a Gaussian prior on the parameters. l2_unit: "session" or "query", as for `ultr.fit`.
       propensity: where a weighted method takes examination from: "true", an estimator of `ultr.propensity`, or a file
         that `ultr propensity --json` wrote.
       options: options of the method, such as `clip`.
@@ -103,6 +103,7 @@ class StudyMethod:
     learning_rate: float = setting(0.003, minimum=0, exclusive=True)
     table_rate: float = setting(10.0, minimum=0, exclusive=True)
     l2: float = setting(0.0, minimum=0)
+    l2_unit: Literal["session", "query"] = setting("session", choices=("session", "query"))
     propensity: str = "conditional-likelihood"
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     grid: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)

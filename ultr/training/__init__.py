@@ -2,7 +2,8 @@
 
 from ultr.training.checkpoint import load, save
 from ultr.training.device_data import SolverMemory
-from ultr.training.loop import Fitted, fit
+from ultr.training.fitted import Fitted, TrainedOn, Turning
+from ultr.training.loop import fit
 from ultr.training.optimizers import adam, mark_groups
 from ultr.training.rows import RowAdagrad, RowAdam, RowSparse, lazy_adagrad, lazy_adam
 from ultr.training.solver import solve, solver_methods
@@ -13,6 +14,8 @@ __all__ = [
     "RowAdam",
     "RowSparse",
     "SolverMemory",
+    "TrainedOn",
+    "Turning",
     "adam",
     "fit",
     "lazy_adagrad",

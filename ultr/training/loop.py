@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import sys
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from functools import wraps
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import Any, Literal, ParamSpec, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from tqdm import tqdm
+from jax.sharding import Mesh
 
 from ultr import stopping
 from ultr.arguments import check_count, check_number
@@ -40,12 +37,17 @@ from ultr.towers import (
     trained_schema,
 )
 from ultr.training.checkpoint import facts_of, save, save_arrays
-from ultr.training.feed import BLOCK_SESSIONS, BatchBlock, StackedBatches, largest_indices, one_pass, stream_blocks
+from ultr.training.feed import BLOCK_SESSIONS, BatchBlock, largest_indices, one_pass, stream_blocks
+from ultr.training.fitted import Fitted, TrainedOn
 from ultr.training.inputs import batch_weight, count_rows, session_sums, training_data
 from ultr.training.optimizers import adam
+from ultr.training.placement import placement
+from ultr.training.progress import advance, progress_bar
 from ultr.training.resuming import interrupted_epoch, restore_run, run_settings
 from ultr.training.rows import RowSparse, lazy_adam
+from ultr.training.schedule import FIRST_JUDGEMENT, batch_size_for, is_judgement_due, passes_per_epoch
 from ultr.training.steps import Trainer
+from ultr.training.sufficient import sufficient
 from ultr.training.weight_report import weight_facts
 
 P = ParamSpec("P")
@@ -53,29 +55,6 @@ T = TypeVar("T")
 STATE_SECONDS = 10.0
 CACHE_BYTES = 1 << 30  # of decoded rows of a log, so that later epochs find them in memory
 LARGE_TABLE = 100_000  # entries; a larger table is not swept in every step
-
-
-@dataclasses.dataclass(frozen=True)
-class Fitted:
-    """A trained model with the history of its training, as `fit` and `solve` return it.
-
-    Attributes:
-      model: the model with the parameters of the best epoch.
-      history: one dict per epoch: epoch (from 1), loss, valid_loss (None without validation), sessions,
-        impossible (sessions that the model cannot produce, left out of the loss), seconds, and of these those spent
-        waiting for data. Of rankers that weigh impressions also, over the impressions that the weights matter for
-        (`ultr.rankers.ImpressionWeights`, such as the clicks): effective_sample_size (Kish 1965: the number of equal
-        weights that would be as steady, sum^2 / sum of squares), clipped (share of weights that were cut down; None
-        without any), affected (share of the sessions with a weight other than 1; None on counts, which do not tell)
-        and unsupported (number of impressions left out, since the log has no weight for them).
-      best: the epoch whose parameters `model` holds; 0 means the start, before any epoch.
-      resumed: how many epochs of the history an earlier call had made, which this one resumed.
-    """
-
-    model: Any
-    history: list[dict[str, Any]]
-    best: int
-    resumed: int = 0
 
 
 def _alone_in_directory(function: Callable[P, T]) -> Callable[P, T]:
@@ -98,10 +77,12 @@ def fit(
     *,
     optimizer: optax.GradientTransformation | RowSparse | None = None,
     epochs: int = 20,
-    batch_size: int = 512,
+    batch_size: int | None = 512,
     seed: int,
     patience: int | None = 3,
     l2: float = 0.0,
+    l2_unit: Literal["session", "query"] = "session",
+    collapse: Literal["auto", False] = "auto",
     directory: str | Path | None = None,
     resume: bool = False,
     settings: Mapping[str, Any] | None = None,
@@ -109,7 +90,7 @@ def fit(
     progress: bool | None = None,
     block_sessions: int = BLOCK_SESSIONS,
 ) -> Fitted:
-    """Trains a model: minimises the mean loss per session by minibatches, and keeps the best epoch.
+    """Trains a model: minimises the mean loss per session by minibatches, and keeps the best step that was judged.
 
     Args:
       model: has `loss(sessions) -> [B]`; it is left as it is, the result holds a trained copy.
@@ -117,16 +98,25 @@ def fit(
         decoded rows stay in memory between the epochs. The trained model knows the names of its features and their
         order; data that comes to it later is matched by these, and so is `train` where parts of the model were trained
         before.
-      valid: data by whose loss the best epoch is chosen; None: the last epoch counts as the best.
+      valid: data by whose loss the best step is chosen; None: the last epoch counts as the best. It judges at the end
+        of every epoch, and within an epoch of many steps whenever half as many again were made as at the last judgement
+        (`ultr.training.schedule.is_judgement_due`; at least 128).
       optimizer: an optax transformation, or `ultr.training.lazy_adam` and its kind, whose steps cost what a batch
         touches of the tables; None: `adam()`, .003 for networks and .03 for tables, and `lazy_adam()`, the same row
         by row, where a table has more than 100,000 rows.
-      epochs: passes over `train`, at most.
-      batch_size: sessions per step, fixed: shorter batches are padded with masked rows.
+      epochs: passes over `train`, at most; of a log that was collapsed, an epoch is as many passes over its statistics
+        as make a hundred steps.
+      batch_size: sessions (or rows of counts) per step, fixed: shorter batches are padded with masked rows; None: a
+        power of two from 64 to 2,048 that gives a pass a hundred steps or more.
       seed: decides the order of the sessions; with the same seed and data the result is the same.
-      patience: stop after so many epochs without a better validation loss; None: never.
-      l2: strength of a Gaussian prior around 0 on every parameter, in the unit of one session's
-        log-likelihood: adds l2/2 sum(parameter^2) to the total loss.
+      patience: stop after so many judgements without a better validation loss; None: never.
+      l2: strength of a Gaussian prior around 0 on every parameter: adds l2/2 sum(parameter^2) to the total loss.
+      l2_unit: what the total loss is of. "session": of all sessions, so that the prior fades as sessions come in.
+        "query": the mean loss per session times the number of distinct queries of `train`: all that a network can
+        learn of features is in so many queries, however often each is shown.
+      collapse: "auto": train and judge on the least of a click log that the model's loss depends on, where a pass over
+        that reads fewer documents than one over the sessions (`ultr.training.sufficient.sufficient`): the same loss in
+        less time. False: train on the data as it is.
       directory: keeps `directory/model` at the end, and on the way, every ten seconds between two epochs and where
         Ctrl-C stops the training, `directory/state`, from which `resume` goes on to the same result.
       resume: continue from `directory/state` where it exists; data, model, seed and `settings` must be the same.
@@ -148,32 +138,45 @@ def fit(
       UltrError: the loss is not finite.
     """
     epochs, seed = check_count("epochs", epochs, least=0), check_count("seed", seed, least=0)
-    batch_size, block_sessions = check_count("batch_size", batch_size), check_count("block_sessions", block_sessions)
+    batch_size = None if batch_size is None else check_count("batch_size", batch_size)
+    block_sessions = check_count("block_sessions", block_sessions)
     l2 = check_number("l2", l2, least=0)
     patience = None if patience is None else check_count("patience", patience)
     if resume and directory is None:
         raise ConfigError("resume needs directory=, the folder of the interrupted run")
-    train = matched(model, training_data(train, model, "training data"), name="training data")
-    schema = trained_schema(model, train)
-    if valid is not None:
-        valid = training_data(valid, model, "validation data")
-        valid = matched(model, valid, name="validation data", schema=schema)
-    training = _Training(
-        model,
-        train,
-        valid,
-        optimizer=optimizer,
-        batch_size=batch_size,
-        l2=l2,
-        mesh=mesh,
-        block_sessions=block_sessions,
-        directory=None if directory is None else Path(directory),
-    )
-    identities = [None if d is None or directory is None else d.content_identity() for d in (train, valid)]
-    setting = run_settings(model, schema, identities, settings, seed=seed, batch_size=batch_size, l2=l2)
-    training.begin(setting, resume=resume)
-    training.run(epochs, seed=seed, patience=patience, progress=progress)
-    return training.finished(schema)
+    given = training_data(train, model, "training data")
+    judging = None if valid is None else training_data(valid, model, "validation data")
+    count_rows(given, "training data")
+    with contextlib.ExitStack() as stack:
+        used, judged = (
+            data if data is None or not collapse else stack.enter_context(sufficient(model, data))
+            for data in (given, judging)
+        )
+        assert used is not None
+        collapsed = used is not given
+        used = matched(model, used, name="training data")
+        schema = trained_schema(model, used)
+        judged = None if judged is None else matched(model, judged, name="validation data", schema=schema)
+        about, size = TrainedOn.of(used, collapsed=collapsed), batch_size or batch_size_for(len(used))
+        training = _Training(
+            model,
+            used,
+            judged,
+            optimizer=optimizer,
+            batch_size=size,
+            passes=passes_per_epoch(len(used), size) if collapsed else 1,
+            l2=l2 * about.sessions_per(l2_unit),
+            mesh=mesh,
+            block_sessions=block_sessions,
+            directory=None if directory is None else Path(directory),
+        )
+        identities = [None if d is None or directory is None else d.content_identity() for d in (given, judging)]
+        numbers = {"seed": seed, "batch_size": size, "l2": l2 if l2_unit == "session" else {l2_unit: l2}}
+        kind = about.statistics if collapsed else None
+        setting = run_settings(model, schema, identities, settings, **numbers, statistics=kind)
+        training.begin(setting, resume=resume)
+        training.run(epochs, seed=seed, patience=patience, progress=progress)
+        return training.finished(schema, given, about)
 
 
 class _Training:
@@ -182,11 +185,14 @@ class _Training:
     Args:
       model: is left as it is.
       train, valid: data with the features that the model knows.
-      optimizer, batch_size, l2, mesh, block_sessions: as for `fit`.
+      passes: over `train`, that make an epoch.
+      l2: in the unit of a session.
+      optimizer, batch_size, mesh, block_sessions: as for `fit`.
       directory: where model and state are kept; None: nowhere.
 
     Attributes:
-      facts: one dict per epoch as "history", the "best" epoch and its "best_loss", and the ranks that were shown.
+      facts: one dict per judgement as "history", the "best" of them and its "best_loss", how many "epochs" were trained
+        whole, and the ranks that were shown.
     """
 
     def __init__(
@@ -197,6 +203,7 @@ class _Training:
         *,
         optimizer: optax.GradientTransformation | RowSparse | None,
         batch_size: int,
+        passes: int,
         l2: float,
         mesh: Mesh | None,
         block_sessions: int,
@@ -204,17 +211,20 @@ class _Training:
     ) -> None:
         self.model, self.train, self.valid = model, train, valid
         self.batch_size, self.l2, self.block_sessions, self.directory = batch_size, l2, block_sessions, directory
-        self.sessions = count_rows(train, "training data")
+        self.passes, self.sessions = passes, count_rows(train, "training data")
         self.trainer = Trainer(model, optimizer or (lazy_adam() if has_large_table(model) else adam()))
-        self.place, self._put = _placement(mesh, batch_size, self.trainer.rank_first)
+        self.place, self._put = placement(mesh, batch_size, self.trainer.rank_first)
         self.state = self.place(self.trainer.init())
         self.best = self.trainer.parameters(self.state)
-        self.facts: dict[str, Any] = {"history": [], "best": 0, "best_loss": None}
+        self.facts: dict[str, Any] = {"history": [], "best": 0, "best_loss": None, "epochs": 0}
         self._setting: dict[str, Any] = {}
-        self._partial: dict[str, Any] | None = None  # of an epoch that was interrupted, where the run goes on from it
         self._shown = ShownRanks(model)
-        self._epoch, self._blocks, self._waited, self._began = 1, 0, 0.0, 0.0
-        self._saved, self._saved_at, self._resumed = 0, 0.0, 0
+        self._epoch, self._steps, self._judged = 1, 0, 0
+        # Of the epoch: the blocks so far, and the weight of their rows up to the last judgement.
+        self._blocks, self._before = 0, 0.0
+        # Since the last judgement: sums, and seconds waited for data.
+        self._sums, self._waited, self._began = self._no_sums(), 0.0, 0.0
+        self._saved, self._saved_epoch, self._saved_at, self._resumed = (0, 0), 0, 0.0, 0
 
     def begin(self, setting: dict[str, Any], *, resume: bool) -> None:
         """Begins a run, or takes up the one that was interrupted in the folder.
@@ -232,39 +242,62 @@ class _Training:
         if resume and self.directory is not None and (self.directory / "state" / "meta.json").exists():
             folder = self.directory / "state"
             self.facts, (state, best) = restore_run(folder, self._setting, (self.state, self.best), self.valid)
-            self._partial = interrupted_epoch(folder, self.facts.pop("partial", None), self.block_sessions)
+            partial = interrupted_epoch(folder, self.facts.pop("partial", None), self.block_sessions)
+            self.facts.setdefault("epochs", len(self.facts["history"]))  # a state of an earlier version
             self.state, self.best = self.place(state), self.place(best)
+            self._take_up(partial)
         self._scratch = self.place(self.trainer.scratch(self.state))
         self._of_data = self.place(_facts(self.train, self.batch_size, self.l2))
-        self._saved, self._saved_at = len(self.facts["history"]), time.perf_counter()
-        self._resumed = self._saved
+        self._saved, self._saved_at = self._position, time.perf_counter()
+        self._saved_epoch, self._resumed = self.facts["epochs"], len(self.facts["history"])
+
+    def _take_up(self, partial: dict[str, Any] | None) -> None:
+        """Goes on from where a run was stopped: within an epoch, where `partial` says how far it came."""
+        history = self.facts["history"]
+        self._steps = int(self.state["count"])
+        self._judged = history[-1].get("steps", self._steps) if history else 0
+        self._began = time.perf_counter()
+        if partial is not None:
+            self._sums = self.place(jnp.asarray(partial["sums"], jnp.float32))
+            self._blocks, self._before = partial["blocks"], partial.get("before", 0.0)
+            self._waited, self._began = partial["waiting"], self._began - partial["seconds"]
+
+    @property
+    def _position(self) -> tuple[int, int]:
+        """How far the run has come: judgements, and blocks of the epoch."""
+        return len(self.facts["history"]), self._blocks
+
+    def _no_sums(self) -> Any:
+        return self.place(jnp.zeros(self.trainer.sums))
 
     def run(self, epochs: int, *, seed: int, patience: int | None, progress: bool | None) -> None:
         """Trains epoch after epoch until there are enough, or validation does not improve; arguments as for `fit`."""
-        first = len(self.facts["history"]) + 1
+        first = self.facts["epochs"] + 1
         feed = self._feed(first, epochs, seed)
-        self._epoch, self._sums = first, self.place(jnp.zeros(self.trainer.sums))
+        self._epoch, going = first, True
         with _at_interrupt(self._keep_interrupted), contextlib.closing(feed):
-            for self._epoch in range(first, epochs + 1):
-                if _exhausted(self.facts, patience):
-                    break
-                with _bar(progress, f"epoch {self._epoch}/{epochs}", self.sessions) as bar:
-                    whole = self._train_epoch(feed, bar)
-                self._close_epoch(whole=whole)
-                if time.perf_counter() - self._saved_at > STATE_SECONDS:
-                    self._keep()
-                    self._saved, self._saved_at = self._epoch, time.perf_counter()
+            while going and self._epoch <= epochs and not _exhausted(self.facts, patience):
+                with progress_bar(progress, f"epoch {self._epoch}/{epochs}", self.sessions * self.passes) as bar:
+                    going = self._train_epoch(feed, bar, patience)
+                self._keep(every=STATE_SECONDS)
+                self._epoch = self.facts["epochs"] + 1
         self._keep()
 
-    def finished(self, schema: InputSchema | None) -> Fitted:
-        """Makes the trained model, which knows the names of its features, and saves it where there is a folder."""
+    def finished(self, schema: InputSchema | None, given: Dataset, about: TrainedOn) -> Fitted:
+        """Makes the trained model, which knows the names of its features, and saves it where there is a folder.
+
+        Args:
+          schema: the names.
+          given: the training data as it was given.
+          about: what it was trained on.
+        """
         fitted = self.trainer.model(self._chosen())
         record_schema(fitted, schema)
         if "shown_ranks" in self.facts:
             note_shown_ranks(fitted, self.facts["shown_ranks"], self.facts.get("clicked_ranks"))
         if self.directory is not None:
-            save(fitted, self.directory / "model", extra=facts_of(self.train))
-        return Fitted(fitted, self.facts["history"], self.facts["best"], resumed=self._resumed)
+            save(fitted, self.directory / "model", extra=facts_of(given))
+        return Fitted(fitted, self.facts["history"], self.facts["best"], resumed=self._resumed, trained_on=about)
 
     def _feed(self, first: int, epochs: int, seed: int) -> Generator[BatchBlock | None, None, None]:
         """Streams the blocks of the epochs from the first on, without those of it that were trained before."""
@@ -275,10 +308,12 @@ class _Training:
             check_bounds(batch)
             self._shown.add(batch)
 
-        seeds = (int(np.random.SeedSequence([seed, e]).generate_state(1)[0]) for e in range(first, epochs + 1))
-        cached = self.train.cached(CACHE_BYTES) if epochs > first else self.train
-        skip = self._partial["blocks"] if self._partial else 0
-        return stream_blocks(cached, self.batch_size, seeds=seeds, skip=skip, **options | {"check": check})
+        passes = range((first - 1) * self.passes + 1, epochs * self.passes + 1)
+        seeds = (int(np.random.SeedSequence([seed, e]).generate_state(1)[0]) for e in passes)
+        cached = self.train.cached(CACHE_BYTES) if len(passes) > 1 else self.train
+        if self.valid is not None:  # judges between two blocks
+            options["block_sessions"] = min(self.block_sessions, FIRST_JUDGEMENT * self.batch_size)
+        return stream_blocks(cached, self.batch_size, seeds=seeds, skip=self._blocks, **options | {"check": check})
 
     def _reading(self, data: Dataset, name: str) -> dict[str, Any]:
         """Collects how data is read: what is checked, left out and shared, and where it is put."""
@@ -294,58 +329,72 @@ class _Training:
             "without": ("features",) if holds_features and _same_ids(data, self.train) else (),
         }
 
-    def _train_epoch(self, feed: Iterator[BatchBlock | None], bar: Any) -> bool:
-        """Trains on the blocks of one epoch, or on those that are left of one that was interrupted.
+    def _train_epoch(self, feed: Iterator[BatchBlock | None], bar: Any, patience: int | None) -> bool:
+        """Trains on the blocks of one epoch, or on those that are left of one that was interrupted, and judges.
 
         Returns:
-          Whether all of its blocks were seen in this process.
+          Whether it was trained to its end: validation may have ceased to improve.
         """
-        so_far = self._partial or {"blocks": 0, "sums": [0.0] * self.trainer.sums, "seconds": 0.0, "waiting": 0.0}
-        self._partial = None
-        self._sums = self.place(jnp.asarray(so_far["sums"], jnp.float32))
-        self._blocks, self._waited = so_far["blocks"], so_far["waiting"]
-        self._began = time.perf_counter() - so_far["seconds"]
-        for block, seconds in _timed(feed):
-            # Between the end of a step and the count of its block nothing can be interrupted.
-            self.state, self._scratch, self._sums = self.trainer.block(
-                self.state, self._scratch, self._sums, block.batches, block.count, self._of_data
-            )
-            self._blocks += 1
-            self._waited += seconds
-            self._sums.block_until_ready()  # so that what is waited for next is the data, and nothing else
-            _advance(bar, block.sessions, self._sums)
-            stopping.check()
-        return not so_far["blocks"]
+        whole = not self._blocks
+        if whole:
+            self._began = time.perf_counter()
+        for _ in range(self.passes):
+            for block, seconds in _timed(feed):
+                if self.valid is not None and is_judgement_due(self._steps, self._judged):
+                    self._judge(ended=False)
+                    self._keep(every=STATE_SECONDS)
+                    if _exhausted(self.facts, patience):
+                        return False
+                # Between the end of a step and the count of its block nothing can be interrupted.
+                self.state, self._scratch, self._sums = self.trainer.block(
+                    self.state, self._scratch, self._sums, block.batches, block.count, self._of_data
+                )
+                self._blocks += 1
+                self._steps += block.count
+                self._waited += seconds
+                self._sums.block_until_ready()  # so that what is waited for next is the data, and nothing else
+                advance(bar, block.sessions, self._sums)
+                stopping.check()
+        self._judge(ended=True, whole=whole)
+        return True
 
-    def _close_epoch(self, *, whole: bool) -> None:
-        """Judges the epoch that was trained, and adds it to the history.
+    def _judge(self, *, ended: bool, whole: bool = False) -> None:
+        """Judges what was trained so far, and adds what was trained since the last judgement to the history.
 
         Args:
-          whole: whether all of its blocks were seen in this process.
+          ended: whether the epoch has.
+          whole: whether all blocks of an epoch were seen in this process, so that there should be clicks.
         """
-        epoch, total = self._epoch, np.asarray(self._sums)
-        loss, counted, impossible = _mean(total[:3], "training data", epoch, self.train)
+        total = np.asarray(self._sums)
+        loss, counted, impossible = _mean(total[:3], "training data", self._epoch, self.train)
         if whole and isinstance(self.model, Ranker) and self.model.learns_from_clicks:
             self._shown.check_clicks("training data")
+        seen = self._before + float(total[1]) + float(total[2])
+        share = seen / (self.train.description.total_weight * self.passes)
+        epoch = self._epoch if ended else round(self._epoch - 1 + min(share, 1.0), 4)
         valid_loss, parameters = self._validate()
-        best_loss = self.facts["best_loss"]
+        entry = {
+            "epoch": epoch,
+            "steps": self._steps,
+            "loss": loss,
+            "valid_loss": valid_loss,
+            "sessions": counted,
+            "impossible": impossible,
+            "seconds": round(time.perf_counter() - self._began, 3),
+            "waiting": round(self._waited, 3),
+        } | _weights(total[3:], counted + impossible, self.train)
+        facts = self.facts | self._ranks() | {"history": [*self.facts["history"], entry]}
+        best, best_loss = self.best, facts["best_loss"]
         if valid_loss is None or best_loss is None or valid_loss < best_loss:
-            self.facts["best"], self.facts["best_loss"] = epoch, loss if valid_loss is None else valid_loss
-            self.best = self.best if self.valid is None else parameters
-        self.facts["history"].append(
-            {
-                "epoch": epoch,
-                "loss": loss,
-                "valid_loss": valid_loss,
-                "sessions": counted,
-                "impossible": impossible,
-                "seconds": round(time.perf_counter() - self._began, 3),
-                "waiting": round(self._waited, 3),
-            }
-            | _weights(total[3:], counted + impossible, self.train)
-        )
-        self._blocks = 0
-        self._note_ranks()
+            facts |= {"best": len(facts["history"]), "best_loss": loss if valid_loss is None else valid_loss}
+            best = best if self.valid is None else parameters
+        if ended:
+            facts["epochs"] = self._epoch
+        began, sums = time.perf_counter(), self._no_sums()
+        # What follows calls nothing, so that nothing can interrupt it.
+        self.facts, self.best, self._judged = facts, best, self._steps
+        self._sums, self._waited, self._began = sums, 0.0, began
+        self._blocks, self._before = (0, 0.0) if ended else (self._blocks, seen)
 
     def _validate(self) -> tuple[float | None, Any]:
         """Computes the validation loss, with the parameters that have it; None without validation data."""
@@ -361,34 +410,35 @@ class _Training:
     def _chosen(self) -> Any:
         return self.trainer.parameters(self.state) if self.valid is None else self.best
 
-    def _note_ranks(self) -> None:
-        self.facts["shown_ranks"] = sorted({*self.facts.get("shown_ranks", ()), *self._shown.ranks})
+    def _ranks(self) -> dict[str, list[int]]:
+        """Collects the ranks that were shown so far, and those with a click."""
+        found = {"shown_ranks": sorted({*self.facts.get("shown_ranks", ()), *self._shown.ranks})}
         if self._shown.clicked is not None:
-            self.facts["clicked_ranks"] = sorted({*self.facts.get("clicked_ranks", ()), *self._shown.clicked})
+            found["clicked_ranks"] = sorted({*self.facts.get("clicked_ranks", ()), *self._shown.clicked})
+        return found
 
-    def _keep(self, so_far: dict[str, Any] | None = None) -> None:
-        """Keeps the state in the folder where there is something new."""
-        if self.directory is not None and (so_far or self._saved < len(self.facts["history"])):
-            run = self.facts | ({"partial": so_far} if so_far else {})
-            about = {"format": "ultr-state", "run": run} | self._setting
-            save_arrays(self.directory / "state", (self.state, self._chosen()), about)
+    def _keep(self, *, every: float = 0.0) -> None:
+        """Keeps the state in the folder where there is something new, and the last time is so many seconds ago."""
+        now = time.perf_counter()
+        if self.directory is None or self._saved == self._position or now - self._saved_at < every:
+            return
+        run = self.facts
+        if self._blocks:
+            seconds = {"waiting": self._waited, "seconds": now - self._began}
+            partial = {"blocks": self._blocks, "block_sessions": self.block_sessions, "before": self._before}
+            run = run | self._ranks() | {"partial": partial | {"sums": np.asarray(self._sums).tolist()} | seconds}
+        about = {"format": "ultr-state", "run": run} | self._setting
+        save_arrays(self.directory / "state", (self.state, self._chosen()), about)
+        self._saved, self._saved_epoch, self._saved_at = self._position, self._epoch, time.perf_counter()
 
     def _keep_interrupted(self, stop: KeyboardInterrupt) -> None:
         """Keeps what was trained so far, with the blocks of an epoch that has not ended."""
         if self.directory is None:
             return
-        upto = self._epoch
-        if any(x.is_deleted() for x in jax.tree.leaves((self.state, self._sums))):
-            upto = self._saved  # Ctrl-C came in the middle of a step: what was kept last stays
-        elif self._blocks and self._epoch == len(self.facts["history"]) + 1:
-            self._note_ranks()
-            seconds = {"waiting": self._waited, "seconds": time.perf_counter() - self._began}
-            about = {"blocks": self._blocks, "block_sessions": self.block_sessions}
-            self._keep(about | {"sums": np.asarray(self._sums).tolist()} | seconds)
-        else:
-            self._keep()
+        if not any(x.is_deleted() for x in jax.tree.leaves((self.state, self._sums))):
+            self._keep()  # else Ctrl-C came in the middle of a step: what was kept last stays
         if (self.directory / "state" / "meta.json").exists():
-            how = "Continue with --resume (in Python: resume=True)"
+            upto, how = self._saved_epoch, "Continue with --resume (in Python: resume=True)"
             stop.add_note(f"What was trained up to epoch {upto} is kept in {self.directory / 'state'}. {how}")
 
 
@@ -429,27 +479,6 @@ def _timed(items: Iterator[BatchBlock | None]) -> Iterator[tuple[BatchBlock, flo
         began = time.perf_counter()
 
 
-def _placement(
-    mesh: Mesh | None, batch_size: int, rank_first: bool
-) -> tuple[Callable[[Any], Any], Callable[[StackedBatches], StackedBatches]]:
-    """Returns functions that place the state (on every device) and stacked batches (split over their rows)."""
-    if mesh is None:
-        return (lambda tree: tree), jax.device_put
-    if batch_size % mesh.size:
-        raise ConfigError(f"batch_size {batch_size} must be a multiple of the mesh's {mesh.size} devices")
-    everywhere = NamedSharding(mesh, PartitionSpec())
-
-    def put(batches: StackedBatches) -> StackedBatches:
-        def rows(x: np.ndarray) -> NamedSharding:
-            lead = (None, None) if rank_first and x.ndim > 2 else (None,)
-            return NamedSharding(mesh, PartitionSpec(*lead, mesh.axis_names[0]))
-
-        placed: StackedBatches = jax.device_put(batches, jax.tree.map(rows, batches))
-        return placed
-
-    return (lambda tree: jax.device_put(tree, everywhere)), put
-
-
 def _mean(sums: np.ndarray, name: str, epoch: int, data: Dataset) -> tuple[float, float, float]:
     """Computes the loss per session, the sessions counted and the impossible sessions."""
     unusable = (
@@ -468,16 +497,3 @@ def _weights(sums: np.ndarray, sessions: float, train: Dataset) -> dict[str, Any
 
 def _exhausted(run: dict[str, Any], patience: int | None) -> bool:
     return patience is not None and bool(run["history"]) and len(run["history"]) - run["best"] >= max(patience, 1)
-
-
-def _bar(progress: bool | None, title: str, total: int) -> Any:
-    show = sys.stderr.isatty() if progress is None else progress
-    return tqdm(total=total, desc=title, unit=" sessions", unit_scale=True, leave=False, disable=not show)
-
-
-def _advance(bar: Any, rows: int, sums: Any) -> None:
-    if bar.disable:
-        return
-    if bar.update(rows):  # only when the bar is redrawn: reading the loss waits for the device
-        total, used = np.asarray(sums)[:2]
-        bar.set_postfix(loss=f"{total / max(used, 1):.4f}", refresh=False)

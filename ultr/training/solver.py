@@ -20,7 +20,7 @@ from ultr.models import DCM, DCTR, GCTR, RCTR, RDCTR, SDBN, CascadeModel, Latent
 from ultr.towers import RankTable, note_shown_ranks
 from ultr.training.device_data import DeviceData, SolverMemory
 from ultr.training.e_step import ExpectedOutcomes
-from ultr.training.loop import Fitted
+from ultr.training.fitted import Fitted
 from ultr.training.objective import PenalisedLikelihood
 from ultr.training.steps import evaluation_sums
 

@@ -36,12 +36,14 @@ class _Partial(msgspec.Struct):
     sums: list[float]
     waiting: float
     seconds: float
+    before: float = 0.0
 
 
 class _Run(msgspec.Struct):
     history: list[dict[str, Any]]
     best: Count
     best_loss: float | None
+    epochs: Count | None = None
     partial: _Partial | None = None
 
 
