@@ -6,6 +6,8 @@ and have gradients without NaN. Nothing here clips.
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 
@@ -60,3 +62,58 @@ def exclusive_cumsum(x: Array, axis: int = -1) -> jax.Array:
     pads = [(0, 0)] * x.ndim
     pads[axis] = (min(x.shape[axis], 1), 0)
     return jnp.pad(shifted, pads)
+
+
+def log_elementary_symmetric(x: Array, count: Array) -> jax.Array:
+    """Computes log e_n(exp(x)) of each row, [B]: the sum over all sets of n entries of the product of exp(x) in them.
+
+    The sum over sets of j among the first k entries is that among the first k - 1, plus exp(x_k) times that over sets
+    of j - 1: for each j one cumulative sum along the row, K n additions in all (Gail, Lubin and Rubinstein 1981), of
+    positive numbers in log space, so that nothing cancels or overflows. The slopes are the probabilities that an entry
+    is in the set.
+
+    Args:
+      x: [B, K]; -inf for entries that are in no set.
+      count: [B] whole numbers n from 0 to the number of entries.
+    """
+    x, count = jnp.asarray(x), jnp.asarray(count)
+    width = x.shape[1]
+    sizes = [min(1 << i, width) for i in range(max(width - 1, 0).bit_length() + 1)]  # so many sums, a program each
+
+    def up_to(most: int, x: jax.Array) -> jax.Array:
+        def add_one(carry: tuple[jax.Array, jax.Array], j: jax.Array) -> tuple[tuple[jax.Array, jax.Array], None]:
+            sums, found = carry  # over sets of j - 1 among the first k - 1 entries
+            sums = jax.lax.associative_scan(logaddexp, x + sums, axis=1)
+            found = jnp.where(count == j, sums[:, -1], found)
+            return (jnp.pad(sums[:, :-1], ((0, 0), (1, 0)), constant_values=-jnp.inf), found), None
+
+        start = (jnp.zeros_like(x), jnp.zeros_like(x[:, 0]))
+        return jax.lax.scan(add_one, start, jnp.arange(1, most + 1))[0][1]
+
+    if not x.size:
+        return jnp.zeros(x.shape[:1], x.dtype)
+    needed = jnp.searchsorted(jnp.asarray(sizes), jnp.max(count))
+    found: jax.Array = jax.lax.switch(needed, [partial(up_to, most) for most in sizes], x)
+    return found
+
+
+def log_prob_given_count(logits: Array, chosen: Array, mask: Array) -> jax.Array:
+    """Computes log P(which events occurred | how many did) of independent events with these logits, [B].
+
+    The conditional Poisson distribution: a set has the product of the odds of its events as its weight. A constant that
+    is added to the logits of a row changes nothing.
+
+    Args:
+      logits: [B, K].
+      chosen: [B, K] bool, the events that occurred.
+      mask: [B, K] bool, the events that there are.
+    """
+    chosen, mask = jnp.asarray(chosen) & mask, jnp.asarray(mask)
+    size, count = jnp.sum(mask, axis=1), jnp.sum(chosen, axis=1)
+    # Of the events that occurred and those that did not, the fewer: their odds are the inverse ones.
+    turn = 2 * count > size
+    x = jnp.where(mask, jnp.where(turn[:, None], -logits, logits), 0.0)
+    x = x - jax.lax.stop_gradient(jnp.sum(x, axis=1) / jnp.maximum(size, 1))[:, None]
+    few = jnp.where(turn[:, None], mask & ~chosen, chosen)
+    weight = jnp.sum(jnp.where(few, x, 0.0), axis=1)
+    return weight - log_elementary_symmetric(jnp.where(mask, x, -jnp.inf), jnp.where(turn, size - count, count))

@@ -58,12 +58,13 @@ class Frailty(ClickModel):
         return self.model.needs_lists_first
 
     def __call__(self, sessions: Sessions) -> MixtureClicks:
-        return self._mixed(sessions, self.model.logits(sessions))
+        return self.from_logits(sessions, self.model.logits(sessions))
 
     def distribution_given(self, sessions: Sessions) -> MixtureClicks:
-        return self._mixed(sessions, self.model.logits_given(sessions))
+        return self.from_logits(sessions, self.model.logits_given(sessions))
 
-    def _mixed(self, sessions: Sessions, logits: Logits) -> MixtureClicks:
+    def from_logits(self, sessions: Sessions, logits: Logits) -> MixtureClicks:
+        """Computes the distribution over clicks from the logits of the model's slots at an effect of 0, by name."""
         slot = self.model.relevance_slot
         effects, log_weight = gaussian_nodes(self.nodes)
         dtype = logits[slot].dtype
