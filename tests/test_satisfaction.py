@@ -38,6 +38,7 @@ def clicked(model: Any, lists: int, seed: int) -> Sessions:
     return shown.replace(clicks=np.asarray(jax.jit(lambda s, k: model(s).sample(k))(shown, jax.random.key(seed))))
 
 
+@pytest.mark.slow
 def test_satisfaction_that_falls_with_attraction_is_warned_of_with_numbers() -> None:
     model = dbn(lambda a, rng: -a + rng.normal(0, 0.5, a.shape))
     train = clicked(model, 2000, 0)
@@ -45,7 +46,7 @@ def test_satisfaction_that_falls_with_attraction_is_warned_of_with_numbers() -> 
     assert found is not None
     assert (found.documents, found.queries, found.gain) == (QUERIES * EACH, QUERIES, None)
     a, s = (np.asarray(tower.table[...])[1:] for tower in (model.relevance, model.satisfaction))  # type: ignore
-    np.testing.assert_allclose(found.correlation, spearmanr(a, s).statistic, rtol=1e-6)
+    assert found.correlation == pytest.approx(spearmanr(a, s).statistic, rel=1e-6)
     assert found.interval is not None
     rng = np.random.default_rng(0)
     a, s = a.reshape(QUERIES, EACH), s.reshape(QUERIES, EACH)
@@ -56,6 +57,7 @@ def test_satisfaction_that_falls_with_attraction_is_warned_of_with_numbers() -> 
     assert "Choose satisfaction 'monotone'" in warning
 
 
+@pytest.mark.slow
 def test_a_true_satisfaction_beats_a_constant_and_one_at_random_does_not() -> None:
     true = dbn(lambda a, rng: 2 * a + rng.normal(0, 0.5, a.shape))
     train, valid = clicked(true, 2000, 1), clicked(true, 2000, 2)
@@ -71,7 +73,7 @@ def test_a_true_satisfaction_beats_a_constant_and_one_at_random_does_not() -> No
 
     best = min(CONSTANTS, key=lambda c: loss(train, float(c)).mean())
     gain = loss(valid, float(best)) - loss(valid, None)
-    np.testing.assert_allclose(found.gain, gain.mean(), rtol=1e-3)
+    assert found.gain == pytest.approx(gain.mean(), rel=1e-3)
     sums = np.bincount(np.asarray(valid.query), gain - gain.mean())
     np.testing.assert_allclose(np.diff(found.gain_interval)[0], 2 * 1.96 * np.sqrt((sums**2).sum()) / 2000, rtol=0.05)
 
@@ -82,6 +84,7 @@ def test_a_true_satisfaction_beats_a_constant_and_one_at_random_does_not() -> No
     assert [w for w in random.warnings if "no better than a constant" in w]
 
 
+@pytest.mark.slow
 def test_models_of_satisfaction_alone_are_checked_with_an_effect_per_list_too() -> None:
     model = dbn(lambda a, rng: -a)
     train = clicked(model, 300, 3)

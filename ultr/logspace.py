@@ -68,30 +68,29 @@ def log_elementary_symmetric(x: Array, count: Array) -> jax.Array:
     """Computes log e_n(exp(x)) of each row, [B]: the sum over all sets of n entries of the product of exp(x) in them.
 
     The sum over sets of j among the first k entries is that among the first k - 1, plus exp(x_k) times that over sets
-    of j - 1: for each j one cumulative sum along the row, K n additions in all (Gail, Lubin and Rubinstein 1981), of
-    positive numbers in log space, so that nothing cancels or overflows. The slopes are the probabilities that an entry
-    is in the set.
+    of j - 1: K n additions (Gail, Lubin and Rubinstein 1981) of positive numbers in log space, so that nothing cancels
+    or overflows. The slopes are the probabilities that an entry is in the set.
 
     Args:
       x: [B, K]; -inf for entries that are in no set.
       count: [B] whole numbers n from 0 to the number of entries.
     """
     x, count = jnp.asarray(x), jnp.asarray(count)
-    width = x.shape[1]
-    sizes = [min(1 << i, width) for i in range(max(width - 1, 0).bit_length() + 1)]  # so many sums, a program each
+    lists, width = x.shape
+    if not x.size:
+        return jnp.zeros(lists, x.dtype)
 
     def up_to(most: int, x: jax.Array) -> jax.Array:
-        def add_one(carry: tuple[jax.Array, jax.Array], j: jax.Array) -> tuple[tuple[jax.Array, jax.Array], None]:
-            sums, found = carry  # over sets of j - 1 among the first k - 1 entries
-            sums = jax.lax.associative_scan(logaddexp, x + sums, axis=1)
-            found = jnp.where(count == j, sums[:, -1], found)
-            return (jnp.pad(sums[:, :-1], ((0, 0), (1, 0)), constant_values=-jnp.inf), found), None
+        def add_entry(sums: jax.Array, entry: jax.Array) -> tuple[jax.Array, None]:
+            larger = jnp.pad(sums[:-1] + entry[None, :], ((1, 0), (0, 0)), constant_values=-jnp.inf)
+            return logaddexp(sums, larger), None
 
-        start = (jnp.zeros_like(x), jnp.zeros_like(x[:, 0]))
-        return jax.lax.scan(add_one, start, jnp.arange(1, most + 1))[0][1]
+        start = jnp.full((most + 1, lists), -jnp.inf, x.dtype).at[0].set(0.0)
+        sums, _ = jax.lax.scan(add_entry, start, x.T)
+        return jnp.sum(jnp.where(jnp.arange(most + 1)[:, None] == count[None, :], sums, 0.0), axis=0)
 
-    if not x.size:
-        return jnp.zeros(x.shape[:1], x.dtype)
+    # Only as many sums as the largest set of the batch needs, up to the next power of 4: a program for each.
+    sizes = [*(4**i for i in range(width) if 4**i < width), width]
     needed = jnp.searchsorted(jnp.asarray(sizes), jnp.max(count))
     found: jax.Array = jax.lax.switch(needed, [partial(up_to, most) for most in sizes], x)
     return found

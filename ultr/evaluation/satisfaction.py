@@ -128,7 +128,8 @@ def _logits_and_constants(model: Any, sessions: Sessions) -> tuple[jax.Array, ja
 def _difference(model: Any, sessions: Sessions, constant: float) -> jax.Array:
     """Computes log P(clicks) minus that under a constant satisfaction, [B]."""
     logits = (model.model if isinstance(model, Frailty) else model).logits(sessions)
-    return model.log_prob(sessions) - _with_constant(model, sessions, logits, constant)
+    difference: jax.Array = model.log_prob(sessions) - _with_constant(model, sessions, logits, constant)
+    return difference
 
 
 def _gain(model: object, data: Dataset, constant: float) -> tuple[float, tuple[float, float]] | None:
