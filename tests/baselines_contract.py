@@ -138,6 +138,10 @@ BASELINES: dict[str, Row] = {
     "prs": _weighted(baselines.PRS)._replace(ranks=False),
     "prs, clipped": _weighted(baselines.PRS, metric="rank", clip=1.5)._replace(ranks=False),
     "additive listwise": Row(lambda t: baselines.AdditiveListwise(relevance=t, examination=by_rank()), clickless=0.0),
+    "conditional additive": Row(
+        lambda t: baselines.ConditionalAdditive(relevance=t, examination=by_rank()), clickless=0.0
+    ),
+    "conditional pbm": Row(lambda t: baselines.ConditionalPBM(relevance=t, examination=by_rank()), clickless=0.0),
     "adversarial": Row(lambda t: baselines.AdversarialTwoTower(relevance=t, examination=by_rank()), "rank"),
     "weighted by position": Row(
         lambda t: baselines.PositionWeighted(

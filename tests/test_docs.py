@@ -61,7 +61,7 @@ def test_the_shell_commands_of_the_readme_run(tmp_path: Path, monkeypatch: pytes
 def test_the_table_of_the_readme_names_what_there_is() -> None:
     models = [n for n in vars(ultr.models) if re.fullmatch(r"[A-Z]\w+", n)]
     classes = {n for n in models if issubclass_of(getattr(ultr.models, n), ultr.models.ClickModel)}
-    classes -= {"ClickModel", "LatentVariableModel"}  # which are abstract
+    classes -= {"ClickModel", "SlotModel", "LatentVariableModel"}  # which are abstract
     for name in classes:
         assert name in README, name
     logs = next(line for line in README.splitlines() if line.startswith("| logs |"))

@@ -6,7 +6,7 @@ A new click model is one row of `CONTRACTS` and one story in `reference.py`; all
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import reference
 from flax import nnx
+from scipy import integrate
 
 from ultr.errors import ConfigError
 from ultr.models import (
@@ -32,10 +33,14 @@ from ultr.models import (
     AdditivePBM,
     CascadeModel,
     ClickModel,
+    Frailty,
     Mixture,
+    SlotModel,
     TrustPBM,
 )
+from ultr.models.frailty import gaussian_nodes
 from ultr.sessions import Sessions
+from ultr.towers import Increasing, as_tower
 
 Logits = Mapping[str, Any]  # name -> [K, ..., lists]: rank first, lists last, as in reference.py
 
@@ -138,7 +143,52 @@ def _cascades_relevance(x: Logits) -> Any:
     return outside * probability(x["first"]) + inside * (probability(x["second"]) + probability(x["third"])) / 2
 
 
-CONTRACTS = [
+SLOPE, INTERCEPT = 0.75, -0.5  # of satisfaction, by the logit of relevance
+NODES, DEVIATION = 3, 1.25
+
+
+def _increasing(x: Logits) -> Logits:
+    return {**x, "satisfaction": SLOPE * x["relevance"] + INTERCEPT}
+
+
+def _monotone(model: Callable[..., ClickModel]) -> Callable[..., ClickModel]:
+    """A model with one tower for relevance and, increasing with it, satisfaction."""
+
+    def build(relevance: Any, **others: Any) -> ClickModel:
+        tower = as_tower(relevance)
+        return model(relevance=tower, satisfaction=Increasing(tower, slope=SLOPE, intercept=INTERCEPT), **others)
+
+    return build
+
+
+def _frail(contract: Contract) -> Contract:
+    """The contract of a model with a random effect per list: a mixture of lists whose relevance is moved alike."""
+    effects, log_weight = gaussian_nodes(NODES)
+    names = [f"relevance {i}" for i in range(NODES)]
+
+    def coins(x: Logits) -> Logits:
+        own = contract.coins(x)
+        lists = x[contract.towers[0]].shape[-1]
+        found = {k: v for k, v in own.items() if k != "relevance"}
+        moved = {name: own["relevance"] + DEVIATION * effect for name, effect in zip(names, effects, strict=True)}
+        choice = np.repeat(np.array(_sticks(log_weight))[:, None], lists, axis=1)
+        return found | moved | {"effect": choice}
+
+    def story(flip: reference.Flip, effect: Any, **parameters: Any) -> Sequence[bool]:
+        shared = {k: v for k, v in parameters.items() if k not in names}
+        each = [partial(contract.story, **shared, relevance=parameters[name]) for name in names]
+        return reference.mixture(flip, effect, each)
+
+    return replace(
+        contract,
+        name=f"Frailty{contract.name}",
+        build=lambda **towers: Frailty(contract.build(**towers), nodes=NODES, deviation=DEVIATION),
+        story=story,
+        coins=coins,
+    )
+
+
+PLAIN = [
     _ctr("GCTR", GCTR),
     _ctr("RCTR", RCTR),
     _ctr("DCTR", DCTR),
@@ -193,7 +243,16 @@ CONTRACTS = [
         relevance=_cascades_relevance,
         impossible=True,
     ),
-]
+    Contract(
+        "SDBNIncreasing", _monotone(SDBN), ["relevance"], reference.sdbn, coins=_increasing, bound=1 + SLOPE,
+        relevance=lambda x: _product(_increasing(x)),
+    ),
+    Contract(
+        "DBNIncreasing", _monotone(DBN), ["relevance", "continuation"], reference.dbn, coins=_increasing,
+        bound=1 + SLOPE, relevance=lambda x: _product(_increasing(x)),
+    ),
+]  # fmt: skip
+CONTRACTS = PLAIN + [_frail(c) for c in PLAIN if c.name in ("PBM", "UBM", "CascadeModel", "CCM", "DBNIncreasing")]
 
 every_model = pytest.mark.parametrize("index", range(len(CONTRACTS)), ids=[c.name for c in CONTRACTS])
 both_precisions = pytest.mark.parametrize("dtype", ["float64", "float32"])
@@ -628,6 +687,61 @@ def test_mixture_says_what_does_not_fit() -> None:
             Mixture(components=[component, component], prior_logits=wrong)(sessions)
     with pytest.raises(ConfigError, match="component"):
         Mixture(components=[])
+
+
+@pytest.mark.slow
+def test_an_effect_per_list_is_a_mixture_of_lists_moved_alike() -> None:
+    """Every model of towers: 7 nodes are a mixture of 7 models."""
+    effects, log_weight = gaussian_nodes(7)
+    for contract in PLAIN:
+        model = model_of(contract)
+        if not isinstance(model, SlotModel):
+            with pytest.raises(ConfigError, match=r"found Mixture\. Give the components of a mixture an effect each"):
+                Frailty(model)
+            continue
+        sessions = batch(random_logits(contract, 3, scale=2.0), "float64")
+        moved = "click" if "click" in contract.towers else "relevance"
+        with jax.enable_x64(True):
+            found = Frailty(model, deviation=0.5).log_prob(sessions)
+            if contract.name.endswith("Increasing"):
+                continue  # whose satisfaction goes by the features alone: a row of its own
+            each = [
+                model.log_prob(sessions.replace(features={**sessions.features, moved: x}))
+                for x in (np.asarray(sessions.features[moved]) + 0.5 * effect for effect in effects)
+            ]
+        wanted = np.logaddexp.reduce([w + np.asarray(x) for w, x in zip(log_weight, each, strict=True)])
+        np.testing.assert_allclose(found, wanted, rtol=1e-10, atol=1e-10, err_msg=contract.name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("nodes", "tolerance"), [(7, 0.01), (64, 1e-9)])
+def test_an_effect_per_list_is_integrated_out(nodes: int, tolerance: float) -> None:
+    """The likelihood, its slopes and what clicks above say, against integrals by an adaptive rule."""
+    sessions = batch(random_logits(CONTRACTS[4], 4, scale=2.0, lists=1), "float64")
+    clicks = np.asarray(sessions.clicks)
+    r, t = (np.asarray(sessions.features[name])[0] for name in ("relevance", "examination"))
+
+    def chance(row: Any, deviation: float, count: int = 4) -> float:
+        def at(u: float) -> float:
+            p = probability(r + deviation * u) * probability(t)
+            density = np.exp(-u * u / 2) / np.sqrt(2 * np.pi)
+            return float(np.prod(np.where(row, p, 1 - p)[:count]) * density)
+
+        return integrate.quad(at, -12, 12, epsabs=1e-13, epsrel=1e-13)[0]
+
+    with jax.enable_x64(True):
+        model = Frailty(PBM(relevance=relevance, examination=examination), nodes=nodes, deviation=1.5)
+        distribution = model(sessions)
+        found, given = np.exp(distribution.log_prob(clicks)), np.exp(distribution.conditional(clicks))
+        slopes = nnx.grad(lambda m: m.log_prob(sessions[5:6]).sum())(model)
+    wanted = [chance(row, 1.5) for row in clicks]
+    np.testing.assert_allclose(found, wanted, rtol=tolerance)
+    np.testing.assert_allclose(found.sum(), 1, rtol=1e-12)
+    above = chance(np.array([1, 0, 1, 0]), 1.5, 2)
+    np.testing.assert_allclose(given[10, 2], chance(np.array([1, 0, 1, 0]), 1.5, 3) / above, rtol=tolerance)
+    slope = (np.log(chance(clicks[5], 1.5 + 1e-4)) - np.log(chance(clicks[5], 1.5 - 1e-4))) / 2e-4
+    np.testing.assert_allclose(slopes["scale"][...], slope, rtol=5 * tolerance, atol=1e-6)
+    assert model.standard_deviation == 1.5
 
 
 # --- The enumeration itself -------------------------------------------------------------------------------

@@ -66,6 +66,11 @@ IN_VAIN = {
     "train {plain} --out {out} --transform log1p": "--transform has no effect with --relevance table",
     "train {features} --out {out} --relevance table --transform log1p": "only with networks over features",
     "train {plain} --out {out} --rows 5": "rows belong to a compressed table",
+    "train {plain} --out {out} --model pbm --satisfaction free": "--satisfaction has no effect with --model pbm, only",
+    "train {plain} --out {out} --model dla --frailty": "--frailty has no effect with --model dla, only with gctr",
+    "train {plain} --out {out} --model pbm+dbn --frailty": "--frailty has no effect with --model pbm+dbn, only with",
+    "train {plain} --out {out} --frailty --solver em": "--solver em cannot train a model with --frailty",
+    "train {plain} --out {out} --model dbn --satisfaction monotone --solver em": "with --satisfaction monotone. Choose",
     "train {plain} --out {out} --model pbm --clip 5": "--clip has no effect with --model pbm, only with",
     "train {plain} --out {out} --model pbm --propensity true": "--propensity has no effect with --model pbm, only with",
     # train: the sessions

@@ -214,3 +214,35 @@ def test_a_model_is_no_state(tmp_path: Path) -> None:
 
 def test_a_description_may_be_built_alone() -> None:
     assert build({"class": "RankTable", "ranks": 4}).ranks == 4
+
+
+@pytest.mark.slow
+def test_a_tower_of_two_slots_is_saved_once_and_trained_as_one(tmp_path: Path) -> None:
+    tower = towers.DocumentTable(DOCUMENTS)
+    satisfaction = towers.Increasing(tower, slope=0.5, intercept=-1.0)
+    dbn = models.DBN(relevance=tower, satisfaction=satisfaction, continuation=towers.Constant(1.0))
+    fitted = fit(models.Frailty(dbn), sessions(), seed=0, epochs=3, batch_size=20).model
+    again = load(save(fitted, tmp_path / "m"))
+    assert again.model.satisfaction.tower is again.model.relevance
+    assert again.standard_deviation == fitted.standard_deviation != 1.0
+    np.testing.assert_array_equal(again.loss(sessions()), fitted.loss(sessions()))
+    logits = fitted.model.logits(sessions())
+    slope, intercept = np.logaddexp(0, fitted.model.satisfaction.k[...]), fitted.model.satisfaction.b[...]
+    assert slope != 0.5
+    np.testing.assert_allclose(logits["satisfaction"], slope * logits["relevance"] + intercept, rtol=1e-5)
+    assert models.Frailty(pbm()).sufficient_statistics == "list"  # whatever those of the model
+
+
+def test_a_tower_of_two_slots_runs_once() -> None:
+    calls = []
+
+    def relevance(lists: Sessions) -> Any:
+        calls.append(1)
+        return lists.features["document"] * 0.1
+
+    tower = towers.as_tower(relevance)
+    dbn = models.DBN(relevance=tower, satisfaction=towers.Increasing(tower), continuation=towers.Constant(1.0))
+    for model in (dbn, models.Frailty(dbn)):
+        calls.clear()
+        model.loss(sessions())
+        assert len(calls) == 1

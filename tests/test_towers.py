@@ -66,6 +66,7 @@ TOWERS: dict[str, Callable[[], Any]] = {
     "dcn": lambda: towers.DCNV2(F, hidden=(5,), rngs=nnx.Rngs(0)),
     "dcn low rank": lambda: towers.DCNV2(F, rank=2, hidden=(), rngs=nnx.Rngs(0)),
     "sum": lambda: towers.Sum([towers.Constant(), towers.Linear(F, rngs=nnx.Rngs(0))]),
+    "increasing": lambda: towers.Increasing(towers.MLP(F, hidden=(4,), rngs=nnx.Rngs(0)), slope=0.5, intercept=0.3),
     "own": OwnTower,
     "function": lambda: lambda s: jnp.where(jnp.asarray(s.mask), 0.3, 0.0),
 }

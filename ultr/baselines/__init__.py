@@ -6,6 +6,7 @@ Each wraps a relevance tower and has the two methods of everything that can be t
 
 from ultr.baselines.additive import AdditiveListwise, AdversarialTwoTower, PositionWeighted
 from ultr.baselines.base import Baseline
+from ultr.baselines.conditional import ConditionalAdditive, ConditionalPBM
 from ultr.baselines.displays import Displays
 from ultr.baselines.dual import DLA
 from ultr.baselines.em import RegressionEM
@@ -25,6 +26,8 @@ __all__ = [
     "AdversarialTwoTower",
     "AffineIPS",
     "Baseline",
+    "ConditionalAdditive",
+    "ConditionalPBM",
     "DirectMethod",
     "Displays",
     "DoublyRobust",

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import click
 
 from ultr.errors import ConfigError
+from ultr.study.specs import MethodSpec
 from ultr.text import did_you_mean
 
 
@@ -57,3 +58,32 @@ def refuse_in_vain(cases: Iterable[InVain]) -> None:
     for option, ignored, why in cases:
         if ignored and is_given(option):
             raise ConfigError(f"--{option.replace('_', '-')} has no effect {why}")
+
+
+def method_options(spec: MethodSpec, known: Iterable[MethodSpec], **given: Any) -> dict[str, Any]:
+    """Collects the options of a method that were given, by name; None: not given.
+
+    Args:
+      spec: the method.
+      known: the methods that the command knows.
+
+    Raises:
+      ConfigError: one has no effect with this method; names those with which it has one.
+    """
+    found = {name: value for name, value in given.items() if value is not None}
+    for name in found:
+        if spec.option(name) is None:
+            others = ", ".join(other.name for other in known if other.option(name))
+            raise ConfigError(f"--{name} has no effect with --model {spec.name}, only with {others}")
+    return found
+
+
+def check_tables(options: Mapping[str, Any], solver: str) -> None:
+    """Refuses a solver that needs plain tables where an option of the method makes something else.
+
+    Raises:
+      ConfigError: names the option and the solver to choose.
+    """
+    for name, given in (("frailty", "--frailty"), ("satisfaction", "--satisfaction monotone")):
+        if solver != "gradient" and options.get(name) in (True, "monotone"):
+            raise ConfigError(f"--solver {solver} cannot train a model with {given}. Choose --solver gradient")

@@ -11,7 +11,7 @@ import click
 from ultr.cli import MethodsCommand, hold, json_option, output, seed_option
 from ultr.cli.inputs import match_notes, open_known
 from ultr.cli.keeping import says_what_is_kept
-from ultr.cli.options import FiniteRange, InVain, Name, is_given, refuse_in_vain
+from ultr.cli.options import FiniteRange, InVain, Name, check_tables, is_given, method_options, refuse_in_vain
 from ultr.cli.training_report import training_report
 from ultr.errors import ConfigError, DataError
 from ultr.files import check_output_folder, json_values, write_json
@@ -64,6 +64,17 @@ def _widths(text: str) -> tuple[int, ...]:
 )
 @click.option(
     "--clip", type=FiniteRange(min=0, min_open=True), help="Methods with the option clip: the largest weight."
+)
+@click.option(
+    "--satisfaction",
+    type=Name(("monotone", "free")),
+    help="dbn, sdbn: monotone: it rises with relevance; free: a tower of its own [monotone for networks, free for "
+    "tables].",
+)
+@click.option(
+    "--frailty",
+    is_flag=True,
+    help="Click models: a random effect per list on relevance, for what the features do not tell about a query.",
 )
 @click.option(
     "--relevance",
@@ -154,6 +165,8 @@ def command(
     model: str,
     propensity: str | None,
     clip: float | None,
+    satisfaction: str | None,
+    frailty: bool,
     relevance: str,
     rows: int | None,
     hidden: str,
@@ -184,7 +197,8 @@ def command(
     Example: tables, to the maximum of the likelihood
       ultr train log --out run --model ubm --relevance table --solver em
     """
-    from ultr.models import PBM
+    from ultr.evaluation import check_satisfaction
+    from ultr.models import PBM, Frailty
     from ultr.study.assumptions import check_assumptions
     from ultr.study.building import build_model, build_optimizer, resolve_optimizer
     from ultr.study.tower_factory import ModelConfig, resolve_relevance
@@ -198,7 +212,10 @@ def command(
     drawn = valid is None and valid_fraction > 0
     refuse_in_vain(_in_vain_without_log(spec, solver, valid, drawn))
     _check_solver(spec, solver)
-    _check_weights(spec, propensity, clip)
+    if propensity is not None:
+        _check_propensity(spec, propensity)
+    own = method_options(spec, TRAINED.values(), clip=clip, satisfaction=satisfaction, frailty=frailty or None)
+    check_tables(own, solver)
     hold(out, inside=True)
     _check_out(out, resume)
     click.get_current_context().with_resource(says_what_is_kept(out))
@@ -221,7 +238,7 @@ def command(
         hidden=widths,
         transform=transform,
         seed=seed,
-        options={} if clip is None else {"clip": clip},
+        options=own,
     )
     if solver != "gradient" and config.relevance != "table" and spec.reads_documents:
         raise ConfigError(
@@ -287,11 +304,17 @@ def command(
         result["trained_on"] = dataclasses.asdict(about) | {"text": about.text}
     if fitted.trained_on is not None and (turning := fitted.turning) is not None:
         result["turning"] = dataclasses.asdict(turning) | {"text": turning.text}
-    if isinstance(fitted.model, PBM):
-        result["propensity"] = [float(x) if vary else None for x in fitted.model.propensity(train.ranks)]
+    trained = fitted.model.model if isinstance(fitted.model, Frailty) else fitted.model
+    if isinstance(fitted.model, Frailty):
+        result["frailty"] = fitted.model.standard_deviation
+    if isinstance(trained, PBM):
+        result["propensity"] = [float(x) if vary else None for x in trained.propensity(train.ranks)]
         result["unsupported"] = withheld_ranks(fitted.model, train.ranks)
         if not vary:
             result["unsupported"] = dict.fromkeys(range(1, train.ranks + 1), ALL_CLICKED)
+    if (satisfied := check_satisfaction(fitted.model, train, held_out, seed=seed)) is not None:
+        result["satisfaction"] = satisfied.to_json()
+        result["warnings"] = list(satisfied.warnings)
     if (checked := check_assumptions(spec, train)) is not None:
         result["goodness_of_fit"] = checked
     write_json(out / "run.json", result)
@@ -376,15 +399,6 @@ def _check_clicks(train: ClickLog) -> bool:
             field="clicks",
         )
     return False
-
-
-def _check_weights(spec: MethodSpec, propensity: str | None, clip: float | None) -> None:
-    """Refuses options of weighted methods that have no effect with this one, before any work."""
-    if propensity is not None:
-        _check_propensity(spec, propensity)
-    if clip is not None and spec.option("clip") is None:
-        clipped = ", ".join(name for name, other in TRAINED.items() if other.option("clip"))
-        raise ConfigError(f"--clip has no effect with --model {spec.name}, only with {clipped}")
 
 
 def _check_propensity(spec: MethodSpec, source: str) -> None:

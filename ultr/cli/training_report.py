@@ -25,6 +25,8 @@ def training_report(result: dict[str, Any]) -> str:
     impossible = epochs[-1]["impossible"] if epochs else 0
     if impossible:
         text.append(f"{impossible:,.0f} sessions are impossible under this model and were left out of the loss")
+    if "frailty" in result:
+        text.append(f"standard deviation of the effect per list, in logits of relevance: {result['frailty']:.3f}")
     if "propensity" in result:
         shown = ["-" if x is None or x != x else f"{x:.3f}" for x in result["propensity"]]
         text.append("propensity by rank, relative to rank 1: " + " ".join(shown))
@@ -32,6 +34,7 @@ def training_report(result: dict[str, Any]) -> str:
         for rank, reason in result["unsupported"].items():
             reasons.setdefault(reason, []).append(rank)
         text += [f"{ranks_text(ranks)}: {reason}" for reason, ranks in reasons.items()]
+    text += [f"warning: {warning}" for warning in result.get("warnings", ())]
     if said := result.get("goodness_of_fit", {}).get("text"):
         text.append(said)
     return "\n".join(text)

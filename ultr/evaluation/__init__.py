@@ -2,6 +2,7 @@
 
     metrics.py                  the registry of metrics: a function and a row each
     evaluating.py               `evaluate` and `per_query`
+    satisfaction.py             whether learnt satisfaction can be believed
     significance.py             paired tests, Holm's correction
     click_calibration.py        `calibration`: predicted against observed clicks
     counterfactual_values.py    `counterfactual`: the value of new rankers from logged clicks
@@ -48,6 +49,9 @@ if TYPE_CHECKING:
     from ultr.evaluation.metrics import RankingMetric as RankingMetric
     from ultr.evaluation.policy_shift import PolicyShift as PolicyShift
     from ultr.evaluation.policy_shift import across_policies as across_policies
+    from ultr.evaluation.satisfaction import SatisfactionCheck as SatisfactionCheck
+    from ultr.evaluation.satisfaction import check_satisfaction as check_satisfaction
+    from ultr.evaluation.satisfaction import has_satisfaction as has_satisfaction
     from ultr.evaluation.significance import BaselineComparison as BaselineComparison
     from ultr.evaluation.significance import PairedTest as PairedTest
     from ultr.evaluation.significance import compare as compare
@@ -68,6 +72,7 @@ _EXPORTS = {
     "logger_cloning": ("Cloning", "cloning", "logged_order"),
     "metrics": ("METRICS", "ClickMetric", "RankingMetric"),
     "policy_shift": ("PolicyShift", "across_policies"),
+    "satisfaction": ("SatisfactionCheck", "check_satisfaction", "has_satisfaction"),
     "significance": ("BaselineComparison", "PairedTest", "compare", "holm", "paired_t", "randomisation"),
     "trec": ("write_qrels", "write_run"),
 }

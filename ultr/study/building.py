@@ -19,6 +19,9 @@ from ultr.study.tower_factory import ModelConfig, TowerFactory
 from ultr.training import adam, fit, lazy_adagrad, lazy_adam
 from ultr.training.loop import has_large_table
 
+# Options that decide over towers, or over what is put around the model.
+_NOT_OF_THE_CLASS = ("satisfaction", "frailty")
+
 
 @dataclasses.dataclass(frozen=True)
 class _Parts:
@@ -31,7 +34,11 @@ class _Parts:
 
     def class_options(self) -> dict[str, Any]:
         """Returns the options as the model's class takes them: a clip of 0 is None, no limit."""
-        return {name: None if name == "clip" and not value else value for name, value in self.options.items()}
+        return {
+            name: None if name == "clip" and not value else value
+            for name, value in self.options.items()
+            if name not in _NOT_OF_THE_CLASS
+        }
 
     def towers(self) -> dict[str, Any]:
         """Makes the towers of the method, in the order of its row."""
@@ -173,7 +180,9 @@ def build_model(
         _BUILDERS[spec.builder](_Parts(spec, factory, nuisance, options if len(specs) == 1 else spec.defaults()))
         for spec in specs
     ]
-    return built[0] if len(built) == 1 else models.Mixture(components=built)
+    if len(built) > 1:
+        return models.Mixture(components=built)
+    return models.Frailty(built[0]) if options.get("frailty") else built[0]
 
 
 def build_ranker_of_grades(config: ModelConfig, lists: Collection) -> Any:

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from ultr.errors import ConfigError, UltrError
-from ultr.evaluation import per_query
+from ultr.evaluation import check_satisfaction, has_satisfaction, per_query
 from ultr.files import json_values
 from ultr.models import ClickModel
 from ultr.rankers import Ranker
@@ -28,6 +28,7 @@ from ultr.training.loop import has_large_table
 from ultr.training.schedule import batch_size_for, passes_per_epoch
 
 BATCH_SIZE_OF_GRADED_LISTS = 32
+PARTS = ("train", "valid")
 TABLE_NOTE = "a table of documents: only documents of the log have a score of their own"
 
 
@@ -178,6 +179,9 @@ def _train_on_clicks(method: StudyMethod, log: PreparedLog, seed: int) -> Traine
     nuisance = log.nuisance(best.method.propensity, best.by)
     trained.propensity = curve_of(best.fitted.model, nuisance.log.ranks)
     trained.notes = notes + ([] if best.by == "query" else [TABLE_NOTE])
+    if has_satisfaction(best.fitted.model):
+        checked = check_satisfaction(best.fitted.model, *(log.distinct(p, best.by) for p in PARTS), seed=seed)
+        trained.notes += checked.warnings if checked else ()
     return trained
 
 

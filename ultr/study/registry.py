@@ -48,6 +48,13 @@ _POINTWISE = dataclasses.replace(_LISTWISE, default="pointwise")
 _TRUST = Option("trust", bool, False, "fit the regression under trust bias")
 _RATIO_CLIP = Option("clip", float, 100.0, "largest ratio of two propensities", minimum=1)
 
+_FRAILTY = Option("frailty", bool, False, "a random effect per list on relevance, integrated out")
+_SATISFACTION = Option(
+    "satisfaction", str, "auto",
+    "tower of satisfaction: monotone (it rises with relevance), free (a tower of its own); auto: free for tables",
+    choices=("auto", "monotone", "free"),
+)  # fmt: skip
+
 _MOMENTUM = Option(
     "momentum", float, 0.1, "share of a batch in the running means", minimum=0, exclusive=True, maximum=1
 )  # fmt: skip
@@ -77,9 +84,13 @@ def _click_model(
     paper: str,
     solvers: tuple[str, ...] = (),
     assumes: tuple[Assumption, ...] = (),
+    options: tuple[Option, ...] = (),
 ) -> MethodSpec:
     makes = f"ultr.models.{made}"
-    return MethodSpec(name, CLICK_MODELS, summary, paper, makes, towers, assumes=assumes, solvers=solvers)
+    options = (*options, _FRAILTY)
+    return MethodSpec(
+        name, CLICK_MODELS, summary, paper, makes, towers, assumes=assumes, options=options, solvers=solvers
+    )
 
 
 _ROWS: tuple[MethodSpec, ...] = (
@@ -116,14 +127,16 @@ _ROWS: tuple[MethodSpec, ...] = (
         "Guo 2009", COUNTING,
     ),
     _click_model(
-        "sdbn", "SDBN", {"relevance": "document", "satisfaction": "document"},
+        "sdbn", "SDBN", {"relevance": "document", "satisfaction": "satisfaction"},
         "simplified DBN: users go on until satisfied",
         "Chapelle and Zhang 2009", COUNTING,
+        options=(_SATISFACTION,),
     ),
     _click_model(
         "dbn", "DBN",
-        {"relevance": "document", "satisfaction": "document", "continuation": "constant_high"},
+        {"relevance": "document", "satisfaction": "satisfaction", "continuation": "constant_high"},
         "dynamic Bayesian network: users may also give up before they are satisfied", "Chapelle and Zhang 2009", EM,
+        options=(_SATISFACTION,),
     ),
     _click_model(
         "ccm", "CCM",
@@ -226,6 +239,16 @@ _ROWS: tuple[MethodSpec, ...] = (
     MethodSpec(
         "additive-listwise", JOINT, "additive two-tower, listwise", "Yan 2022", "ultr.baselines.AdditiveListwise",
         _TWO_TOWERS,
+        assumes=_NOT_ABOVE,
+    ),
+    MethodSpec(
+        "pbm-conditional", JOINT, "PBM, by which documents of a list were clicked, given how many were", "",
+        "ultr.baselines.ConditionalPBM", _TWO_TOWERS,
+        assumes=_BY_RANK,
+    ),
+    MethodSpec(
+        "additive-conditional", JOINT, "additive two-tower, by which documents of a list were clicked, given how many",
+        "Cox 1970", "ultr.baselines.ConditionalAdditive", _TWO_TOWERS,
         assumes=_NOT_ABOVE,
     ),
     MethodSpec(

@@ -103,6 +103,7 @@ class TowerFactory:
         self.rngs = nnx.Rngs(config.seed)
         self.relevance = resolve_relevance(config.relevance, data)
         self._scaler: towers.Scaler | None = None
+        self._relevance: Any = None  # the document tower made last
         if config.transform not in towers.Scaler.transforms:
             known = ", ".join(towers.Scaler.transforms)
             raise ConfigError(f"unknown transform '{config.transform}'; known: {known}")
@@ -123,6 +124,10 @@ class TowerFactory:
 
     def document(self) -> Any:
         """Makes a tower over what is known of the document: the table or network that the config names."""
+        self._relevance = self._document()
+        return self._relevance
+
+    def _document(self) -> Any:
         config, size = self.config, self.inputs.features
         if self.relevance in TABLES:
             kind = "full" if self.relevance == "table" else self.relevance
@@ -133,6 +138,17 @@ class TowerFactory:
         scaler = self.scaler()
         tower = import_class(dotted)(size, **given, scaler=scaler, rngs=self.rngs)
         return tower if self.stored is None else towers.Stored(tower, values=self.stored)
+
+    def satisfaction(self) -> Any:
+        """Makes the tower of satisfaction beside the relevance tower, the document tower that was made last.
+
+        By the method's option `satisfaction`: one that rises with that of relevance (`towers.Increasing`), or a tower
+        over documents of its own; what is left to choose is monotone for networks, and free for tables.
+        """
+        kind = self.config.options.get("satisfaction", "auto")
+        if kind == "free" or (kind == "auto" and self.relevance in TABLES):
+            return self.document()
+        return towers.Increasing(self.document() if self._relevance is None else self._relevance)
 
     def rank(self) -> towers.RankTable:
         """Makes a table over ranks that starts at probabilities of 1/2."""

@@ -17,6 +17,7 @@ from ultr.towers.base import (
 from ultr.towers.checks import InputCheck
 from ultr.towers.inputs import input_match, matched, record_schema, schema_of, trained_schema
 from ultr.towers.lookup import lookup, lookup_small, read_by, row_tables
+from ultr.towers.monotone import Increasing
 from ultr.towers.networks import DCNV2, MLP, FeatureNetwork, Linear
 from ultr.towers.scaling import Scaler, Statistic
 from ultr.towers.shown_ranks import ShownRanks, note_shown_ranks, supported_curve, withheld_ranks
@@ -52,6 +53,7 @@ __all__ = [
     "Frozen",
     "GradeTable",
     "GradientReversal",
+    "Increasing",
     "IndexBound",
     "InputCheck",
     "LastClickTable",
