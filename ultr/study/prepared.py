@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from ultr import simulate
-from ultr.data import ClickLog, Collection, Counts, collapse, open_data
+from ultr.data import ClickLog, Collection, Counts, QueryLists, collapse, open_data
 from ultr.errors import ConfigError, DataError
 from ultr.study.nuisance import NuisanceEstimates
 from ultr.study.settings import JudgedData, LogSpec
@@ -153,8 +153,14 @@ class PreparedLog:
             return None
         return values
 
-    def sufficient(self, name: str, by: SplitUnit, statistics: str) -> ClickLog | Counts:
+    def queries(self, name: str, by: SplitUnit) -> QueryLists:
+        """Returns the queries of a part with what it showed of their documents."""
+        return self._cached(("queries", name, by), lambda: collapse(self.part(name, by), "query"))
+
+    def sufficient(self, name: str, by: SplitUnit, statistics: str) -> ClickLog | Counts | QueryLists:
         """Returns a part as a model with these sufficient statistics learns from it or is judged on it."""
+        if statistics == "query":
+            return self.queries(name, by)
         if not self.log.metadata["impression_features"]:
             if statistics == "rank":
                 return self.counts(name, by)
