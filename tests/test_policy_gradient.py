@@ -70,9 +70,8 @@ def built(name: str, scores: Any, *, regression: Any = None, **options: Any) -> 
     robust = EXPOSURE_OBJECTIVES[name].doubly_robust
     n = len(scores)
     more = {"beta": BETA[:n], "regression": table(np.linspace(-1, 1, n)) if regression is None else regression}
-    alpha = ALPHA[:n] if robust else EXAMINED[:n]
-    return PolicyGradient(relevance=table(scores), objective=name, alpha=alpha, **(more if robust else {}),
-                          **({"sessions": 5000} | options))  # fmt: skip
+    given = {"sessions": 5000, "alpha": ALPHA[:n] if robust else EXAMINED[:n]} | (more if robust else {})
+    return PolicyGradient(relevance=table(scores), objective=name, **(given | options))
 
 
 def slopes(model: PolicyGradient, batch: Sessions, scores: Any) -> np.ndarray:
@@ -126,7 +125,7 @@ def test_few_rankings_give_the_gradient_on_average() -> None:
     mask, weights, steps = jnp.ones((1, 5), bool), jnp.asarray(EXAMINED), 4000
 
     def value(exposure: jax.Array) -> jax.Array:
-        return jnp.sum(exposure**2 * jnp.asarray([3.0, -1.0, 2.0, 0.5, -2.0]), axis=1)
+        return jnp.sum(exposure**2 * jnp.asarray([[3.0, -1.0, 2.0, 0.5, -2.0]]), axis=1)
 
     @jax.jit
     @jax.vmap
@@ -174,7 +173,7 @@ def test_the_divergence_is_least_at_the_logging_policy() -> None:
 def optimum(name: str, batch: Sessions, start: np.ndarray, **options: Any) -> np.ndarray:
     """The exposure [3] at the optimum of an objective, by gradient ascent on enumerated rankings."""
     model = built(name, start, **options)
-    fitted = ultr.fit(model, batch, optimizer=ultr.training.adam(0.01, tables=0.01), epochs=1500, batch_size=1, seed=0,
+    fitted = ultr.fit(model, batch, optimizer=ultr.training.adam(0.01, tables=1.0), epochs=1000, batch_size=1, seed=0,
                       patience=None, progress=False)  # fmt: skip
     scores = np.asarray(fitted.model.relevance.table[...][1:], np.float64)
     return exposure_of(scores, np.asarray(model.weights[...], np.float64))
@@ -183,10 +182,11 @@ def optimum(name: str, batch: Sessions, start: np.ndarray, **options: Any) -> np
 RISING = query_lists(displays_of(LOGGER[:3]), [0.15, 0.4, 0.28])  # the logging policy's last documents are the best
 
 
+@pytest.mark.slow
 def test_small_delta_is_the_logging_policy_and_large_delta_the_plain_estimate() -> None:
     for name, plain in (("exposure-crm", "ips"), ("safe-doubly-robust", "doubly-robust")):
         logged = np.asarray(built(name, LOGGER[:3]).logged(RISING).exposure[0])
-        np.testing.assert_allclose(optimum(name, RISING, AT[:3], delta=1e-7), logged, atol=5e-3)
+        np.testing.assert_allclose(optimum(name, RISING, AT[:3], delta=1e-7), logged, atol=1e-2)
         far = slopes(built(name, AT[:3], delta=1.0), RISING, AT[:3])
         np.testing.assert_allclose(far, slopes(built(plain, AT[:3]), RISING, AT[:3]), atol=1e-6)
     # Proximal optimisation counts the other way around.
@@ -205,11 +205,12 @@ def test_a_long_log_needs_no_safety(name: str, plain: str) -> None:
     np.testing.assert_allclose(found, wanted, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 def test_exposure_stays_within_its_limits_at_the_optimum(sign: float) -> None:
     # A document that is thought relevant gains nothing above 1/delta times its logged exposure; one whose estimate is
     # negative loses nothing more below delta times that.
-    delta, logged = 0.8, built("prpo", LOGGER[:3]).logged(RISING)
+    delta, logged = 0.9, built("prpo", LOGGER[:3]).logged(RISING)
     exposure = np.asarray(logged.exposure[0])
     relevance = sign * np.array([0.05, 0.3, 0.6] if sign > 0 else [0.6, 0.3, 0.05])
     # Click rates that give these estimates: in training the clip, 10 / sqrt(5000), is below all exposures.
@@ -218,33 +219,33 @@ def test_exposure_stays_within_its_limits_at_the_optimum(sign: float) -> None:
     found = optimum("prpo", batch, LOGGER[:3], delta=delta)
     free = optimum("doubly-robust", batch, LOGGER[:3])
     ratio, unlimited = found / exposure, free / exposure
-    assert delta - 0.01 < ratio.min() < 0.99
-    assert 1.01 < ratio.max() < 1 / delta + 0.01
-    beyond = unlimited.max() > 1 / delta + 0.05 if sign > 0 else unlimited.min() < delta - 0.05
-    assert beyond
+    if sign > 0:
+        assert unlimited.max() > 1 / delta + 0.05
+        assert 1.01 < ratio.max() < 1 / delta + 0.02
+    else:
+        assert unlimited.min() < delta - 0.05
+        assert delta - 0.02 < ratio.min() < 0.99
 
 
+@pytest.mark.slow
 def test_inverted_clicks_do_bounded_harm() -> None:
     # Users of the adversary click on what is not relevant; the logging policy ranks well.
-    relevance = np.array([0.9, 0.5, 0.1])
-    displays = displays_of(LOGGER[:3])
-    alpha, beta = ALPHA[:3], BETA[:3]
-    honest = displays @ alpha * relevance + displays @ beta
-    batch = query_lists(displays, 1 - honest)
-    weights = alpha + beta
-
-    def worth(exposure: np.ndarray) -> float:
-        return float(exposure @ relevance)
-
-    logger = worth(exposure_of(LOGGER[:3], weights))
+    relevance, logger = np.array([0.9, 0.5, 0.1]), np.array([2.0, 1.0, 0.0])
+    displays, alpha = displays_of(logger), 0.9 * EXAMINED[:3]
+    batch = query_lists(displays, 1 - displays @ alpha * relevance)
     flat = towers.Constant(0.0)
-    drop = {
-        name: logger - worth(optimum(name, batch, LOGGER[:3], sessions=sessions, regression=flat))
-        for name, sessions in (("doubly-robust", 125), ("safe-doubly-robust", 125), ("prpo", 125))
-    }
-    assert drop["doubly-robust"] > 0.1
-    assert drop["prpo"] < 0.5 * drop["doubly-robust"]
-    assert drop["safe-doubly-robust"] < 0.5 * drop["doubly-robust"]
+
+    def drop(name: str, **options: Any) -> float:
+        given = {"sessions": 150, "regression": flat, "alpha": alpha, "beta": np.zeros(3)} | options
+        found = optimum(name, batch, logger, **given)
+        return float((exposure_of(logger, alpha) - found) @ relevance)
+
+    free = drop("doubly-robust")
+    assert free > 0.15
+    assert drop("safe-doubly-robust", delta=0.05) < 0.5 * free
+    assert drop("prpo") < 0.5 * free
+    # Its exposures are within [2/3, 3/2] of the logged ones, whatever the clicks said.
+    assert drop("prpo") < (1 - 2 / 3) * float(exposure_of(logger, alpha) @ relevance)
 
 
 def test_estimates_are_right_on_average_over_clicks() -> None:
@@ -271,6 +272,7 @@ def test_estimates_are_right_on_average_over_clicks() -> None:
     np.testing.assert_allclose(means[False], guess + added / np.maximum(added, 0.5) * (relevance - guess), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_below_a_hundred_sessions_nothing_beats_the_logging_policy() -> None:
     model, rng = built("prpo", LOGGER[:3], sessions=40), np.random.default_rng(1)
     logged = model.logged(RISING)

@@ -101,7 +101,7 @@ EXPOSURE_OBJECTIVES: Mapping[str, ExposureObjective] = {
     "ips": ExposureObjective(utility, doubly_robust=False),
     "doubly-robust": ExposureObjective(utility, doubly_robust=True),
     "exposure-crm": ExposureObjective(penalised, doubly_robust=False, delta=0.1, penalty_factor=1.0),
-    "safe-doubly-robust": ExposureObjective(penalised, doubly_robust=True, delta=0.95, penalty_factor=2.0),
+    "safe-doubly-robust": ExposureObjective(penalised, doubly_robust=True, delta=0.1, penalty_factor=2.0),
     "prpo": ExposureObjective(proximal, doubly_robust=True, delta=None),
 }
 

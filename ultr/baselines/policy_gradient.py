@@ -62,9 +62,9 @@ class PolicyGradient(Baseline):
       alpha, beta: [R] by rank, absolute: P(click at k) = alpha_k relevance + beta_k; beta None: no trust bias.
       regression: as in `DirectMethod`; None: 0. `ips` and `exposure-crm` take neither this nor beta.
       sessions: how many sessions the log has that is trained on.
-      delta: `exposure-crm`, `safe-doubly-robust`: the probability that the bound may fail, the smaller the closer to
-        the logging policy [.1, .95]; `prpo`: the limit of the ratio of exposures [100 / sessions]. All: 1 is `prpo`'s
-        closest and the other two's furthest; None: the default.
+      delta: `exposure-crm`, `safe-doubly-robust`: the probability that the bound may fail; the smaller, the closer to
+        the logging policy, and at 1 there is no penalty [.1; Gupta 2024 has .95, a bound that hardly ever holds].
+        `prpo`: the limit of the ratio of exposures; at 1 nothing pays beyond the logging policy [100 / sessions].
       per_query: `prpo`: take 100 / sessions of the query itself, since the guarantee is one per query.
       metric: weights of the ranks: `clicks`, alpha + beta (`ips`, `exposure-crm`: alpha); `dcg`, 1/log2(1 + rank).
         Ranks that the log does not show have none.

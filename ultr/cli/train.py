@@ -11,6 +11,7 @@ import click
 from ultr.cli import MethodsCommand, hold, json_option, output, seed_option
 from ultr.cli.inputs import match_notes, open_known
 from ultr.cli.keeping import says_what_is_kept
+from ultr.cli.method_options import METHOD_OPTIONS, given_options, method_options
 from ultr.cli.options import FiniteRange, InVain, Name, is_given, refuse_in_vain
 from ultr.errors import ConfigError, DataError
 from ultr.files import check_output_folder, json_values, write_json
@@ -47,7 +48,7 @@ def _widths(text: str) -> tuple[int, ...]:
     return widths
 
 
-@click.command(cls=MethodsCommand, methods=TRAINED.values(), method_options=("clip",))
+@click.command(cls=MethodsCommand, methods=TRAINED.values(), method_options=METHOD_OPTIONS)
 @click.argument("log", type=click.Path(path_type=Path))
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the run.")
 @click.option(
@@ -61,9 +62,7 @@ def _widths(text: str) -> tuple[int, ...]:
     "wrote, or true (of a simulated log) [conditional-likelihood of the training sessions]. affine-ips and "
     "intervention-aware: a file or true [a trust model fitted to the training sessions].",
 )
-@click.option(
-    "--clip", type=FiniteRange(min=0, min_open=True), help="Methods with the option clip: the largest weight."
-)
+@method_options
 @click.option(
     "--relevance",
     default="auto",
@@ -130,6 +129,9 @@ def command(
     model: str,
     propensity: str | None,
     clip: float | None,
+    delta: float | None,
+    samples: int | None,
+    metric: str | None,
     relevance: str,
     rows: int | None,
     hidden: str,
@@ -158,9 +160,11 @@ def command(
     Example: tables, to the maximum of the likelihood
       ultr train log --out run --model ubm --relevance table --solver em
     """
+    from ultr.data import QueryLists
     from ultr.models import PBM
     from ultr.study.assumptions import check_assumptions
     from ultr.study.building import build_model, build_optimizer, resolve_optimizer
+    from ultr.study.learning import learnt_from, steps_for
     from ultr.study.tower_factory import ModelConfig, resolve_relevance
     from ultr.towers import row_tables, withheld_ranks
     from ultr.training import fit, save, solve
@@ -172,7 +176,9 @@ def command(
     drawn = valid is None and valid_fraction > 0
     refuse_in_vain(_in_vain_without_log(spec, solver, valid, drawn))
     _check_solver(spec, solver)
-    _check_weights(spec, propensity, clip)
+    if propensity is not None:
+        _check_propensity(spec, propensity)
+    chosen = given_options(spec, {"clip": clip, "delta": delta, "samples": samples, "metric": metric})
     hold(out, inside=True)
     _check_out(out, resume)
     click.get_current_context().with_resource(says_what_is_kept(out))
@@ -195,7 +201,7 @@ def command(
         hidden=widths,
         transform=transform,
         seed=seed,
-        options={} if clip is None else {"clip": clip},
+        options=chosen,
     )
     if solver != "gradient" and config.relevance != "table" and spec.reads_documents:
         raise ConfigError(
@@ -216,11 +222,18 @@ def command(
         refuse_in_vain([InVain("optimizer", by_rows, f"as {kind}: this model has no document table. Choose adam")])
         settings = options | {"optimizer": kind, "learning_rate": learning_rate}
         loop: dict[str, Any] = {"epochs": epochs or 20, "batch_size": batch_size, "l2": l2, "patience": patience}
+        data, judged = learnt_from(untrained, train), None if held_out is None else learnt_from(untrained, held_out)
+        if isinstance(data, QueryLists):
+            steps = steps_for(
+                len(data), epochs=20, patience=patience, batch_size=batch_size if is_given("batch_size") else None
+            )
+            loop |= {name: value for name, value in steps._asdict().items() if not is_given(name)}
+            click.echo(f"note: {data.never_shown_text()}", err=True)
         options = settings | loop
         fitted = fit(
             untrained,
-            train,
-            held_out,
+            data,
+            judged,
             optimizer=build_optimizer(kind, learning_rate),
             seed=seed,
             directory=out,
@@ -368,15 +381,6 @@ def _check_clicks(train: ClickLog) -> bool:
             field="clicks",
         )
     return False
-
-
-def _check_weights(spec: MethodSpec, propensity: str | None, clip: float | None) -> None:
-    """Refuses options of weighted methods that have no effect with this one, before any work."""
-    if propensity is not None:
-        _check_propensity(spec, propensity)
-    if clip is not None and spec.option("clip") is None:
-        clipped = ", ".join(name for name, other in TRAINED.items() if other.option("clip"))
-        raise ConfigError(f"--clip has no effect with --model {spec.name}, only with {clipped}")
 
 
 def _check_propensity(spec: MethodSpec, source: str) -> None:

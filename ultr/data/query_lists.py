@@ -102,6 +102,14 @@ class QueryLists(Dataset):
             identity=log.identity | {"by": "query"},
         )
 
+    def never_shown_text(self) -> str:
+        """Says how many documents of the queries the log never showed, of which nothing can be learnt."""
+        every = len(self.document) + self.never_shown
+        return (
+            f"the log shows {len(self.document):,} of the {every:,} documents of its {len(self):,} queries; how the "
+            f"others are ranked rests on the features that they share with these"
+        )
+
     @cached_property
     def description(self) -> Description:
         """The description of the lists; each weighs as many sessions as its query has."""

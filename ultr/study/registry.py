@@ -207,7 +207,7 @@ _ROWS: tuple[MethodSpec, ...] = (
     MethodSpec(
         "safe-doubly-robust", WEIGHTED, "safe: doubly robust over exposure, less a bound on its error",
         "Gupta 2024", "ultr.baselines.PolicyGradient", _DOCUMENT, ("propensity",), {"objective": "safe-doubly-robust"},
-        options=(dataclasses.replace(_DELTA, default=0.95), *_EXPOSURE, _TRUST), builder="policy-gradient",
+        options=(_DELTA, *_EXPOSURE, _TRUST), builder="policy-gradient",
         assumes=_BY_RANK,
     ),
     MethodSpec(
