@@ -67,6 +67,7 @@ IN_VAIN = {
     "train {features} --out {out} --relevance table --transform log1p": "only with networks over features",
     "train {plain} --out {out} --rows 5": "rows belong to a compressed table",
     "train {plain} --out {out} --model pbm --clip 5": "--clip has no effect with --model pbm, only with",
+    "train {plain} --out {out} --model pbm --delta .5": "--delta has no effect with --model pbm, only with exp",
     "train {plain} --out {out} --model pbm --propensity true": "--propensity has no effect with --model pbm, only with",
     # train: the sessions
     "train {plain} --out {out} --split foo": "--split foo: {plain} was prepared without splits",

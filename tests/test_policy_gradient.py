@@ -69,8 +69,13 @@ def built(name: str, scores: Any, *, regression: Any = None, **options: Any) -> 
     """A policy gradient at some scores, with the parameters that its objective takes."""
     robust = EXPOSURE_OBJECTIVES[name].doubly_robust
     n = len(scores)
-    more = {"beta": BETA[:n], "regression": table(np.linspace(-1, 1, n)) if regression is None else regression}
-    given = {"sessions": 5000, "alpha": ALPHA[:n] if robust else EXAMINED[:n]} | (more if robust else {})
+    more: dict[str, Any] = {
+        "beta": BETA[:n],
+        "regression": table(np.linspace(-1, 1, n)) if regression is None else regression,
+    }
+    given: dict[str, Any] = {"sessions": 5000, "alpha": ALPHA[:n] if robust else EXAMINED[:n]} | (
+        more if robust else {}
+    )
     return PolicyGradient(relevance=table(scores), objective=name, **(given | options))
 
 
@@ -81,7 +86,7 @@ def slopes(model: PolicyGradient, batch: Sessions, scores: Any) -> np.ndarray:
     graph, state = nnx.split(model)
 
     def loss(values: jax.Array) -> jax.Array:
-        made = nnx.merge(graph, state, copy=True)
+        made: Any = nnx.merge(graph, state, copy=True)
         made.relevance.table[...] = jnp.concatenate([jnp.zeros(1), values])
         return jnp.sum(made.loss(batch))
 
@@ -147,10 +152,10 @@ def test_enumeration_knows_padding_and_far_scores() -> None:
     found = np.asarray(enumerated_exposure(jnp.asarray(scores), jnp.asarray(mask), jnp.asarray(EXAMINED[:4])))
     np.testing.assert_allclose(found, [[0.5, 1.0, 0.3, 0.0], [1.0, 0.0, 0.0, 0.0]], atol=1e-6)
     far = jnp.asarray(np.where(np.arange(40) % 2, 1e4, -1e4), jnp.float32)[None]
-    mask, weights = jnp.ones((1, 40), bool), jnp.ones(3)
+    all_shown, weights = jnp.ones((1, 40), bool), jnp.ones(3)
 
     def value(scores: jax.Array) -> jax.Array:
-        drawn = policy_value(lambda e: e[:, 1], scores, mask, weights, key=jax.random.key(0), samples=20)
+        drawn = policy_value(lambda e: e[:, 1], scores, all_shown, weights, key=jax.random.key(0), samples=20)
         return jnp.sum(drawn[0])
 
     assert np.isfinite(value(far))

@@ -112,7 +112,8 @@ def drawn_rankings(scores: jax.Array, mask: jax.Array, key: jax.Array, samples: 
     places = jnp.clip((_TOP - noisy) / _KEYS, 0.0, 1.0) * float((1 << (32 - bits)) - (1 << 8))
     place = jnp.where(mask[:, None, :], places.astype(jnp.uint32), jnp.uint32((1 << (32 - bits)) - 1))
     packed = jnp.sort((place << bits) | jnp.arange(width, dtype=jnp.uint32)[None, None], axis=2)
-    return (packed & jnp.uint32((1 << bits) - 1)).astype(jnp.int32)
+    order: jax.Array = (packed & jnp.uint32((1 << bits) - 1)).astype(jnp.int32)
+    return order
 
 
 def _sampled_value(

@@ -194,7 +194,7 @@ class PolicyGradient(Baseline):
             self.steps[...] = self.steps[...] + jnp.uint32(1)
             if self._penalised:
                 self._note_divergence(sessions, logged, exposures)
-        return -value
+        return jnp.where(jnp.any(logged.mask, axis=1), -value, 0.0)
 
     def _note_divergence(self, sessions: Sessions, logged: LoggedExposure, exposures: Any) -> None:
         """Adds the batch to the running mean of the divergence."""
