@@ -77,11 +77,9 @@ def test_what_cannot_be_collapsed_is_refused(tmp_path: Path, rows: list) -> None
         collapse(unseen, "query")
 
 
-def gradient(**options: object) -> PolicyGradient:
-    return PolicyGradient(
-        relevance=towers.DocumentTable(PER_QUERY * 7), objective="ips", alpha=0.9 ** np.arange(15), sessions=500,
-        samples=20, **options,
-    )  # type: ignore[arg-type]  # fmt: skip
+def gradient() -> PolicyGradient:
+    tower = towers.DocumentTable(PER_QUERY * 7)
+    return PolicyGradient(relevance=tower, objective="ips", alpha=0.9 ** np.arange(15), sessions=500, samples=20)
 
 
 def test_a_log_is_collapsed_for_what_learns_per_query(tmp_path: Path, rows: list) -> None:  # type: ignore[type-arg]
