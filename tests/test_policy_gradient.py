@@ -114,15 +114,20 @@ def test_gradients_are_those_of_enumeration(name: str) -> None:
     steps = 0.02 * np.eye(4)
     differences = np.array([(value(four + h) - value(four - h)) / 0.04 for h in steps])
     np.testing.assert_allclose(-slopes(model, batch, four), differences, atol=2e-4)
-    # Five are drawn: the mean over many rankings is the gradient of the enumerated objective.
+
+
+@pytest.mark.slow
+@every
+def test_gradients_of_drawn_rankings_are_those_of_enumeration(name: str) -> None:
+    # Five documents are drawn: the mean over many rankings is the gradient of the enumerated objective.
     batch = query_lists(displays_of(LOGGER), RATE)
-    model = built(name, AT, delta=0.6, samples=200_000)
+    model = built(name, AT, delta=0.6, samples=100_000)
     logged, mask = model.logged(batch), jnp.ones((1, 5), bool)
     exact = jax.grad(
         lambda s: EXPOSURE_OBJECTIVES[name].value(enumerated_exposure(s, mask, model.weights[...]), logged)[0]
     )(jnp.asarray(AT, jnp.float32)[None])
     assert np.abs(exact).max() > 0.02
-    np.testing.assert_allclose(-slopes(model, batch, AT), exact[0], atol=1.5e-3)
+    np.testing.assert_allclose(-slopes(model, batch, AT), exact[0], atol=2e-3)
 
 
 def test_few_rankings_give_the_gradient_on_average() -> None:
@@ -247,7 +252,9 @@ def test_inverted_clicks_do_bounded_harm() -> None:
 
     free = drop("doubly-robust")
     assert free > 0.15
-    assert drop("safe-doubly-robust", delta=0.05) < 0.5 * free
+    # The bound supposes that users click as assumed: only a small delta holds the ranker where they do not.
+    assert drop("safe-doubly-robust", delta=0.5) > 0.5 * free
+    assert drop("safe-doubly-robust", delta=1e-4) < 0.25 * free
     assert drop("prpo") < 0.5 * free
     # Its exposures are within [2/3, 3/2] of the logged ones, whatever the clicks said.
     assert drop("prpo") < (1 - 2 / 3) * float(exposure_of(logger, alpha) @ relevance)
