@@ -88,6 +88,14 @@ def _robust(**options: Any) -> Callable[[Any], Any]:
     return lambda t: baselines.DoublyRobust(relevance=t, regression=regression(), alpha=ALPHA, beta=BETA, **options)
 
 
+def _exposure(objective: str, **options: Any) -> Row:
+    def build(tower: Any) -> Any:
+        given = options | ({"regression": regression()} if "regression" in options else {})
+        return baselines.PolicyGradient(relevance=tower, objective=objective, sessions=500, **given)
+
+    return Row(build, "query", ranks=True)
+
+
 BASELINES: dict[str, Row] = {
     "naive pointwise": Row(lambda t: baselines.NaivePointwise(relevance=t), "rank"),
     "naive listwise": Row(lambda t: baselines.NaiveListwise(relevance=t), clickless=0.0),
@@ -130,6 +138,10 @@ BASELINES: dict[str, Row] = {
     "doubly robust": Row(_robust(), ranks=True),
     "doubly robust pointwise": Row(_robust(form="pointwise", clip=3.0), "rank", ranks=True),
     "doubly robust by displays": Row(_robust(displays=displays(), form="pointwise"), "rank", ranks=True),
+    "exposure crm": _exposure("exposure-crm", alpha=PROPENSITY),
+    "safe doubly robust": _exposure("safe-doubly-robust", alpha=ALPHA, beta=BETA, regression=True, metric="dcg"),
+    "prpo": _exposure("prpo", alpha=ALPHA, beta=BETA, regression=True),
+    "logged order": Row(lambda t: baselines.LoggedOrder(relevance=t), reads=""),
     "dla": Row(lambda t: baselines.DLA(relevance=t, examination=by_rank()), clickless=0.0),
     "dla, no limit": Row(lambda t: baselines.DLA(relevance=t, examination=by_rank(), clip=None), clickless=0.0),
     "regression-em": Row(lambda t: baselines.RegressionEM(relevance=t, examination=by_rank()), "rank"),

@@ -72,6 +72,7 @@ IN_VAIN = {
     "train {plain} --out {out} --frailty --solver em": "--solver em cannot train a model with --frailty",
     "train {plain} --out {out} --model dbn --satisfaction monotone --solver em": "with --satisfaction monotone. Choose",
     "train {plain} --out {out} --model pbm --clip 5": "--clip has no effect with --model pbm, only with",
+    "train {plain} --out {out} --model pbm --delta .5": "--delta has no effect with --model pbm, only with exp",
     "train {plain} --out {out} --model pbm --propensity true": "--propensity has no effect with --model pbm, only with",
     # train: the sessions
     "train {plain} --out {out} --split foo": "--split foo: {plain} was prepared without splits",

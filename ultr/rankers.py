@@ -61,7 +61,8 @@ class Ranker(Component):
         """The least of a log that the loss depends on.
 
         "rank": clicks and impressions per document and rank; "last-click": per document, rank and last clicked rank;
-        "list": whole lists, which always suffice.
+        "query": displays and clicks of each document over all sessions of its query (`ultr.data.QueryLists`); "list":
+        whole lists, which always suffice.
         """
         return "list"
 

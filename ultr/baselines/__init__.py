@@ -10,8 +10,10 @@ from ultr.baselines.conditional import ConditionalAdditive, ConditionalPBM
 from ultr.baselines.displays import Displays
 from ultr.baselines.dual import DLA
 from ultr.baselines.em import RegressionEM
+from ultr.baselines.logged_order import LoggedOrder
 from ultr.baselines.naive import FullInformation, NaiveLambdaRank, NaiveListwise, NaivePointwise
 from ultr.baselines.pairwise import PRS, PairDebias
+from ultr.baselines.policy_gradient import PolicyGradient
 from ultr.baselines.regression import DirectMethod, DoublyRobust
 from ultr.baselines.tables import affine_tables, propensity_table, trust_tables
 from ultr.baselines.upe import UPE, LoggingPolicy
@@ -33,12 +35,14 @@ __all__ = [
     "DoublyRobust",
     "FullInformation",
     "InterventionAware",
+    "LoggedOrder",
     "LoggingPolicy",
     "NaiveLambdaRank",
     "NaiveListwise",
     "NaivePointwise",
     "PairDebias",
     "PolicyAware",
+    "PolicyGradient",
     "PositionWeighted",
     "RegressionEM",
     "affine_tables",

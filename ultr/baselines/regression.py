@@ -44,11 +44,11 @@ class DirectMethod(Formed):
 
     def __init__(self, *, relevance: TowerLike, regression: TowerLike, form: str = "listwise") -> None:
         super().__init__(relevance=relevance, form=form)
-        self.regression = _frozen(regression)
+        self.regression = frozen(regression)
 
     def loss(self, sessions: Sessions) -> jax.Array:
-        estimates = _estimates(self.regression, sessions)
-        return estimated_loss(self.form, self.relevance(sessions), estimates, jnp.asarray(sessions.mask))
+        targets = estimates(self.regression, sessions)
+        return estimated_loss(self.form, self.relevance(sessions), targets, jnp.asarray(sessions.mask))
 
 
 class DoublyRobust(Weighted):
@@ -96,7 +96,7 @@ class DoublyRobust(Weighted):
         high, low = affine_tables(alpha, np.zeros(len(propensity_table(alpha, "alpha"))) if beta is None else beta)
         self.alpha, self.beta = tuple(high.tolist()), tuple(low.tolist())
         self.slope, self.offset = by_rank(high), by_rank(low)
-        self.regression, self.displays = _frozen(regression), displays
+        self.regression, self.displays = frozen(regression), displays
         self.added = None if displays is None else by_document(displays, high)
         self.shown = None if displays is None else by_document(displays, np.ones(displays.ranks))
 
@@ -107,7 +107,7 @@ class DoublyRobust(Weighted):
     def evidence(self, sessions: Sessions) -> jax.Array:
         clicks = clicks_of(sessions, type(self).__name__).astype(jnp.float32)
         alpha, beta = (rank_values(values[...], sessions) for values in (self.slope, self.offset))
-        return jnp.where(sessions.mask, clicks - alpha * _estimates(self.regression, sessions) - beta, 0.0)
+        return jnp.where(sessions.mask, clicks - alpha * estimates(self.regression, sessions) - beta, 0.0)
 
     def chance(self, sessions: Sessions) -> jax.Array:
         if self.added is None:
@@ -122,19 +122,20 @@ class DoublyRobust(Weighted):
     def loss(self, sessions: Sessions) -> jax.Array:
         scores, mask = self.relevance(sessions), jnp.asarray(sessions.mask)
         times = self.sessions_per_display(sessions)
-        targets = times * _estimates(self.regression, sessions) + self.targets(sessions)
+        targets = times * estimates(self.regression, sessions) + self.targets(sessions)
         return estimated_loss(self.form, scores, targets, mask, times)
 
     def examination_curve(self, ranks: int) -> np.ndarray | None:
         return relative_curve(self.alpha, ranks)
 
 
-def _frozen(tower: TowerLike) -> Frozen:
+def frozen(tower: TowerLike) -> Frozen:
+    """Holds a tower as it is; one that is held already stays."""
     given = as_tower(tower)
     return given if isinstance(given, Frozen) else Frozen(given)
 
 
-def _estimates(regression: Frozen, sessions: Sessions) -> jax.Array:
+def estimates(regression: Frozen, sessions: Sessions) -> jax.Array:
     """Computes estimates of relevance, not trained, [B, K]; 0 on padding."""
     logits = jax.lax.stop_gradient(regression(sessions.unbiased()))
     return jnp.where(sessions.mask, jax.nn.sigmoid(logits), 0.0)

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import click
 
 from ultr.errors import ConfigError
-from ultr.study.specs import MethodSpec
 from ultr.text import did_you_mean
 
 
@@ -58,24 +57,6 @@ def refuse_in_vain(cases: Iterable[InVain]) -> None:
     for option, ignored, why in cases:
         if ignored and is_given(option):
             raise ConfigError(f"--{option.replace('_', '-')} has no effect {why}")
-
-
-def method_options(spec: MethodSpec, known: Iterable[MethodSpec], **given: Any) -> dict[str, Any]:
-    """Collects the options of a method that were given, by name; None: not given.
-
-    Args:
-      spec: the method.
-      known: the methods that the command knows.
-
-    Raises:
-      ConfigError: one has no effect with this method; names those with which it has one.
-    """
-    found = {name: value for name, value in given.items() if value is not None}
-    for name in found:
-        if spec.option(name) is None:
-            others = ", ".join(other.name for other in known if other.option(name))
-            raise ConfigError(f"--{name} has no effect with --model {spec.name}, only with {others}")
-    return found
 
 
 def check_tables(options: Mapping[str, Any], solver: str) -> None:

@@ -11,7 +11,8 @@ import click
 from ultr.cli import MethodsCommand, hold, json_option, output, seed_option
 from ultr.cli.inputs import match_notes, open_known
 from ultr.cli.keeping import says_what_is_kept
-from ultr.cli.options import FiniteRange, InVain, Name, check_tables, is_given, method_options, refuse_in_vain
+from ultr.cli.method_options import METHOD_OPTIONS, given_options, method_options
+from ultr.cli.options import FiniteRange, InVain, Name, check_tables, is_given, refuse_in_vain
 from ultr.cli.training_report import training_report
 from ultr.errors import ConfigError, DataError
 from ultr.files import check_output_folder, json_values, write_json
@@ -48,7 +49,7 @@ def _widths(text: str) -> tuple[int, ...]:
     return widths
 
 
-@click.command(cls=MethodsCommand, methods=TRAINED.values(), method_options=("clip",))
+@click.command(cls=MethodsCommand, methods=TRAINED.values(), method_options=METHOD_OPTIONS)
 @click.argument("log", type=click.Path(path_type=Path))
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the run.")
 @click.option(
@@ -62,20 +63,7 @@ def _widths(text: str) -> tuple[int, ...]:
     "wrote, or true (of a simulated log) [conditional-likelihood of the training sessions]. affine-ips and "
     "intervention-aware: a file or true [a trust model fitted to the training sessions].",
 )
-@click.option(
-    "--clip", type=FiniteRange(min=0, min_open=True), help="Methods with the option clip: the largest weight."
-)
-@click.option(
-    "--satisfaction",
-    type=Name(("monotone", "free")),
-    help="dbn, sdbn: monotone: it rises with relevance; free: a tower of its own [monotone for networks, free for "
-    "tables].",
-)
-@click.option(
-    "--frailty",
-    is_flag=True,
-    help="Click models: a random effect per list on relevance, for what the features do not tell about a query.",
-)
+@method_options
 @click.option(
     "--relevance",
     default="auto",
@@ -167,6 +155,9 @@ def command(
     clip: float | None,
     satisfaction: str | None,
     frailty: bool,
+    delta: float | None,
+    samples: int | None,
+    metric: str | None,
     relevance: str,
     rows: int | None,
     hidden: str,
@@ -197,10 +188,12 @@ def command(
     Example: tables, to the maximum of the likelihood
       ultr train log --out run --model ubm --relevance table --solver em
     """
+    from ultr.data import QueryLists
     from ultr.evaluation import check_satisfaction
     from ultr.models import PBM, Frailty
     from ultr.study.assumptions import check_assumptions
     from ultr.study.building import build_model, build_optimizer, resolve_optimizer
+    from ultr.study.learning import learnt_from, steps_for
     from ultr.study.tower_factory import ModelConfig, resolve_relevance
     from ultr.towers import row_tables, withheld_ranks
     from ultr.training import fit, save, solve
@@ -214,8 +207,9 @@ def command(
     _check_solver(spec, solver)
     if propensity is not None:
         _check_propensity(spec, propensity)
-    own = method_options(spec, TRAINED.values(), clip=clip, satisfaction=satisfaction, frailty=frailty or None)
-    check_tables(own, solver)
+    own = {"clip": clip, "delta": delta, "samples": samples, "metric": metric, "satisfaction": satisfaction}
+    chosen = given_options(spec, own | {"frailty": frailty or None})
+    check_tables(chosen, solver)
     hold(out, inside=True)
     _check_out(out, resume)
     click.get_current_context().with_resource(says_what_is_kept(out))
@@ -238,7 +232,7 @@ def command(
         hidden=widths,
         transform=transform,
         seed=seed,
-        options=own,
+        options=chosen,
     )
     if solver != "gradient" and config.relevance != "table" and spec.reads_documents:
         raise ConfigError(
@@ -260,11 +254,18 @@ def command(
         settings = options | {"optimizer": kind, "learning_rate": learning_rate}
         loop: dict[str, Any] = {"epochs": epochs or 20, "batch_size": batch_size, "patience": patience}
         loop |= {"l2": l2, "l2_unit": l2_unit, "collapse": "auto" if collapse == "auto" else False}
+        data, judged = learnt_from(untrained, train), None if held_out is None else learnt_from(untrained, held_out)
+        if isinstance(data, QueryLists):
+            steps = steps_for(
+                len(data), epochs=20, patience=patience, batch_size=batch_size if is_given("batch_size") else None
+            )
+            loop |= {name: value for name, value in steps._asdict().items() if not is_given(name)}
+            click.echo(f"note: {data.never_shown_text()}", err=True)
         options = settings | loop | {"collapse": collapse}
         fitted = fit(
             untrained,
-            train,
-            held_out,
+            data,
+            judged,
             optimizer=build_optimizer(kind, learning_rate),
             seed=seed,
             directory=out,

@@ -5,6 +5,7 @@ from ultr.data.collapsing import collapse, open_counted, open_data
 from ultr.data.collection import Collection, write_collection
 from ultr.data.counts import Counts
 from ultr.data.dataset import BatchSource, Dataset, DatasetLike, Description, InMemory, SufficientStatistics, as_dataset
+from ultr.data.query_lists import QueryLists
 from ultr.data.splits import assign_split, query_folds
 from ultr.data.vocabulary import Vocabulary
 from ultr.data.writer import LogWriter
@@ -19,6 +20,7 @@ __all__ = [
     "Description",
     "InMemory",
     "LogWriter",
+    "QueryLists",
     "SufficientStatistics",
     "Vocabulary",
     "as_dataset",

@@ -12,10 +12,11 @@ from ultr.data.counting import count_cells, last_click_key, with_all_documents
 from ultr.data.counts import COUNTS_BY, Counts
 from ultr.data.dataset import SufficientStatistics
 from ultr.data.distinct import write_distinct_sessions
+from ultr.data.query_lists import QueryLists
 from ultr.data.storage import COLLECTION_FORMAT, COUNTS_FORMAT, LOG_FORMAT, new_data_folder, read_metadata
 from ultr.errors import ConfigError, DataError
 
-SUFFICIENT_STATISTICS = (*COUNTS_BY, "list")
+SUFFICIENT_STATISTICS = (*COUNTS_BY, "query", "list")
 
 
 @overload
@@ -29,6 +30,14 @@ def collapse(
 @overload
 def collapse(
     log: ClickLog,
+    sufficient_statistics: Literal["query"],
+    *,
+    directory: None = ...,
+    memory: int = ...,
+) -> QueryLists: ...
+@overload
+def collapse(
+    log: ClickLog,
     sufficient_statistics: Literal["list"],
     *,
     directory: str | os.PathLike[str] | None,
@@ -36,16 +45,19 @@ def collapse(
 ) -> ClickLog: ...
 def collapse(
     log: ClickLog,
-    sufficient_statistics: Literal["rank", "last-click", "list"],
+    sufficient_statistics: SufficientStatistics,
     *,
     directory: str | os.PathLike[str] | None = None,
     memory: int = 1 << 30,
-) -> Counts | ClickLog:
+) -> Counts | QueryLists | ClickLog:
     """Collapses a click log to sufficient statistics: a model trains on them to the same optimum in less time.
 
     - "rank": clicks and impressions per (document, rank). Sufficient for CTR models, PBM, TrustPBM and AdditivePBM:
       the sum of their losses on the counts equals that on the log.
     - "last-click": clicks and impressions per (document, rank, rank of the last click above it). Sufficient for UBM.
+    - "query": one list per query, with the share of its sessions that showed each document at each rank, and the
+      clicks on it per session. Sufficient for what learns a ranking per query from objectives over exposure
+      (`ultr.baselines.PolicyGradient`).
     - "list": every distinct session once, with the number of its copies as weight. Sufficient for all models. Two
       sessions are the same where query, documents, ranks, clicks, context columns and impression features are equal,
       which is decided by a 128-bit hash of these. Distinct sessions keep the order in which they first come and have
@@ -58,13 +70,14 @@ def collapse(
 
     Args:
       log: a click log or a view of one; it is streamed once ("list": twice).
-      sufficient_statistics: "rank", "last-click" or "list".
+      sufficient_statistics: "rank", "last-click", "query" or "list".
       directory: the folder to make, whole or not at all; None keeps counts in memory only.
       memory: bytes to sort and group in, beside one row group of the log and the returned counts; what needs more is
         grouped on disk, beside `directory` or in the system's folder for temporary files.
 
     Raises:
-      ConfigError: unknown sufficient statistics; "list" without a directory; counts of a log with impression features.
+      ConfigError: unknown sufficient statistics; "list" without a directory, "query" with one; counts of a log
+        with impression features.
       DataError: something stands at `directory`, or the log is damaged.
     """
     if sufficient_statistics not in SUFFICIENT_STATISTICS:
@@ -81,6 +94,10 @@ def collapse(
             f"the log has impression features ({', '.join(names)}), which differ between the impressions that counts "
             "per document add up: collapse it with sufficient_statistics='list'"
         )
+    if sufficient_statistics == "query":
+        if directory is not None:
+            raise ConfigError("sufficient_statistics='query' stays in memory: leave directory= out")
+        return QueryLists.of(log, memory=memory)
     if directory is None:
         return _count(log, sufficient_statistics, memory, None)
     with new_data_folder(directory) as folder:

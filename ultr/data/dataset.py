@@ -21,7 +21,7 @@ from ultr.sessions import Sessions, whole_feature
 if TYPE_CHECKING:
     from ultr.data.vocabulary import Vocabulary
 
-SufficientStatistics = Literal["rank", "last-click", "list"]
+SufficientStatistics = Literal["rank", "last-click", "query", "list"]
 STREAMED = 1 << 13  # rows per batch of a pass that only adds up
 
 
@@ -33,7 +33,8 @@ class Description:
       rows: number of rows that show a document; a row is a session, or a counted cell.
       weight: total weight of the rows; None where rows have no weights, and each stands for itself.
       rows_per_session: weight of the rows that stand for one session; more than 1 for counts.
-      sufficient_statistics: what the rows tell: "list" (whole lists), or counts by "rank" or "last-click".
+      sufficient_statistics: what the rows tell: "list" (whole lists), counts by "rank" or "last-click", or
+        displays and clicks per "query".
       documents: the largest document id that batches hold, checked; None: not known.
       ranks: the largest 1-based rank that batches hold, checked; None: not known.
       vocabulary: the queries and documents behind the ids, or None.

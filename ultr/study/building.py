@@ -21,6 +21,8 @@ from ultr.training.loop import has_large_table
 
 # Options that decide over towers, or over what is put around the model.
 _NOT_OF_THE_CLASS = ("satisfaction", "frailty")
+# The fit of the logged order, where safe methods start: sessions at most, steps at least, and sessions per step.
+ORDERED_SESSIONS, ORDER_STEPS, ORDER_BATCH = 20_000, 1_000, 128
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,12 +102,32 @@ def _with_regression(parts: _Parts) -> Any:
     return parts.spec.made_class(**parts.towers(), regression=regression, **options)
 
 
+def _policy_gradient(parts: _Parts) -> Any:
+    """Makes a policy gradient that starts at the logged order, with a regression where its objective takes one."""
+    options, nuisance = parts.class_options(), parts.nuisance
+    options["delta"] = options["delta"] or None
+    affine = options.pop("trust", None)
+    alpha, beta = nuisance.affine if affine else (nuisance.propensity, None)
+    if affine is not None:
+        options |= {"beta": beta, "regression": _regression(parts.factory, nuisance, alpha, beta)}
+    (argument,) = parts.spec.towers
+    return parts.spec.made_class(
+        **{argument: _logged_order(parts.factory, nuisance)},
+        alpha=alpha,
+        sessions=max(nuisance.counts.weight, 1.0),
+        seed=parts.factory.config.seed,
+        **parts.spec.arguments,
+        **options,
+    )
+
+
 _BUILDERS: dict[Builder, Callable[[_Parts], Any]] = {
     "towers": _from_towers,
     "frozen": _frozen,
     "dropout": _with_dropout,
     "position-weighted": _position_weighted,
     "regression": _with_regression,
+    "policy-gradient": _policy_gradient,
 }
 
 
@@ -145,6 +167,27 @@ def _logging_policy(factory: TowerFactory, nuisance: NuisanceEstimates) -> Any:
         return fit(policy, nuisance.sessions, epochs=5, seed=config.seed, progress=False).model
 
     return nuisance.cached(("policy", config.transform, config.seed, bool(size)), fitted)
+
+
+def _logged_order(factory: TowerFactory, nuisance: NuisanceEstimates) -> Any:
+    """Fits a relevance tower to the order in which the log shows documents; once, and a copy for each caller."""
+    config = factory.config
+
+    def fitted() -> Any:
+        own = TowerFactory(config, factory.data, stored=factory.stored)
+        sessions = nuisance.sessions
+        if len(sessions) > ORDERED_SESSIONS:
+            share = ORDERED_SESSIONS / len(sessions)
+            sessions = sessions.split({"some": share, "others": 1 - share}, by="session", seed=config.seed)["some"]
+        epochs = -(-ORDER_STEPS * ORDER_BATCH // max(len(sessions), ORDER_BATCH))
+        model = baselines.LoggedOrder(relevance=own.document())
+        return fit(
+            model, sessions, optimizer=adam(0.01), epochs=epochs, batch_size=ORDER_BATCH, seed=config.seed,
+            progress=False,
+        ).model.relevance  # fmt: skip
+
+    settings = dataclasses.replace(config, model="logged-order", options={})
+    return nnx.clone(nuisance.cached(("order", repr(settings)), fitted))
 
 
 def build_model(

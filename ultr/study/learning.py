@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from ultr.data import ClickLog, Dataset, collapse
 from ultr.errors import ConfigError, UltrError
 from ultr.evaluation import check_satisfaction, has_satisfaction, per_query
 from ultr.files import json_values
@@ -110,9 +111,23 @@ def training_steps(method: StudyMethod, rows: int) -> TrainingSteps:
 
     Its epochs and patience are meant for epochs of a hundred steps: with fewer, there are as many times more.
     """
-    size = method.batch_size or batch_size_for(rows)
+    return steps_for(rows, epochs=method.epochs, patience=method.patience, batch_size=method.batch_size)
+
+
+def steps_for(rows: int, *, epochs: int, patience: int, batch_size: int | None) -> TrainingSteps:
+    """Computes how long to train on so many rows, by epochs and patience that are meant for epochs of a hundred steps.
+
+    Args:
+      batch_size: None: `batch_size_for` these rows.
+    """
+    size = batch_size or batch_size_for(rows)
     times = passes_per_epoch(rows, size)
-    return TrainingSteps(method.epochs * times, method.patience * times, size)
+    return TrainingSteps(epochs * times, patience * times, size)
+
+
+def learnt_from(model: Ranker, log: ClickLog) -> Dataset:
+    """Returns a log as a model learns from it: collapsed to its queries where it learns per query."""
+    return collapse(log, "query") if model.sufficient_statistics == "query" else log
 
 
 def _config(method: StudyMethod, seed: int) -> ModelConfig:

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from ultr import simulate
-from ultr.data import ClickLog, Collection, Counts, collapse, open_data
+from ultr.data import ClickLog, Collection, Counts, QueryLists, collapse, open_data
 from ultr.errors import ConfigError, DataError
 from ultr.study.nuisance import NuisanceEstimates
 from ultr.study.settings import JudgedData, LogSpec
@@ -154,9 +154,15 @@ class PreparedLog:
             return None
         return values
 
-    def sufficient(self, name: str, by: SplitUnit, model: Any) -> ClickLog | Counts:
-        """Returns a part as a model learns from it or is judged on it: counts, or distinct sessions with weights."""
+    def queries(self, name: str, by: SplitUnit) -> QueryLists:
+        """Returns the queries of a part with what it showed of their documents."""
+        return self._cached(("queries", name, by), lambda: collapse(self.part(name, by), "query"))
+
+    def sufficient(self, name: str, by: SplitUnit, model: Any) -> ClickLog | Counts | QueryLists:
+        """Returns a part as a model learns from it: counts, queries, or distinct sessions with weights."""
         statistics = statistics_for(model, self.log)
+        if statistics == "query":
+            return self.queries(name, by)
         return self.distinct(name, by) if statistics == "list" else self.counts(name, by, statistics)
 
     def _cached(self, key: tuple[str, ...], make: Callable[[], T]) -> T:

@@ -59,6 +59,14 @@ _MOMENTUM = Option(
     "momentum", float, 0.1, "share of a batch in the running means", minimum=0, exclusive=True, maximum=1
 )  # fmt: skip
 
+_EXPOSURE = (
+    Option("metric", str, "clicks", "weights of ranks: clicks (expected clicks) or dcg", choices=("clicks", "dcg")),
+    Option("samples", int, 100, "rankings drawn per query and step; even", minimum=4),
+)
+_DELTA = Option(
+    "delta", float, 0.1, "the smaller, the closer to the logging policy", minimum=0, exclusive=True, maximum=1
+)
+
 _TREES = (
     Option("rounds", int, 300, "trees at most; held-out clicks or grades choose how many", minimum=1),
     Option("learning_rate", float, 0.1, "shrinkage of each tree", minimum=0, exclusive=True),
@@ -201,6 +209,30 @@ _ROWS: tuple[MethodSpec, ...] = (
         "ultr.baselines.DoublyRobust", _DOCUMENT, ("propensity", "displays"),
         options=(dataclasses.replace(_CLIP, default=10.0), _MEAN_WEIGHT_1, _POINTWISE, _TRUST),
         builder="regression",
+        assumes=_BY_RANK,
+    ),
+    MethodSpec(
+        "exposure-crm", WEIGHTED, "safe: IPS over exposure, less a bound on its error off the logging policy",
+        "Gupta 2023", "ultr.baselines.PolicyGradient", _DOCUMENT, ("propensity",), {"objective": "exposure-crm"},
+        options=(_DELTA, *_EXPOSURE), builder="policy-gradient",
+        assumes=_BY_RANK,
+    ),
+    MethodSpec(
+        "safe-doubly-robust", WEIGHTED, "safe: doubly robust over exposure, less a bound on its error",
+        "Gupta 2024", "ultr.baselines.PolicyGradient", _DOCUMENT, ("propensity",), {"objective": "safe-doubly-robust"},
+        options=(_DELTA, *_EXPOSURE, _TRUST), builder="policy-gradient",
+        assumes=_BY_RANK,
+    ),
+    MethodSpec(
+        "prpo", WEIGHTED, "safe: proximal ranking policy optimisation, near the exposure under the logging policy",
+        "Gupta 2024", "ultr.baselines.PolicyGradient", _DOCUMENT, ("propensity",), {"objective": "prpo"},
+        options=(
+            Option("delta", float, 0.0, "exposure counts from delta to 1/delta times the logged one", minimum=0,
+                   zero="100 / sessions, at most 1", maximum=1),
+            Option("per_query", bool, False, "100 / sessions of the query itself"),
+            *_EXPOSURE, _TRUST,
+        ),
+        builder="policy-gradient",
         assumes=_BY_RANK,
     ),
     MethodSpec(

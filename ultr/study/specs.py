@@ -12,7 +12,7 @@ from ultr.study.options import Option
 Need = Literal["propensity", "affine", "displays", "logging_policy", "ranks"]
 LearnsFrom = Literal["clicks", "grades", "nothing"]
 Assumption = Literal["last-click", "click-above", "cascade", "trust", "noise"]
-Builder = Literal["towers", "frozen", "dropout", "position-weighted", "regression"]
+Builder = Literal["towers", "frozen", "dropout", "position-weighted", "regression", "policy-gradient"]
 
 # Networks over features by the names of `--relevance`: class, and which settings of `ModelConfig` it takes.
 NETWORK_TOWERS: Mapping[str, tuple[str, tuple[str, ...]]] = {

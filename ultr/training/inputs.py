@@ -7,13 +7,24 @@ import math
 import numpy as np
 from flax import nnx
 
-from ultr.data.dataset import Dataset, DatasetLike, as_dataset
+from ultr.data import ClickLog, collapse
+from ultr.data.dataset import Dataset, DatasetLike, SufficientStatistics, as_dataset
 from ultr.errors import ConfigError, DataError, UltrError
 from ultr.rankers import Ranker
+
+# What a loss depends on -> what data has to tell for it.
+_TOLD_BY: dict[SufficientStatistics, tuple[SufficientStatistics, ...]] = {
+    "rank": ("rank", "last-click", "list"),
+    "last-click": ("last-click", "list"),
+    "query": ("query", "list"),
+    "list": ("list",),
+}
 
 
 def training_data(given: DatasetLike, model: nnx.Module, name: str) -> Dataset:
     """Makes a dataset of what is given, and checks that it tells all that the model's loss depends on.
+
+    A log whose model learns per query is collapsed to that.
 
     Args:
       given: a dataset, an object that streams batches, or sessions in memory.
@@ -26,7 +37,9 @@ def training_data(given: DatasetLike, model: nnx.Module, name: str) -> Dataset:
     data = as_dataset(given)
     held = data.description.sufficient_statistics
     needs = model.sufficient_statistics if isinstance(model, Ranker) else held
-    if held != "list" and needs not in ("rank", held):
+    if isinstance(data, ClickLog) and needs == "query":
+        return collapse(data, "query")
+    if held not in _TOLD_BY[needs]:
         raise ConfigError(
             f"{name}: {type(model).__name__} needs more than counts by {held}. Collapse the log with "
             f"sufficient_statistics='{needs}', or use it as it is"

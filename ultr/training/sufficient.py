@@ -26,6 +26,8 @@ def statistics_for(model: Any, log: ClickLog) -> SufficientStatistics:
     """
     if not isinstance(model, Ranker) or log.metadata["impression_features"]:
         return "list"
+    if model.sufficient_statistics == "query":
+        return "query"
     reads = model.reads
     return model.sufficient_statistics if reads is not None and reads <= COUNTED_FEATURES else "list"
 
@@ -50,7 +52,9 @@ def sufficient(model: Any, data: Dataset) -> Iterator[Dataset]:
         yield data
         return
     needed = statistics_for(model, data)
-    if needed != "list":
+    if needed == "query":
+        yield collapse(data, "query")
+    elif needed != "list":
         by: Literal["rank", "last-click"] = "rank" if needed == "rank" else "last-click"
         counts, impressions = collapse(data, by), data.metadata["impressions"] / data.metadata["sessions"] * len(data)
         yield counts if counts.rows < impressions else data
