@@ -99,7 +99,9 @@ def test_regression_stands_in_for_what_was_not_examined() -> None:
 
 
 def test_queries_may_count_once_each() -> None:
-    seen = DocumentClicks(np.array([0, 0, 1, 1]), np.array([8.0, 0, 0, 1]), np.array([8.0, 8, 1, 1]), np.array([8.0, 1]))
+    seen = DocumentClicks(
+        np.array([0, 0, 1, 1]), np.array([8.0, 0, 0, 1]), np.array([8.0, 8, 1, 1]), np.array([8.0, 1])
+    )
     up, down = np.array([1.0, 0, 1, 0]), np.array([0.0, 1, 0, 1])
     lost = 1 - 1 / math.log2(3)
     assert query_gains(seen, up, down)[0] == pytest.approx([8 * lost, -lost])

@@ -9,6 +9,7 @@ from ultr.baselines.base import Baseline
 from ultr.baselines.displays import Displays
 from ultr.baselines.dual import DLA
 from ultr.baselines.em import RegressionEM
+from ultr.baselines.guarded import GuardedRanker, LoggedOrder, fit_logged_order
 from ultr.baselines.naive import FullInformation, NaiveLambdaRank, NaiveListwise, NaivePointwise
 from ultr.baselines.pairwise import PRS, PairDebias
 from ultr.baselines.regression import DirectMethod, DoublyRobust
@@ -29,7 +30,9 @@ __all__ = [
     "Displays",
     "DoublyRobust",
     "FullInformation",
+    "GuardedRanker",
     "InterventionAware",
+    "LoggedOrder",
     "LoggingPolicy",
     "NaiveLambdaRank",
     "NaiveListwise",
@@ -39,6 +42,7 @@ __all__ = [
     "PositionWeighted",
     "RegressionEM",
     "affine_tables",
+    "fit_logged_order",
     "propensity_table",
     "trust_tables",
 ]

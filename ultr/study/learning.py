@@ -26,8 +26,6 @@ from ultr.study.tower_factory import ModelConfig, resolve_relevance
 from ultr.training import adam, fit, lazy_adam
 from ultr.training.loop import has_large_table
 
-STEPS_PER_EPOCH = 100  # at least, where the log allows
-BATCH_SIZES = (64, 2048)
 BATCH_SIZE_OF_GRADED_LISTS = 32
 TABLE_NOTE = "a table of documents: only documents of the log have a score of their own"
 
@@ -97,53 +95,6 @@ class _RandomOrder:
         return np.zeros(sessions.shape, np.float32)
 
 
-class TrainingSteps(NamedTuple):
-    """How long a method is trained: `epochs` at most, `patience` without improvement, rows per step."""
-
-    epochs: int
-    patience: int
-    batch_size: int
-
-
-def training_steps(method: StudyMethod, rows: int) -> TrainingSteps:
-    """Computes how long a method is trained on data with so many rows.
-
-    Its epochs and patience are meant for epochs of a hundred steps: with fewer, there are as many times more.
-    """
-    size = method.batch_size or batch_size_for(rows)
-    times = -(-STEPS_PER_EPOCH // max(-(-rows // size), 1))
-    return TrainingSteps(method.epochs * times, method.patience * times, size)
-
-
-def batch_size_for(rows: int) -> int:
-    """Computes a batch size, a power of two from 64 to 2,048, that gives an epoch a hundred steps or more."""
-    least, most = BATCH_SIZES
-    return min(max(1 << (max(rows // STEPS_PER_EPOCH, 1).bit_length() - 1), least), most)
-
-
-def _config(method: StudyMethod, seed: int) -> ModelConfig:
-    return ModelConfig(
-        model=method.model,
-        relevance=method.relevance,
-        rows=method.rows if method.relevance in COMPRESSED_TABLES else None,
-        hidden=method.hidden,
-        transform=method.transform,
-        seed=seed,
-        options=method.options,
-    )
-
-
-def _fit(method: StudyMethod, model: Any, train: Any, valid: Any, seed: int) -> Any:
-    steps = training_steps(method, len(train))
-    if has_large_table(model):
-        optimizer: Any = lazy_adam(method.learning_rate, tables=method.table_rate)
-    else:
-        optimizer = adam(method.learning_rate, tables=method.table_rate)
-    return fit(
-        model, train, valid, optimizer=optimizer, seed=seed, l2=method.l2, progress=False, **steps._asdict()
-    )  # fmt: skip
-
-
 class _Variant(NamedTuple):
     """A variant of a method after training; lower scores are better."""
 
@@ -164,9 +115,9 @@ def _train_on_clicks(method: StudyMethod, log: PreparedLog, seed: int) -> Traine
         by: SplitUnit = "session" if resolve_relevance(variant.relevance, log.log) in TABLES else "query"
         nuisance = log.nuisance(variant.propensity, by)
         began = time.perf_counter()
-        model = build_model(_config(variant, seed), log.part("train", by), nuisance, stored=log.stored)
+        model = build_model(model_config(variant, seed), log.part("train", by), nuisance, stored=log.stored)
         train, valid = (log.sufficient(part, by, model.sufficient_statistics) for part in ("train", "valid"))
-        fitted = _fit(variant, model, train, valid, seed)
+        fitted = fit_method(variant, model, train, valid, seed)
         seconds = time.perf_counter() - began
         if not fitted.best:
             raise UltrError("no epoch improved on the start: lower the learning rate, or check the log")
@@ -197,9 +148,9 @@ def _train_on_grades(method: StudyMethod, lists: JudgedLists, seed: int, metric:
                 f"should be a network ({', '.join(NETWORKS)})"
             )
         began = time.perf_counter()
-        model = build_ranker_of_grades(_config(variant, seed), train)
+        model = build_ranker_of_grades(model_config(variant, seed), train)
         variant = dataclasses.replace(variant, batch_size=variant.batch_size or BATCH_SIZE_OF_GRADED_LISTS)
-        fitted = _fit(variant, model, train, vali, seed)
+        fitted = fit_method(variant, model, train, vali, seed)
         seconds = time.perf_counter() - began
         value = per_query(fitted.model, vali, metrics=[metric], key=jax.random.key(seed))[metric]
         found.append(_Variant(-float(np.nanmean(value)), seconds, settings, variant, fitted))
