@@ -147,6 +147,36 @@ def test_views_count_their_own_sessions(tmp_path: Path) -> None:
         assert sum(getattr(part, name).sum() for part in parts) == getattr(whole, name).sum()
 
 
+@every_by
+@pytest.mark.parametrize("weighted", [False, True])
+def test_counts_of_some_queries_are_those_of_their_sessions(tmp_path: Path, by: Any, weighted: bool) -> None:
+    rows = repeating() if weighted else unweighted(repeating())
+    for row in rows:
+        row["ranks"] = list(range(1, len(row["ranks"]) + 1))  # so that every list shows rank 1
+    log = write_log(tmp_path / "log", rows)
+    whole = collapse(log, by)
+    for seed in range(3):
+        chosen = np.random.default_rng(seed).random(len(QUERIES)) < 0.5
+        part = log.select_queries(chosen)
+        inside = [row for row in rows if chosen[row["query"]]]
+        found, wanted = whole.select_queries(chosen), collapse(part, by)
+        assert cells(found) == cells(wanted) == counted(inside, by)
+        assert part.sessions == len(inside)
+        assert found.weight == wanted.weight
+        assert found.sessions == wanted.sessions or weighted
+        assert found.description.rows_per_session == pytest.approx(wanted.description.rows_per_session)
+        assert found.identity != whole.identity
+        assert part.identity != log.identity
+    weights = np.bincount([row["query"] for row in rows], [row.get("weight", 1) for row in rows], len(QUERIES))
+    np.testing.assert_allclose(whole.query_weights, weights)
+    nothing = whole.select_queries(np.zeros(len(QUERIES), bool))
+    assert (len(nothing), nothing.sessions, nothing.weight) == (0, 0, 0.0)
+    for source in (whole, log):
+        for wrong in (np.ones(3, bool), np.ones(len(QUERIES), int)):
+            with pytest.raises(ConfigError, match="expected a truth value for each of 7 queries"):
+                source.select_queries(wrong)
+
+
 def test_impression_features_are_refused_and_context_left_out(tmp_path: Path) -> None:
     rows = make_rows(50)
     log = write_log(tmp_path / "log", rows)

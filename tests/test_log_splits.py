@@ -18,7 +18,7 @@ from stored import (
     write_log,
 )
 
-from ultr.data import ClickLog, assign_split, open_data
+from ultr.data import ClickLog, assign_split, open_data, query_folds
 from ultr.data.splits import assign_by_time, first_rows, session_keys
 from ultr.errors import ConfigError, DataError
 
@@ -155,3 +155,16 @@ def test_a_prepared_split_is_opened_by_name(tmp_path: Path) -> None:
     assert len(open_data(log.path, split="train")) == 33
     with pytest.raises(DataError, match=r"expected one of the splits \['test', 'train'\], found 'valid'"):
         ClickLog.open(log.path, split="valid")
+
+
+def test_folds_of_queries_are_equal_in_size_and_leave_none_out() -> None:
+    shown = np.random.default_rng(0).random(100) < 0.7
+    found = query_folds(shown, 5, seed=1)
+    assert ((found >= 0) == shown).all()
+    sizes = np.bincount(found[shown], minlength=5)
+    assert sizes.max() - sizes.min() <= 1
+    np.testing.assert_array_equal(query_folds(shown, 5, seed=1), found)
+    assert (query_folds(shown, 5, seed=2) != found).any()
+    for folds in (0, 71):
+        with pytest.raises(ConfigError, match="expected from 1 fold to as many as there are queries"):
+            query_folds(shown, folds, seed=0)

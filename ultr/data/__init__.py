@@ -5,7 +5,7 @@ from ultr.data.collapsing import collapse, open_counted
 from ultr.data.collection import Collection, write_collection
 from ultr.data.counts import Counts
 from ultr.data.dataset import BatchSource, Dataset, DatasetLike, Description, InMemory, SufficientStatistics, as_dataset
-from ultr.data.splits import assign_split
+from ultr.data.splits import assign_split, query_folds
 from ultr.data.vocabulary import Vocabulary
 from ultr.data.writer import LogWriter
 
@@ -26,5 +26,6 @@ __all__ = [
     "collapse",
     "open_counted",
     "open_data",
+    "query_folds",
     "write_collection",
 ]

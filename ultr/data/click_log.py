@@ -31,7 +31,15 @@ from ultr.data.row_groups import (
     whole_lists,
     without_unseen,
 )
-from ultr.data.splits import OUTSIDE, assign_by_time, assign_split, check_fractions, first_rows, session_keys
+from ultr.data.splits import (
+    OUTSIDE,
+    assign_by_time,
+    assign_split,
+    check_fractions,
+    chosen_queries,
+    first_rows,
+    session_keys,
+)
 from ultr.data.storage import (
     COLLECTION_FORMAT,
     CONSECUTIVE,
@@ -42,7 +50,6 @@ from ultr.data.storage import (
     read_row_groups,
 )
 from ultr.data.vocabulary import Vocabulary, known_documents
-from ultr.data.writer import LogWriter
 from ultr.errors import ConfigError, DataError
 from ultr.sessions import Sessions, SharedFeature
 
@@ -280,6 +287,17 @@ class ClickLog(Dataset):
             for code, name in enumerate(fractions)
         }
 
+    def select_queries(self, chosen: np.ndarray) -> ClickLog:
+        """Takes the view's sessions of the queries for which `chosen` [Q] bool is true; nothing is written.
+
+        Raises:
+          ConfigError: not one truth value per query of the vocabulary.
+        """
+        chosen, name = chosen_queries(chosen, self.vocabulary.queries)
+        codes = np.full(self.metadata["sessions"], OUTSIDE, np.uint8)
+        codes[self._inside()[chosen[self._read("query")]]] = 0
+        return self._view(codes, 0, int((codes == 0).sum()), f"{self._salt}/{name}", name)
+
     def columns(self, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """Streams the view's rows in stored order, one record batch per row group, checked like `batches`.
 
@@ -356,9 +374,7 @@ class ClickLog(Dataset):
                 file=self.path,
                 field=name,
             )
-        parts = []
-        for batch in self.columns([name]):
-            parts.append(batch[name].to_numpy(zero_copy_only=False))
+        parts = [batch[name].to_numpy(zero_copy_only=False) for batch in self.columns([name])]
         return np.concatenate(parts) if parts else np.zeros(0)
 
     def _table(self, group: RowGroup, names: Sequence[str], *, threads: bool = True) -> pa.Table:
@@ -482,6 +498,3 @@ def open_data(
     """Opens a folder as what its metadata.json says it is; arguments and errors as for the two `open`."""
     kind = read_metadata(path, [LOG_FORMAT, COLLECTION_FORMAT])["format"]
     return (ClickLog if kind == LOG_FORMAT else Collection).open(path, split=split, vocabulary=vocabulary)
-
-
-__all__ = ["ClickLog", "Collection", "LogWriter", "Vocabulary", "open_data"]

@@ -18,6 +18,7 @@ from ultr.arguments import check_count, number_array
 from ultr.data.dataset import Dataset, Description, SufficientStatistics
 from ultr.data.grouping import group_starts
 from ultr.data.input_schema import InputSchema
+from ultr.data.splits import chosen_queries
 from ultr.data.storage import (
     COUNTS_FORMAT,
     DOCUMENTS_FILE,
@@ -162,6 +163,57 @@ class Counts(Dataset):
             ranks=self.ranks,
             vocabulary=self.vocabulary,
             identity=self.identity,
+        )
+
+    @cached_property
+    def query(self) -> np.ndarray:
+        """Query id of each cell [C] int32, that of its document; -1 of document 0, which belongs to none."""
+        found: np.ndarray = self.vocabulary.document_query[self.document]
+        return found
+
+    @cached_property
+    def query_weights(self) -> np.ndarray:
+        """Weight of the sessions of each query of the vocabulary, [Q] float64; 0: the counts do not show it.
+
+        Counts keep no sessions: it is the most that the query's documents were shown at any one rank, which is exact
+        where every list shows that rank, as lists without gaps show the first.
+        """
+        shown = np.zeros((self.vocabulary.queries, self.ranks))
+        known = self.query >= 0
+        np.add.at(shown, (self.query[known], self.rank[known] - 1), self.impressions[known])
+        found: np.ndarray = shown.max(1, initial=0.0)
+        return found
+
+    def select_queries(self, chosen: np.ndarray) -> Counts:
+        """Takes the cells of some queries: the counts of their sessions, without another pass over the log.
+
+        A document belongs to one query, so that a split of the queries splits the cells.
+
+        Args:
+          chosen: [Q] bool, whether to take each query of the vocabulary.
+
+        Returns:
+          The counts; sessions and weight as `query_weights` tells them.
+
+        Raises:
+          ConfigError: not one truth value per query.
+        """
+        chosen, name = chosen_queries(chosen, self.vocabulary.queries)
+        keep = np.append(chosen, False)[self.query]  # the last entry is that of query -1
+        weight = float(self.query_weights[chosen].sum())
+        return Counts(
+            sufficient_statistics=self.sufficient_statistics,
+            document=self.document[keep],
+            rank=self.rank[keep],
+            last_click=None if self.last_click is None else self.last_click[keep],
+            impressions=self.impressions[keep],
+            clicks=self.clicks[keep],
+            sessions=round(self.sessions * weight / self.weight) if self.weight else 0,
+            weight=weight,
+            documents=self.documents,
+            ranks=self.ranks,
+            vocabulary=self.vocabulary,
+            identity=self.identity | {"part": name},
         )
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 
 import numpy as np
@@ -56,6 +57,43 @@ def assign_split(keys: np.ndarray, fractions: Mapping[str, float], seed: int, *,
     uniform = (hashed >> np.uint64(11)) * 2.0**-53
     edges = np.cumsum(np.fromiter(fractions.values(), np.float64))
     return np.searchsorted(edges[:-1] / edges[-1], uniform, side="right").astype(np.uint8)
+
+
+def query_folds(shown: np.ndarray, folds: int, seed: int) -> np.ndarray:
+    """Deals the shown queries out to folds of equal size, up to one query.
+
+    Args:
+      shown: [Q] bool, the queries to deal out.
+      folds: number of folds.
+      seed: decides which query goes where.
+
+    Returns:
+      [Q] fold of each query, -1 of those that are not shown.
+
+    Raises:
+      ConfigError: fewer queries than folds.
+    """
+    queries = np.flatnonzero(shown)
+    if not 1 <= folds <= len(queries):
+        raise ConfigError(f"expected from 1 fold to as many as there are queries, {len(queries)}; found {folds}")
+    found = np.full(len(shown), -1, np.int64)
+    found[np.random.default_rng(seed).permutation(queries)] = np.arange(len(queries)) % folds
+    return found
+
+
+def chosen_queries(chosen: np.ndarray, queries: int) -> tuple[np.ndarray, str]:
+    """Checks that there is one truth value per query.
+
+    Returns:
+      The values, bool [Q], and a name that tells this choice from others.
+
+    Raises:
+      ConfigError: otherwise.
+    """
+    found = np.asarray(chosen)
+    if found.shape != (queries,) or found.dtype != np.bool_:
+        raise ConfigError(f"expected a truth value for each of {queries} queries, found {found.dtype} {found.shape}")
+    return found, f"queries {hashlib.sha256(np.packbits(found).tobytes()).hexdigest()}"
 
 
 def assign_by_time(times: np.ndarray, fractions: Mapping[str, float]) -> np.ndarray:
