@@ -92,7 +92,8 @@ class GuardedRanker(Ranker):
         if self.documents:
             ids = read_feature(sessions, "document", "GuardedRanker").astype(jnp.int32)
             c = jnp.where(jnp.take(self.known[...], ids, axis=0), self.correction, 0.0)
-        return (1 - c) * logged + c * own
+        found: jax.Array = (1 - c) * logged + c * own
+        return found
 
     def impression_weights(self, sessions: Sessions) -> ImpressionWeights | None:
         return self.ranker.impression_weights(sessions)

@@ -7,10 +7,10 @@ queries stands in for what is missing (doubly robust, Oosterhuis 2023):
 
     rel_d = r_d + (C_d - E_d r_d) / max(E_d, LEAST_EXPOSURE).
 
-The DCG of a ranker is sum_d rel_d / log2(1 + rank_d) over the documents that the log shows. What counts are differences
-of two rankers on the same queries: what the log says wrongly of a document cancels where both rank it alike, and so does
-a click probability that all documents have in common. Only relative examination is needed, since the difference is
-divided by the DCG of the reference (self-normalised).
+The DCG of a ranker is sum_d rel_d / log2(1 + rank_d). What counts are differences of two rankers on the same queries:
+what the log says wrongly of a document cancels where both rank it alike, and so does a click probability that all
+documents have in common. Only relative examination is needed, since the difference is divided by the DCG of the
+reference (self-normalised).
 """
 
 from __future__ import annotations

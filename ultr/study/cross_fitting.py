@@ -1,14 +1,15 @@
 """Folds of a log for cross-fitting: what to learn from, and what the clicks of the others say of the documents there.
 
-Nothing judges what it had a part in: relevance of a fold's documents rests on propensities, on an estimate of the logged
-order and on a regression that were fitted to the other folds.
+Nothing judges what it had a part in: relevance of a fold's documents rests on propensities, on an estimate of the
+logged order and on a regression that were fitted to the other folds.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -18,10 +19,15 @@ from ultr.errors import ConfigError, UltrError
 from ultr.evaluation.ranking_gains import DocumentClicks
 from ultr.propensity.goodness_of_fit import CLICK_ABOVE, LAST_CLICK, goodness_of_fit
 from ultr.study.held_out import document_scores, examination, relevance_by_place, standardised, totals
+from ultr.study.nuisance import NuisanceEstimates
+from ultr.study.tower_factory import stored_features
+from ultr.towers import Scaler
 
 FOLDS = 5
 
 Unit = Literal["query", "session"]
+
+T = TypeVar("T")
 
 
 class HeldOut(NamedTuple):
@@ -73,6 +79,34 @@ class CrossFitting:
         if by == "query" and queries < 2:
             raise ConfigError("expected sessions of at least two queries to hold some out, found one")
         self.folds = min(folds, queries) if by == "query" else folds
+
+    @property
+    def stored(self) -> np.ndarray | None:
+        """Returns the features [V + 1, F] by document id, where they are few enough to lie in every model."""
+        return stored_features(self.log)
+
+    def scaler(self, transform: str) -> Scaler | None:
+        """Measures the features of the documents shown, once for all candidates; None without features."""
+        if self.log.vocabulary.features is None:
+            return None
+        size = len(self.log.metadata["features"])
+        return self._once(("scaler", transform), lambda: Scaler(size, transform=transform).fit(self.counts("rank")))
+
+    def nuisance(self, source: str, fold: int | None = None) -> NuisanceEstimates:
+        """Returns what debiasing methods are given beside the sessions that they learn from."""
+
+        def make() -> NuisanceEstimates:
+            return NuisanceEstimates(
+                self.sessions(fold),
+                source=source,
+                truth=self.log.metadata.get("truth"),
+                counts=self.counts("rank", fold),
+                shown=self.counts("rank"),
+                sessions=lambda: self.sufficient("list", fold),
+                seed=self.seed,
+            )
+
+        return self._once(("nuisance", source, fold), make)
 
     @cached_property
     def fold_of_query(self) -> np.ndarray:
@@ -126,6 +160,13 @@ class CrossFitting:
 
         return self._once(("logged", fold), estimate)
 
+    def trained_on(self, fold: int | None) -> np.ndarray:
+        """Tells which documents of the vocabulary are shown outside a fold, or at all: [V + 1] bool."""
+        found = np.zeros(self.log.vocabulary.documents + 1, bool)
+        found[self.counts("rank", fold).document] = True
+        found[0] = False
+        return found
+
     @cached_property
     def depends_on_clicks(self) -> bool:
         """Whether examination depends on clicks above, by the goodness of fit: then each last click has a curve."""
@@ -172,7 +213,8 @@ class CrossFitting:
     def _note(self, *notes: str) -> None:
         self.notes += [note for note in notes if note not in self.notes]
 
-    def _once(self, key: Any, make: Any) -> Any:
+    def _once(self, key: Hashable, make: Callable[[], T]) -> T:
         if key not in self._cache:
             self._cache[key] = make()
-        return self._cache[key]
+        found: T = self._cache[key]
+        return found

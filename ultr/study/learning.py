@@ -17,14 +17,16 @@ from ultr.files import json_values
 from ultr.models import ClickModel
 from ultr.rankers import Ranker
 from ultr.sessions import Sessions
+from ultr.study.automatic import choose_automatically, choose_by_folds
 from ultr.study.building import build_model, build_ranker_of_grades
 from ultr.study.choosing import CUTOFF, choosing_weights, weighted_dcg
+from ultr.study.cross_fitting import CrossFitting
 from ultr.study.prepared import JudgedLists, PreparedLog, SplitUnit
+from ultr.study.registry import AUTO
 from ultr.study.settings import StudyMethod
-from ultr.study.specs import COMPRESSED_TABLES, NETWORKS, TABLES
-from ultr.study.tower_factory import ModelConfig, resolve_relevance
-from ultr.training import adam, fit, lazy_adam
-from ultr.training.loop import has_large_table
+from ultr.study.specs import NETWORKS, TABLES
+from ultr.study.steps import fit_method, model_config
+from ultr.study.tower_factory import resolve_relevance
 
 BATCH_SIZE_OF_GRADED_LISTS = 32
 TABLE_NOTE = "a table of documents: only documents of the log have a score of their own"
@@ -107,6 +109,36 @@ class _Variant(NamedTuple):
 
 
 def _train_on_clicks(method: StudyMethod, log: PreparedLog, seed: int) -> TrainedMethod:
+    """Trains a method on clicks: by folds where something is to be chosen or guarded, else on one part for another."""
+    variants = method.variants()
+    if method.model != AUTO.name and len(variants) == 1 and not method.safe:
+        return _by_one_split(method, log, seed)
+    if log.log.metadata["impression_features"] and method.model != AUTO.name and not method.safe:
+        return _by_one_split(method, log, seed)
+
+    def folds(by: SplitUnit) -> CrossFitting:
+        return log.cross_fitting(by, method.logger_score)
+
+    if method.model == AUTO.name:
+        chosen = choose_automatically(method, log.log, folds, seed=seed, safe=method.safe)
+    else:
+        chosen = choose_by_folds(variants, log.log, folds, seed=seed, safe=method.safe)
+    curve = curve_of(chosen.fitted.model, log.log.ranks)
+    return TrainedMethod(
+        ranker=chosen.ranker,
+        model=chosen.fitted.model,
+        by=chosen.by,
+        chosen=chosen.facts,
+        history=chosen.fitted.history,
+        best=chosen.fitted.best,
+        propensity=curve,
+        seconds=chosen.seconds,
+        all_seconds=chosen.all_seconds,
+        notes=chosen.notes + ([] if chosen.by == "query" else [TABLE_NOTE]),
+    )
+
+
+def _by_one_split(method: StudyMethod, log: PreparedLog, seed: int) -> TrainedMethod:
     variants = method.variants()
     found: list[_Variant] = []
     criterion, notes = "", list[str]()

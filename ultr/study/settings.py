@@ -87,6 +87,9 @@ class StudyMethod:
       l2: strength of a Gaussian prior on the parameters, in the unit of one session's log-likelihood.
       propensity: where a weighted method takes examination from: "true", an estimator of `ultr.propensity`, or a file
         that `ultr propensity --json` wrote.
+      safe: return a correction of the logged order that is only as strong as held-out clicks vouch for.
+      logger_score: name of a feature that holds the logger's score, from which `safe` takes the logged order; empty:
+        that is estimated from what was shown.
       options: options of the method, such as `clip`.
       grid: setting -> values to choose from, without test grades.
     """
@@ -104,6 +107,8 @@ class StudyMethod:
     table_rate: float = setting(10.0, minimum=0, exclusive=True)
     l2: float = setting(0.0, minimum=0)
     propensity: str = "conditional-likelihood"
+    safe: bool = False
+    logger_score: str = ""
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     grid: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
 

@@ -51,9 +51,17 @@ def model_config(method: StudyMethod, seed: int) -> ModelConfig:
     )
 
 
-def fit_method(method: StudyMethod, model: Any, train: Any, valid: Any, seed: int) -> Fitted:
-    """Trains a model with the settings of its method."""
+def fit_method(
+    method: StudyMethod, model: Any, train: Any, valid: Any, seed: int, *, epochs: int | None = None
+) -> Fitted:
+    """Trains a model with the settings of its method.
+
+    Args:
+      valid: what judges the epochs; None: nothing does.
+      epochs: how many; None: those of the method, at most.
+    """
     steps = training_steps(method, len(train))
+    steps = steps if epochs is None else steps._replace(epochs=epochs)
     if has_large_table(model):
         optimizer: Any = lazy_adam(method.learning_rate, tables=method.table_rate)
     else:
