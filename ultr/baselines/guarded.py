@@ -55,7 +55,7 @@ class GuardedRanker(Ranker):
         self.correction = check_number("correction", correction, least=0)
         if self.correction > 1:
             raise ConfigError(f"expected a correction from 0 to 1, found {correction}")
-        self.ranker, self.logger = ranker, Frozen(logger)
+        self.ranker, self.logger = ranker, logger if isinstance(logger, Frozen) else Frozen(logger)
         self.ranker_spread = check_number("ranker_spread", ranker_spread, least=0)
         self.logger_spread = check_number("logger_spread", logger_spread, least=0)
         if not min(self.ranker_spread, self.logger_spread) > 0:
