@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import click
 
 from ultr.cli import MethodsCommand, hold, json_option, output, seed_option
+from ultr.cli.folds import folds_report, in_vain_with_folds, train_by_folds
 from ultr.cli.inputs import match_notes, open_known
 from ultr.cli.keeping import says_what_is_kept
 from ultr.cli.options import FiniteRange, InVain, Name, is_given, refuse_in_vain
 from ultr.errors import ConfigError, DataError
 from ultr.files import check_output_folder, json_values, write_json
 from ultr.study.effects import without_document_tower, without_effect
-from ultr.study.registry import METHODS, method_spec
+from ultr.study.registry import AUTO, AUTO_MODELS, METHODS, method_spec
 from ultr.study.specs import NETWORKS, OPTIMIZERS, RELEVANCE_TOWERS, TABLES, MethodSpec
 from ultr.text import counted, did_you_mean, ranks_text, table
 
@@ -53,8 +54,15 @@ def _widths(text: str) -> tuple[int, ...]:
 @click.option(
     "--model",
     default="pbm",
-    help="A method, listed below; click models joined by + are a mixture, such as pbm+dbn.",
+    help="A method, listed below; click models joined by + are a mixture, such as pbm+dbn; auto: one of "
+    f"{', '.join(AUTO_MODELS)} with tower and prior, chosen by unbiased ranking gains on held-out queries.",
 )
+@click.option(
+    "--safe",
+    is_flag=True,
+    help="Return a correction of the logged order, only as strong as held-out clicks vouch for.",
+)
+@click.option("--logger-score", help="With --safe: the feature that holds the logger's score [estimated].")
 @click.option(
     "--propensity",
     help="Weighted methods: where examination comes from, an estimator of `ultr propensity`, a .json file that it "
@@ -128,6 +136,8 @@ def command(
     log: Path,
     out: Path,
     model: str,
+    safe: bool,
+    logger_score: str | None,
     propensity: str | None,
     clip: float | None,
     relevance: str,
@@ -167,6 +177,9 @@ def command(
     from ultr.training.checkpoint import facts_of
 
     widths = _widths(hidden)
+    by_folds = safe or model == AUTO.name
+    refuse_in_vain(in_vain_with_folds(by_folds))
+    refuse_in_vain([InVain("logger_score", not safe, "without --safe")])
     _check_options(solver)
     spec = _trained_method(model)
     drawn = valid is None and valid_fraction > 0
@@ -176,6 +189,13 @@ def command(
     hold(out, inside=True)
     _check_out(out, resume)
     click.get_current_context().with_resource(says_what_is_kept(out))
+    if by_folds:
+        whole = _splits(log, split, None, split, 0.0, seed, relevance)[0]
+        _check_clicks(whole)
+        result = train_by_folds(whole, out)
+        write_json(out / "run.json", result)
+        output(result, folds_report(result), as_json)
+        return
     train, held_out = _splits(log, split, valid, valid_split, valid_fraction, seed, relevance)
     vary = _check_clicks(train)
     if not vary:
@@ -246,7 +266,7 @@ def command(
         save(fitted.model, out / "model", extra=facts_of(train))
     if "propensity" in spec.needs:
         options["propensity"] = {"source": nuisance.source, "by_rank": nuisance.propensity.tolist()}
-    result: dict[str, Any] = {
+    result = {
         "out": str(out),
         "config": dataclasses.asdict(config) | options,
         "log": str(log),
@@ -328,6 +348,8 @@ def _in_vain(spec: MethodSpec, train: ClickLog, relevance: str, *, judged: bool)
 
 def _trained_method(model: str) -> MethodSpec:
     """Finds a method that this command trains."""
+    if model == AUTO.name:
+        return AUTO
     for name in [model] if model in METHODS else model.split("+"):
         if name not in METHODS:
             hint = did_you_mean(name, TRAINED)

@@ -1,6 +1,6 @@
 """`ranking_gain`: by how much one ranker is better than another, from held-out clicks alone, with its uncertainty.
 
-A document d that users examined E_d times (the impressions at each rank, times the examination of that rank) and clicked
+A document d that users examined E_d times (impressions at each rank, times the examination of that rank) and clicked
 C_d times has the relevance C_d / E_d, right on average whatever the logger showed where (Joachims 2017; by document, as
 here, Oosterhuis and de Rijke 2020). Where E_d is below `LEAST_EXPOSURE`, a regression r_d that was fitted to other
 queries stands in for what is missing (doubly robust, Oosterhuis 2023):
