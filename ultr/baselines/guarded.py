@@ -18,8 +18,9 @@ from ultr.sessions import Sessions
 from ultr.towers import DocumentTable, Frozen, IndexBound, Linear, Scaler, Statistic, TowerLike, read_feature
 
 RIDGE = 0.01  # of the fit to the logged order, per compared pair
-MOST_PAIRS = 400_000
+MOST_PAIRS = 100_000
 NEWTON_STEPS = 30
+ROWS_AT_ONCE = 1 << 16
 
 
 class GuardedRanker(Ranker):
@@ -107,11 +108,13 @@ class LoggedOrder(NamedTuple):
 
     Attributes:
       tower: its logits are higher for documents shown higher.
+      scores: [V + 1] these logits by document id, of documents with features; 0 of document 0.
       agreement: share of the pairs of documents whose logged order it has; NaN without any.
       pairs: how many pairs of documents it was fitted to.
     """
 
     tower: Any
+    scores: np.ndarray
     agreement: float
     pairs: int
 
@@ -153,24 +156,25 @@ def fit_logged_order(counts: Counts, *, score: str | None = None, seed: int = 0)
         tower: Any = DocumentTable(counts.documents)
         tower.table[...] = jnp.asarray(place[: counts.documents + 1], jnp.float32)
         agreement = 1.0 if len(above) else float("nan")
-        return LoggedOrder(tower, agreement, len(above))
+        return LoggedOrder(tower, place, agreement, len(above))
     if score is not None:
         scaler, weights = _scaler(counts, features, only=names.index(score))
-        values = features[:, names.index(score)].astype(np.float64)
     else:
         shown = np.unique(counts.document)
         scaler, _ = _scaler(counts, features[shown])
-        x = np.asarray(scaler(features[np.unique(np.concatenate([above, below]))]), np.float64)
-        ids = np.unique(np.concatenate([above, below]))
-        first, second = np.searchsorted(ids, above), np.searchsorted(ids, below)
-        weights = _pairwise_weights(x[first] - x[second]) if len(above) else np.zeros(features.shape[1])
-        values = np.zeros(len(features))
-        values[ids] = x @ weights
+        scale = np.asarray(scaler.scale[...], np.float64)
+        if len(above):
+            weights = _pairwise_weights((features[above].astype(np.float64) - features[below]) / scale)
+    mean, scale = (np.asarray(x[...], np.float64) for x in (scaler.mean, scaler.scale))
+    values = np.zeros(len(features))
+    for start in range(1, len(features), ROWS_AT_ONCE):
+        rows = slice(start, start + ROWS_AT_ONCE)
+        values[rows] = ((features[rows] - mean) / scale) @ weights
     tower = Linear(features.shape[1], scaler=scaler, rngs=nnx.Rngs(seed))
     tower.output.kernel[...] = jnp.asarray(weights[:, None], jnp.float32)
     difference = values[above] - values[below]
     agreement = float(np.mean(np.where(difference == 0, 0.5, difference > 0))) if len(above) else float("nan")
-    return LoggedOrder(tower, agreement, len(above))
+    return LoggedOrder(tower, values, agreement, len(above))
 
 
 def _scaler(counts: Counts, x: np.ndarray, only: int | None = None) -> tuple[Scaler, np.ndarray]:
@@ -222,6 +226,6 @@ def _pairwise_weights(difference: np.ndarray) -> np.ndarray:
         curvature = (difference * (p * (1 - p))[:, None]).T @ difference + RIDGE * n * np.eye(size)
         step = np.linalg.solve(curvature, slope)
         weights = weights + step
-        if np.abs(step).max() < 1e-8:
+        if np.abs(step).max() < 1e-6:
             break
     return weights

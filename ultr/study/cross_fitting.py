@@ -13,12 +13,12 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 
-from ultr.baselines import LoggedOrder, NaiveListwise, fit_logged_order
+from ultr.baselines import LoggedOrder, fit_logged_order
 from ultr.data import ClickLog, Counts, collapse, query_folds
 from ultr.errors import ConfigError, UltrError
 from ultr.evaluation.ranking_gains import DocumentClicks
 from ultr.propensity.goodness_of_fit import CLICK_ABOVE, LAST_CLICK, goodness_of_fit
-from ultr.study.held_out import document_scores, examination, relevance_by_place, standardised, totals
+from ultr.study.held_out import examination, relevance_by_place, standardised, totals
 from ultr.study.nuisance import NuisanceEstimates
 from ultr.study.tower_factory import stored_features
 from ultr.towers import Scaler
@@ -195,12 +195,11 @@ class CrossFitting:
         queries, query = np.unique(owner[candidates], return_inverse=True)
         clicks, exposure = totals(valid, found.table)
         logged = self.logged(fold)
-        ranker = NaiveListwise(relevance=logged.tower)
-        scores = document_scores(ranker, valid.vocabulary, candidates)
+        scores = logged.scores[candidates]
         learnt = totals(train, found.table)
         seen = np.flatnonzero(learnt[1][: self.log.documents + 1] > 0)
         seen = seen[seen > 0]
-        others = document_scores(ranker, train.vocabulary, seen)
+        others = logged.scores[seen]
         regression = relevance_by_place(
             standardised(others, np.unique(owner[seen], return_inverse=True)[1]),
             learnt[0][seen],

@@ -10,7 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from ultr.baselines import GuardedRanker, NaiveListwise
+from ultr.baselines import GuardedRanker
 from ultr.evaluation.ranking_gains import CONFIDENCE, RankingGain, query_gains, ratio_of_sums
 from ultr.files import json_values
 from ultr.rankers import Ranker
@@ -124,10 +124,10 @@ def guard(ranker: Ranker, candidate: Candidate, data: CrossFitting) -> Guarded:
     shown = np.unique(whole.document)
     shown = shown[(shown > 0) & (shown <= data.log.documents)]
     query = np.unique(whole.vocabulary.document_query[shown], return_inverse=True)[1]
-    spreads = [
-        spread_within(document_scores(scorer, whole.vocabulary, shown), query)
-        for scorer in (ranker, NaiveListwise(relevance=logged.tower))
-    ]
+    spreads = (
+        spread_within(document_scores(ranker, whole.vocabulary, shown), query),
+        spread_within(logged.scores[shown], query),
+    )
     made = GuardedRanker(
         ranker=ranker,
         logger=logged.tower,

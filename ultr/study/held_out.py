@@ -150,7 +150,7 @@ def document_scores(ranker: Scorer, vocabulary: Vocabulary, documents: np.ndarra
 def _lists(vocabulary: Vocabulary, documents: np.ndarray) -> Iterator[tuple[np.ndarray, Sessions]]:
     """Yields batches of lists, one per query, with the place of each document among those given, [B, K], -1: padding.
 
-    Rows and lists are padded to powers of two, so that few shapes have to be compiled.
+    Lists are padded to a power of eight, and batches to one size for each, so that few shapes have to be compiled.
     """
     query = vocabulary.document_query[documents]
     order = np.argsort(query, kind="stable")
@@ -159,12 +159,13 @@ def _lists(vocabulary: Vocabulary, documents: np.ndarray) -> Iterator[tuple[np.n
     sizes = np.diff(np.append(start, len(order)))
     by_size = np.argsort(sizes, kind="stable")
     while len(by_size):
-        width = 1 << int(sizes[by_size[-1]] - 1).bit_length()
-        narrower = sizes[by_size] * 2 <= width
-        most = max(DOCUMENTS_AT_ONCE // width, 1)
-        lists = by_size[max(len(by_size) - most, int(narrower.sum())) :]
+        width = 8
+        while width < sizes[by_size[-1]]:
+            width *= 8
+        narrower = int((sizes[by_size] * 8 <= width).sum())
+        height = max(DOCUMENTS_AT_ONCE // width, 1)
+        lists = by_size[max(len(by_size) - height, narrower) :]
         by_size = by_size[: len(by_size) - len(lists)]
-        height = 1 << (len(lists) - 1).bit_length()
         rows = np.full((height, width), -1)
         for i, number in enumerate(lists.tolist()):
             rows[i, : sizes[number]] = order[start[number] : start[number] + sizes[number]]
