@@ -162,7 +162,7 @@ def _lists(vocabulary: Vocabulary, documents: np.ndarray) -> Iterator[tuple[np.n
         width = 8
         while width < sizes[by_size[-1]]:
             width *= 8
-        narrower = int((sizes[by_size] * 8 <= width).sum())
+        narrower = int((sizes[by_size] * 8 <= width).sum()) if width > 8 else 0
         height = max(DOCUMENTS_AT_ONCE // width, 1)
         lists = by_size[max(len(by_size) - height, narrower) :]
         by_size = by_size[: len(by_size) - len(lists)]
