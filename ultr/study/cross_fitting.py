@@ -55,6 +55,7 @@ class CrossFitting:
       work: a folder for lists in which every distinct session stands once.
       score: name of a feature with the logger's own score; None: the logged order is estimated.
       folds: how many.
+      stores: whether models hold the features of the log's documents, as those that are not saved may.
 
     Attributes:
       folds: how many there are: fewer than asked for where the log shows fewer queries.
@@ -65,14 +66,22 @@ class CrossFitting:
     """
 
     def __init__(
-        self, log: ClickLog, *, by: Unit, seed: int, work: Path, score: str | None = None, folds: int = FOLDS
+        self,
+        log: ClickLog,
+        *,
+        by: Unit,
+        seed: int,
+        work: Path,
+        score: str | None = None,
+        folds: int = FOLDS,
+        stores: bool = False,
     ) -> None:
         if log.metadata["impression_features"]:
             raise ConfigError(
                 "choosing by unbiased ranking gains needs features of documents: this log has features of impressions, "
                 "so that a document has no one score"
             )
-        self.log, self.by, self.seed, self.work, self.score = log, by, seed, work, score
+        self.log, self.by, self.seed, self.work, self.score, self.stores = log, by, seed, work, score, stores
         self.notes: list[str] = []
         self._cache: dict[Any, Any] = {}
         queries = int((self.counts("rank").query_weights > 0).sum())
@@ -82,8 +91,8 @@ class CrossFitting:
 
     @property
     def stored(self) -> np.ndarray | None:
-        """Returns the features [V + 1, F] by document id, where they are few enough to lie in every model."""
-        return stored_features(self.log)
+        """Returns the features [V + 1, F] by document id that every model holds; None: none does."""
+        return stored_features(self.log) if self.stores else None
 
     def scaler(self, transform: str) -> Scaler | None:
         """Measures the features of the documents shown, once for all candidates; None without features."""

@@ -130,7 +130,7 @@ class PreparedLog:
                 log = log.split({"learn": 1 - test, "test": test}, by=by, seed=self.seed)["learn"]
             folder = self.work / f"folds-{by}-{score}"
             folder.mkdir(exist_ok=True)
-            return CrossFitting(log, by=by, seed=self.seed, work=folder, score=score or None)
+            return CrossFitting(log, by=by, seed=self.seed, work=folder, score=score or None, stores=True)
 
         return self._cached(("folds", by, score), make)
 
