@@ -11,9 +11,10 @@ from typing import Any
 
 import click
 
+from ultr.cli import output
 from ultr.cli.options import InVain, is_given
 from ultr.data import ClickLog
-from ultr.files import json_values
+from ultr.files import json_values, write_json
 from ultr.study.registry import AUTO
 from ultr.text import counted, table
 
@@ -64,7 +65,7 @@ def train_by_folds(log: ClickLog, out: Path) -> dict[str, Any]:
                 known[by] = CrossFitting(log, by=by, seed=seed, work=folder, score=method.logger_score or None)
             return known[by]
 
-        if method.model == AUTO.name:
+        if method.model == AUTO.name or method.relevance == "auto":
             chosen = choose_automatically(method, log, folds, seed=seed, safe=method.safe)
         else:
             chosen = choose_by_folds(method.variants(), log, folds, seed=seed, safe=method.safe)
@@ -86,6 +87,12 @@ def train_by_folds(log: ClickLog, out: Path) -> dict[str, Any]:
         result["propensity"] = curve.tolist()
     found: dict[str, Any] = json_values(result)
     return found
+
+
+def output_by_folds(result: Mapping[str, Any], as_json: bool) -> None:
+    """Writes the result beside the model and to standard output."""
+    write_json(Path(result["out"]) / "run.json", result)
+    output(dict(result), folds_report(result), as_json)
 
 
 def folds_report(result: Mapping[str, Any]) -> str:

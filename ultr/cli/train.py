@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import click
 
 from ultr.cli import MethodsCommand, hold, json_option, output, seed_option
-from ultr.cli.folds import folds_report, in_vain_with_folds, train_by_folds
+from ultr.cli.folds import in_vain_with_folds, output_by_folds, train_by_folds
 from ultr.cli.inputs import match_notes, open_known
 from ultr.cli.keeping import says_what_is_kept
 from ultr.cli.options import FiniteRange, InVain, Name, is_given, refuse_in_vain
@@ -178,8 +178,7 @@ def command(
 
     widths = _widths(hidden)
     by_folds = safe or model == AUTO.name
-    refuse_in_vain(in_vain_with_folds(by_folds))
-    refuse_in_vain([InVain("logger_score", not safe, "without --safe")])
+    refuse_in_vain([*in_vain_with_folds(by_folds), InVain("logger_score", not safe, "without --safe")])
     _check_options(solver)
     spec = _trained_method(model)
     drawn = valid is None and valid_fraction > 0
@@ -192,9 +191,7 @@ def command(
     if by_folds:
         whole = _splits(log, split, None, split, 0.0, seed, relevance)[0]
         _check_clicks(whole)
-        result = train_by_folds(whole, out)
-        write_json(out / "run.json", result)
-        output(result, folds_report(result), as_json)
+        output_by_folds(train_by_folds(whole, out), as_json)
         return
     train, held_out = _splits(log, split, valid, valid_split, valid_fraction, seed, relevance)
     vary = _check_clicks(train)

@@ -65,7 +65,8 @@ def train_method(
 ) -> TrainedMethod:
     """Trains every variant of a method and keeps the best.
 
-    Click models are chosen by their likelihood of the held-out sessions; other methods that learn from clicks by
+    Methods that learn from clicks are chosen by cross-fitted, unbiased ranking gains (`ultr.study.candidates`), or,
+    where features are those of impressions, click models by their likelihood of the held-out sessions and others by
     `weighted_dcg` there; those that learn from grades by `metric`, the study's first, on the "vali" lists.
 
     Args:
