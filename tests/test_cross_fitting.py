@@ -17,7 +17,7 @@ from ultr.data import ClickLog, Collection, collapse
 from ultr.errors import ConfigError, UltrError
 from ultr.evaluation.ranking_gains import ranking_gain
 from ultr.sessions import Sessions
-from ultr.study.automatic import choose_automatically
+from ultr.study.automatic import choose_automatically, choose_by_folds
 from ultr.study.candidates import Candidate, PerQuery, choose, difference
 from ultr.study.cross_fitting import CrossFitting
 from ultr.study.held_out import document_scores, examination, relevance_by_place, standardised, totals
@@ -237,6 +237,20 @@ def test_auto_says_the_gain_of_every_candidate(tmp_path: Path, pbm_log: ClickLog
     assert isinstance(chosen.ranker, baselines.GuardedRanker)
     assert chosen.facts["guard"]["correction"] == chosen.ranker.correction
     assert chosen.method.model == chosen.facts["settings"]["model"]
+
+
+@pytest.mark.slow
+def test_a_table_corrects_only_the_documents_that_it_knows(tmp_path: Path, pbm_log: ClickLog) -> None:
+    data = CrossFitting(pbm_log, by="session", seed=0, work=tmp_path, folds=2)
+    method = StudyMethod("pbm", "pbm", relevance="table", epochs=2, safe=True)
+    chosen = choose_by_folds(method.variants(), pbm_log, lambda by: data, seed=0, safe=True)
+    assert chosen.by == "session"
+    model = chosen.ranker
+    assert model.correction > 0  # four thousand sessions of forty queries tell more than a weak logger
+    never = np.setdiff1d(np.arange(1, pbm_log.documents + 1), data.counts("rank").document)
+    known = np.asarray(model.known[...])
+    assert not known[never].any()
+    assert known.sum() == pbm_log.documents - len(never)
 
 
 @pytest.mark.parametrize("given", [["--solver", "em"], ["--valid-fraction", "0.2"], ["--resume"]])
