@@ -59,6 +59,15 @@ def policy() -> Any:
     return baselines.LoggingPolicy(0, documents=V, width=2, hidden=3, rngs=nnx.Rngs(0))
 
 
+def guarded_by_document(tower: Any) -> Any:
+    """A guarded ranker that corrects documents 1 to 5 only."""
+    found = baselines.GuardedRanker(
+        ranker=baselines.NaiveListwise(relevance=tower), logger=regression(), correction=0.6, documents=V
+    )
+    found.known[...] = jnp.arange(V + 1) <= 5
+    return found
+
+
 class Row(NamedTuple):
     """What a baseline promises.
 
@@ -161,5 +170,12 @@ BASELINES: dict[str, Row] = {
         ),
         "rank",
     ),
+    "guarded": Row(
+        lambda t: baselines.GuardedRanker(
+            ranker=baselines.NaiveListwise(relevance=t), logger=regression(), correction=0.6, ranker_spread=0.7
+        ),
+        clickless=0.0,
+    ),
+    "guarded, by document": Row(guarded_by_document, clickless=0.0),
     "upe": Row(lambda t: baselines.UPE(relevance=t, policy=policy(), ranks=K), clickless=0.0, ranks=True),
 }

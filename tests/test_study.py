@@ -166,14 +166,13 @@ def test_the_table_is_what_the_runs_say(done: Any) -> None:
 
 def test_settings_are_chosen_without_test_grades(done: Any) -> None:
     rows = {row["name"]: row for row in done[2]["logs"][0]["methods"]}
-    for chosen in rows["pbm"]["chosen"]:
-        assert chosen["by"] == "likelihood of held-out sessions"
-        best = min(chosen["values"], key=lambda v: v["value"])
-        assert chosen["settings"] == best["settings"]
-    for chosen in rows["ips"]["chosen"]:
-        assert chosen["by"] == "weighted DCG@10 of held-out clicks"
-        best = max(chosen["values"], key=lambda v: v["value"])
-        assert chosen["settings"] == best["settings"]
+    for name in ("pbm", "ips"):
+        for chosen in rows[name]["chosen"]:
+            assert chosen["by"] == "gain in DCG@10 over the logged order on held-out queries, by debiased clicks"
+            whole = [value for value in chosen["values"] if value["folds"] == chosen["folds"]]
+            picked = next(value for value in whole if value["settings"] == chosen["settings"])
+            best = max(whole, key=lambda v: v["gain"])
+            assert picked is best or (picked["loss"] < best["loss"] and "likelihood" in chosen["reason"])
 
 
 def test_trec_files_give_the_numbers_of_the_table(done: Any) -> None:

@@ -21,9 +21,9 @@ from ultr.evaluation import per_query
 from ultr.ingest.preparing import prepare
 from ultr.study import METHODS, NuisanceEstimates, read_study, run_study
 from ultr.study.boosting import TreeRanker, judge_by_grades, package_version, rows_of_clicks
-from ultr.study.learning import training_steps
 from ultr.study.prepared import JudgedLists, PreparedLog, count_shared
 from ultr.study.runs import StoredRuns, study_runs
+from ultr.study.steps import training_steps
 from ultr.training.schedule import STEPS_PER_EPOCH
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")

@@ -10,6 +10,7 @@ from ultr.baselines.conditional import ConditionalAdditive, ConditionalPBM
 from ultr.baselines.displays import Displays
 from ultr.baselines.dual import DLA
 from ultr.baselines.em import RegressionEM
+from ultr.baselines.guarded import EstimatedOrder, GuardedRanker, fit_logged_order
 from ultr.baselines.logged_order import LoggedOrder
 from ultr.baselines.naive import FullInformation, NaiveLambdaRank, NaiveListwise, NaivePointwise
 from ultr.baselines.pairwise import PRS, PairDebias
@@ -33,7 +34,9 @@ __all__ = [
     "DirectMethod",
     "Displays",
     "DoublyRobust",
+    "EstimatedOrder",
     "FullInformation",
+    "GuardedRanker",
     "InterventionAware",
     "LoggedOrder",
     "LoggingPolicy",
@@ -46,6 +49,7 @@ __all__ = [
     "PositionWeighted",
     "RegressionEM",
     "affine_tables",
+    "fit_logged_order",
     "propensity_table",
     "trust_tables",
 ]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import click
 
 from ultr.cli import MethodsCommand, hold, json_option, output, seed_option
+from ultr.cli.folds import in_vain_with_folds, output_by_folds, train_by_folds
 from ultr.cli.inputs import match_notes, open_known
 from ultr.cli.keeping import says_what_is_kept
 from ultr.cli.method_options import METHOD_OPTIONS, given_options, method_options
@@ -17,7 +18,7 @@ from ultr.cli.training_report import training_report
 from ultr.errors import ConfigError, DataError
 from ultr.files import check_output_folder, json_values, write_json
 from ultr.study.effects import without_document_tower, without_effect
-from ultr.study.registry import METHODS, method_spec
+from ultr.study.registry import AUTO, AUTO_MODELS, METHODS, method_spec
 from ultr.study.specs import NETWORKS, OPTIMIZERS, RELEVANCE_TOWERS, TABLES, MethodSpec
 from ultr.text import counted, did_you_mean
 
@@ -55,8 +56,15 @@ def _widths(text: str) -> tuple[int, ...]:
 @click.option(
     "--model",
     default="pbm",
-    help="A method, listed below; click models joined by + are a mixture, such as pbm+dbn.",
+    help="A method, listed below; click models joined by + are a mixture, such as pbm+dbn; auto: one of "
+    f"{', '.join(AUTO_MODELS)} with tower and prior, chosen by unbiased ranking gains on held-out queries.",
 )
+@click.option(
+    "--safe",
+    is_flag=True,
+    help="Return a correction of the logged order, only as strong as held-out clicks vouch for.",
+)
+@click.option("--logger-score", help="With --safe: the feature that holds the logger's score [estimated].")
 @click.option(
     "--propensity",
     help="Weighted methods: where examination comes from, an estimator of `ultr propensity`, a .json file that it "
@@ -151,6 +159,8 @@ def command(
     log: Path,
     out: Path,
     model: str,
+    safe: bool,
+    logger_score: str | None,
     propensity: str | None,
     clip: float | None,
     satisfaction: str | None,
@@ -193,13 +203,15 @@ def command(
     from ultr.models import PBM, Frailty
     from ultr.study.assumptions import check_assumptions
     from ultr.study.building import build_model, build_optimizer, resolve_optimizer
-    from ultr.study.learning import learnt_from, steps_for
+    from ultr.study.steps import learnt_from, steps_for
     from ultr.study.tower_factory import ModelConfig, resolve_relevance
     from ultr.towers import row_tables, withheld_ranks
     from ultr.training import fit, save, solve
     from ultr.training.checkpoint import facts_of
 
     widths = _widths(hidden)
+    by_folds = safe or model == AUTO.name
+    refuse_in_vain([*in_vain_with_folds(by_folds), InVain("logger_score", not safe, "without --safe")])
     _check_options(solver)
     spec = _trained_method(model)
     drawn = valid is None and valid_fraction > 0
@@ -213,6 +225,11 @@ def command(
     hold(out, inside=True)
     _check_out(out, resume)
     click.get_current_context().with_resource(says_what_is_kept(out))
+    if by_folds:
+        whole = _splits(log, split, None, split, 0.0, seed, relevance)[0]
+        _check_clicks(whole)
+        output_by_folds(train_by_folds(whole, out), as_json)
+        return
     train, held_out = _splits(log, split, valid, valid_split, valid_fraction, seed, relevance)
     vary = _check_clicks(train)
     if not vary:
@@ -292,7 +309,7 @@ def command(
         save(fitted.model, out / "model", extra=facts_of(train))
     if "propensity" in spec.needs:
         options["propensity"] = {"source": nuisance.source, "by_rank": nuisance.propensity.tolist()}
-    result: dict[str, Any] = {
+    result = {
         "out": str(out),
         "config": dataclasses.asdict(config) | options,
         "log": str(log),
@@ -360,6 +377,8 @@ def _in_vain(spec: MethodSpec, train: ClickLog, relevance: str, *, judged: bool)
 
 def _trained_method(model: str) -> MethodSpec:
     """Finds a method that this command trains."""
+    if model == AUTO.name:
+        return AUTO
     for name in [model] if model in METHODS else model.split("+"):
         if name not in METHODS:
             hint = did_you_mean(name, TRAINED)

@@ -140,7 +140,7 @@ def _regression(factory: TowerFactory, nuisance: NuisanceEstimates, alpha: Any, 
         return towers.Frozen(towers.RankTable(len(p), initial=towers.logits_of(np.clip(p, 1e-6, 1 - 1e-6))))
 
     def fitted() -> Any:
-        own = TowerFactory(factory.config, factory.data, stored=factory.stored)  # of the seed alone, whoever asks first
+        own = factory.again()  # of the seed alone, whoever asks first
         # Examined and relevant: always clicked; then examination, and e- of it, give alpha and beta.
         model = models.TrustPBM(
             relevance=own.document(),
@@ -196,6 +196,7 @@ def build_model(
     nuisance: NuisanceEstimates | None = None,
     *,
     stored: np.ndarray | None = None,
+    scaler: towers.Scaler | None = None,
 ) -> Any:
     """Makes the untrained model; feature statistics are measured on the given log, the training split.
 
@@ -203,6 +204,7 @@ def build_model(
       nuisance: what weighted methods are given beside the log; None: estimates from the log by the conditional
         likelihood.
       stored: [V + 1, F] features by document id, for networks to look up (`towers.Stored`); None: sessions bring them.
+      scaler: feature statistics that were measured before; None: of the given log.
 
     Raises:
       ConfigError: an unknown name or option, features that the log does not have, or a log that does not identify what
@@ -216,7 +218,7 @@ def build_model(
     for option in config.options:
         if option not in known:
             raise ConfigError(f"'{config.model}' has no option '{option}'; known: {', '.join(known) or 'none'}")
-    factory = TowerFactory(config, log, stored=stored)
+    factory = TowerFactory(config, log, stored=stored, scaler=scaler)
     nuisance = nuisance or NuisanceEstimates(log, seed=config.seed)
     options = {**known, **config.options}
     built = [

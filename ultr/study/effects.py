@@ -18,6 +18,8 @@ def takes_setting(spec: MethodSpec, name: str) -> bool:
     """Tells whether a method has a setting of `StudyMethod`."""
     if name == "propensity":
         return spec.takes_propensities
+    if name in ("safe", "logger_score"):
+        return spec.trained_on_log
     return name not in TRAINING_SETTINGS or bool(spec.towers)
 
 

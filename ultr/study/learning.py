@@ -11,22 +11,22 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ultr.data import ClickLog, Dataset, collapse
 from ultr.errors import ConfigError, UltrError
 from ultr.evaluation import check_satisfaction, has_satisfaction, per_query
 from ultr.files import json_values
 from ultr.models import ClickModel
 from ultr.rankers import Ranker
 from ultr.sessions import Sessions
+from ultr.study.automatic import choose_automatically, choose_by_folds
 from ultr.study.building import build_model, build_ranker_of_grades
 from ultr.study.choosing import CUTOFF, choosing_weights, weighted_dcg
+from ultr.study.cross_fitting import CrossFitting
 from ultr.study.prepared import JudgedLists, PreparedLog, SplitUnit
+from ultr.study.registry import AUTO
 from ultr.study.settings import StudyMethod
-from ultr.study.specs import COMPRESSED_TABLES, NETWORKS, TABLES
-from ultr.study.tower_factory import ModelConfig, resolve_relevance
-from ultr.training import adam, fit, lazy_adam
-from ultr.training.loop import has_large_table
-from ultr.training.schedule import batch_size_for, passes_per_epoch
+from ultr.study.specs import NETWORKS, TABLES
+from ultr.study.steps import fit_method, model_config
+from ultr.study.tower_factory import resolve_relevance
 
 BATCH_SIZE_OF_GRADED_LISTS = 32
 PARTS = ("train", "valid")
@@ -66,7 +66,8 @@ def train_method(
 ) -> TrainedMethod:
     """Trains every variant of a method and keeps the best.
 
-    Click models are chosen by their likelihood of the held-out sessions; other methods that learn from clicks by
+    Methods that learn from clicks are chosen by cross-fitted, unbiased ranking gains (`ultr.study.candidates`), or,
+    where features are those of impressions, click models by their likelihood of the held-out sessions and others by
     `weighted_dcg` there; those that learn from grades by `metric`, the study's first, on the "vali" lists.
 
     Args:
@@ -98,62 +99,6 @@ class _RandomOrder:
         return np.zeros(sessions.shape, np.float32)
 
 
-class TrainingSteps(NamedTuple):
-    """How long a method is trained: `epochs` at most, `patience` without improvement, rows per step."""
-
-    epochs: int
-    patience: int
-    batch_size: int
-
-
-def training_steps(method: StudyMethod, rows: int) -> TrainingSteps:
-    """Computes how long a method is trained on data with so many rows.
-
-    Its epochs and patience are meant for epochs of a hundred steps: with fewer, there are as many times more.
-    """
-    return steps_for(rows, epochs=method.epochs, patience=method.patience, batch_size=method.batch_size)
-
-
-def steps_for(rows: int, *, epochs: int, patience: int, batch_size: int | None) -> TrainingSteps:
-    """Computes how long to train on so many rows, by epochs and patience that are meant for epochs of a hundred steps.
-
-    Args:
-      batch_size: None: `batch_size_for` these rows.
-    """
-    size = batch_size or batch_size_for(rows)
-    times = passes_per_epoch(rows, size)
-    return TrainingSteps(epochs * times, patience * times, size)
-
-
-def learnt_from(model: Ranker, log: ClickLog) -> Dataset:
-    """Returns a log as a model learns from it: collapsed to its queries where it learns per query."""
-    return collapse(log, "query") if model.sufficient_statistics == "query" else log
-
-
-def _config(method: StudyMethod, seed: int) -> ModelConfig:
-    return ModelConfig(
-        model=method.model,
-        relevance=method.relevance,
-        rows=method.rows if method.relevance in COMPRESSED_TABLES else None,
-        hidden=method.hidden,
-        transform=method.transform,
-        seed=seed,
-        options=method.options,
-    )
-
-
-def _fit(method: StudyMethod, model: Any, train: Any, valid: Any, seed: int) -> Any:
-    steps = training_steps(method, len(train))
-    if has_large_table(model):
-        optimizer: Any = lazy_adam(method.learning_rate, tables=method.table_rate)
-    else:
-        optimizer = adam(method.learning_rate, tables=method.table_rate)
-    return fit(
-        model, train, valid, optimizer=optimizer, seed=seed, l2=method.l2, l2_unit=method.l2_unit, progress=False,
-        collapse=False, **steps._asdict()
-    )  # fmt: skip
-
-
 class _Variant(NamedTuple):
     """A variant of a method after training; lower scores are better."""
 
@@ -166,6 +111,36 @@ class _Variant(NamedTuple):
 
 
 def _train_on_clicks(method: StudyMethod, log: PreparedLog, seed: int) -> TrainedMethod:
+    """Trains a method on clicks: by folds where something is to be chosen or guarded, else on one part for another."""
+    variants = method.variants()
+    if method.model != AUTO.name and len(variants) == 1 and not method.safe:
+        return _by_one_split(method, log, seed)
+    if log.log.metadata["impression_features"] and method.model != AUTO.name and not method.safe:
+        return _by_one_split(method, log, seed)
+
+    def folds(by: SplitUnit) -> CrossFitting:
+        return log.cross_fitting(by, method.logger_score)
+
+    if method.model == AUTO.name:
+        chosen = choose_automatically(method, log.log, folds, seed=seed, safe=method.safe)
+    else:
+        chosen = choose_by_folds(variants, log.log, folds, seed=seed, safe=method.safe)
+    curve = curve_of(chosen.fitted.model, log.log.ranks)
+    return TrainedMethod(
+        ranker=chosen.ranker,
+        model=chosen.fitted.model,
+        by=chosen.by,
+        chosen=chosen.facts,
+        history=chosen.fitted.history,
+        best=chosen.fitted.best,
+        propensity=curve,
+        seconds=chosen.seconds,
+        all_seconds=chosen.all_seconds,
+        notes=chosen.notes + ([] if chosen.by == "query" else [TABLE_NOTE]),
+    )
+
+
+def _by_one_split(method: StudyMethod, log: PreparedLog, seed: int) -> TrainedMethod:
     variants = method.variants()
     found: list[_Variant] = []
     criterion, notes = "", list[str]()
@@ -174,9 +149,9 @@ def _train_on_clicks(method: StudyMethod, log: PreparedLog, seed: int) -> Traine
         by: SplitUnit = "session" if resolve_relevance(variant.relevance, log.log) in TABLES else "query"
         nuisance = log.nuisance(variant.propensity, by)
         began = time.perf_counter()
-        model = build_model(_config(variant, seed), log.part("train", by), nuisance, stored=log.stored)
+        model = build_model(model_config(variant, seed), log.part("train", by), nuisance, stored=log.stored)
         train, valid = (log.sufficient(part, by, model) for part in ("train", "valid"))
-        fitted = _fit(variant, model, train, valid, seed)
+        fitted = fit_method(variant, model, train, valid, seed)
         seconds = time.perf_counter() - began
         if not fitted.best:
             raise UltrError("no epoch improved on the start: lower the learning rate, or check the log")
@@ -210,9 +185,9 @@ def _train_on_grades(method: StudyMethod, lists: JudgedLists, seed: int, metric:
                 f"should be a network ({', '.join(NETWORKS)})"
             )
         began = time.perf_counter()
-        model = build_ranker_of_grades(_config(variant, seed), train)
+        model = build_ranker_of_grades(model_config(variant, seed), train)
         variant = dataclasses.replace(variant, batch_size=variant.batch_size or BATCH_SIZE_OF_GRADED_LISTS)
-        fitted = _fit(variant, model, train, vali, seed)
+        fitted = fit_method(variant, model, train, vali, seed)
         seconds = time.perf_counter() - began
         value = per_query(fitted.model, vali, metrics=[metric], key=jax.random.key(seed))[metric]
         found.append(_Variant(-float(np.nanmean(value)), seconds, settings, variant, fitted))

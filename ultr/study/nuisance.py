@@ -51,8 +51,8 @@ class NuisanceEstimates:
         or a .json file that `ultr propensity --json` wrote.
       truth: the true user of a simulated log, as in its metadata.
       counts: the log's counts by rank, where they were made already.
-      shown: the log whose displays are counted, where that is more than the training log: what held-out queries were
-        shown tells their weights, and nothing about relevance.
+      shown: the log, or its counts, whose displays are counted, where that is more than the training log: what
+        held-out queries were shown tells their weights, and nothing about relevance.
       sessions: gives what a logging policy is fitted to, where that is not the log itself: its distinct sessions.
       seed: decides the resampling of some estimators and the fit of `affine`.
 
@@ -67,7 +67,7 @@ class NuisanceEstimates:
         source: str = DEFAULT_ESTIMATOR,
         truth: Mapping[str, Any] | None = None,
         counts: Counts | None = None,
-        shown: ClickLog | None = None,
+        shown: ClickLog | Counts | None = None,
         sessions: Callable[[], Any] | None = None,
         seed: int = 0,
     ) -> None:

@@ -14,12 +14,13 @@ import pyarrow as pa
 from ultr import simulate
 from ultr.data import ClickLog, Collection, Counts, QueryLists, collapse, open_data
 from ultr.errors import ConfigError, DataError
+from ultr.study.cross_fitting import CrossFitting
 from ultr.study.nuisance import NuisanceEstimates
 from ultr.study.settings import JudgedData, LogSpec
+from ultr.study.tower_factory import stored_features
 from ultr.training.sufficient import statistics_for
 
 SplitUnit = Literal["session", "query"]
-STORED_BYTES = 1 << 27  # of a feature table that still lies in every model
 
 T = TypeVar("T")
 
@@ -121,6 +122,19 @@ class PreparedLog:
             self._parts[by] = parts
         return self._parts[by][name]
 
+    def cross_fitting(self, by: SplitUnit, score: str = "") -> CrossFitting:
+        """Deals all sessions but those that click models are judged on out to folds."""
+
+        def make() -> CrossFitting:
+            log, test = self.log, self.shares[1]
+            if test:
+                log = log.split({"learn": 1 - test, "test": test}, by=by, seed=self.seed)["learn"]
+            folder = self.work / f"folds-{by}-{score}"
+            folder.mkdir(exist_ok=True)
+            return CrossFitting(log, by=by, seed=self.seed, work=folder, score=score or None, stores=True)
+
+        return self._cached(("folds", by, score), make)
+
     def counts(self, name: str, by: SplitUnit, how: Literal["rank", "last-click"] = "rank") -> Counts:
         """Returns the counts of a part by rank, or by rank and last click."""
         return self._cached(("counts", name, by, how), lambda: collapse(self.part(name, by), how))
@@ -149,10 +163,7 @@ class PreparedLog:
     @property
     def stored(self) -> np.ndarray | None:
         """Returns the features [V + 1, F] by document id, where they are few enough to lie in every model."""
-        values: np.ndarray | None = self.log.vocabulary.features
-        if values is None or values.nbytes > STORED_BYTES or self.log.metadata["impression_features"]:
-            return None
-        return values
+        return stored_features(self.log)
 
     def queries(self, name: str, by: SplitUnit) -> QueryLists:
         """Returns the queries of a part with what it showed of their documents."""

@@ -347,12 +347,21 @@ _ROWS: tuple[MethodSpec, ...] = (
 METHODS: dict[str, MethodSpec] = {spec.name: spec for spec in _ROWS}
 
 
+# Stands for the methods below, of which held-out clicks choose one (`ultr.study.automatic`).
+AUTO = MethodSpec(
+    "auto", CLICK_MODELS, "chosen among methods by unbiased ranking gains on held-out queries", towers=_DOCUMENT
+)
+AUTO_MODELS = ("pbm", "ubm", "dbn", "additive-listwise", "ips-listwise")
+
+
 def method_spec(name: str) -> MethodSpec:
     """Finds a method by name; click models joined by `+`, such as `pbm+dbn`, are a mixture of them.
 
     Raises:
       ConfigError: an unknown name, or a mixture of something else than click models.
     """
+    if name == AUTO.name:
+        return AUTO
     if name in METHODS:
         return METHODS[name]
     parts = name.split("+")

@@ -87,6 +87,9 @@ class StudyMethod:
       l2: strength of a Gaussian prior on the parameters. l2_unit: "session" or "query", as for `ultr.fit`.
       propensity: where a weighted method takes examination from: "true", an estimator of `ultr.propensity`, or a file
         that `ultr propensity --json` wrote.
+      safe: return a correction of the logged order that is only as strong as held-out clicks vouch for.
+      logger_score: name of a feature that holds the logger's score, from which `safe` takes the logged order; empty:
+        that is estimated from what was shown.
       options: options of the method, such as `clip`.
       grid: setting -> values to choose from, without test grades.
     """
@@ -105,6 +108,8 @@ class StudyMethod:
     l2: float = setting(0.0, minimum=0)
     l2_unit: Literal["session", "query"] = setting("session", choices=("session", "query"))
     propensity: str = "conditional-likelihood"
+    safe: bool = False
+    logger_score: str = ""
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     grid: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
 

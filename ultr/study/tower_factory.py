@@ -15,6 +15,8 @@ from ultr.errors import ConfigError
 from ultr.study.specs import COMPRESSED_TABLES, NETWORK_TOWERS, RELEVANCE_TOWERS, TABLES, import_class
 from ultr.text import did_you_mean
 
+STORED_BYTES = 1 << 27  # of a feature table that still lies in every model
+
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
@@ -85,6 +87,14 @@ def resolve_relevance(name: str, data: ClickLog | Collection) -> str:
     return name
 
 
+def stored_features(log: ClickLog) -> np.ndarray | None:
+    """Returns the features [V + 1, F] of a log by document id, where they are few enough to lie in every model."""
+    values: np.ndarray | None = log.vocabulary.features
+    if values is None or values.nbytes > STORED_BYTES or log.metadata["impression_features"]:
+        return None
+    return values
+
+
 class TowerFactory:
     """Makes the towers of one model; each call makes a new one, in the order of the calls for the same seed.
 
@@ -92,17 +102,25 @@ class TowerFactory:
       config: names the relevance tower and its sizes.
       data: the log or the graded lists that the model is trained on.
       stored: [V + 1, F] features by document id, for networks to look up (`towers.Stored`); None: sessions bring them.
+      scaler: statistics of the features that were measured before; None: they are measured on the data when needed.
 
     Raises:
       ConfigError: an unknown relevance tower or transform, or one that does not go with the data.
     """
 
-    def __init__(self, config: ModelConfig, data: ClickLog | Collection, *, stored: np.ndarray | None = None) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        data: ClickLog | Collection,
+        *,
+        stored: np.ndarray | None = None,
+        scaler: towers.Scaler | None = None,
+    ) -> None:
         self.config, self.data, self.stored = config, data, stored
         self.inputs = TowerInputs.of(data)
         self.rngs = nnx.Rngs(config.seed)
         self.relevance = resolve_relevance(config.relevance, data)
-        self._scaler: towers.Scaler | None = None
+        self._scaler = scaler
         self._relevance: Any = None  # the document tower made last
         if config.transform not in towers.Scaler.transforms:
             known = ", ".join(towers.Scaler.transforms)
@@ -110,6 +128,10 @@ class TowerFactory:
         if config.rows is not None and self.relevance not in COMPRESSED_TABLES:
             known = ", ".join(COMPRESSED_TABLES)
             raise ConfigError(f"rows belong to a compressed table ({known}); the relevance is '{self.relevance}'")
+
+    def again(self) -> TowerFactory:
+        """Returns a factory that makes the same towers from the first on."""
+        return TowerFactory(self.config, self.data, stored=self.stored, scaler=self._scaler)
 
     def make(self, tower: str) -> Any:
         """Makes a tower by the name that `MethodSpec.towers` gives: the name of a method of this class."""
