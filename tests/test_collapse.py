@@ -97,7 +97,8 @@ def test_counts_are_those_of_a_dictionary(tmp_path: Path, by: Any, memory: int, 
     assert counts.weight == sum(row.get("weight", 1) for row in rows)
     assert (counts.sufficient_statistics, counts.documents, counts.ranks) == (by, log.documents, log.ranks)
     assert repr(counts) == f"Counts(by {by}: {len(counts):,} cells, {len(rows)} sessions, 140 documents)"
-    assert counts.identity == log.identity | {"by": by}
+    copies = {"weights": "not copies"} if log.weighted else {}
+    assert counts.identity == log.identity | {"by": by} | copies
 
 
 @every_by
@@ -409,7 +410,8 @@ def test_distinct_lists_are_those_of_a_dictionary(tmp_path: Path, memory: int, w
     assert made.vocabulary.identity == log.vocabulary.identity
     assert (made.ranks, made.documents, made.metadata["splits"]) == (log.ranks, log.documents, {})
     total = sum(weight for _, weight in contents(rows))
-    assert made.metadata["report"] == {"collapsed": {"sessions": len(rows), "weight": total, "log": log.identity}}
+    about = {"sessions": len(rows), "weight": total, "log": log.identity, "copies": not log.weighted}
+    assert made.metadata["report"] == {"collapsed": about}
     assert made.metadata["truth"] == {"log_likelihood": -1.5}
     assert [row["session"] for row in stored(made, ["session"])] == list(range(len(expected)))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["lists", "log"]

@@ -113,7 +113,9 @@ def test_a_log_without_clicks_and_dropped_rows_are_warned_about(tmp_path: Path) 
     silent = prepare(write(tmp_path / "a.csv", "s,q,a,1,0\n"), tmp_path / "a")
     assert silent.metadata["report"]["warnings"] == ["the log has not a single click: nothing can be learned from it"]
     rows = "s,q,a,1,1\n,q,b,1,0\n,q,b,2,0\ns,q,c,1,0\n"
-    lossy = prepare(write(tmp_path / "b.csv", rows), tmp_path / "b")
+    with pytest.raises(DataError, match="found 1 of 2 rows at a rank that another row"):
+        prepare(write(tmp_path / "b.csv", rows), tmp_path / "b")
+    lossy = prepare(tmp_path / "b.csv", tmp_path / "b", pages="first")
     first, second = lossy.metadata["report"]["warnings"]
     assert first == "3 of 4 rows were dropped, 2 of them as rows without keys"
     assert second.startswith("1 of 4 rows stand at a rank of their list that an earlier row has with another document")
