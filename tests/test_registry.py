@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import ROOT, Ultr
@@ -12,7 +13,7 @@ from stored import write_log
 
 from ultr import simulate, towers
 from ultr.errors import ConfigError
-from ultr.models import ClickModel, LatentVariableModel
+from ultr.models import UBM, ClickModel, Frailty, LatentVariableModel
 from ultr.study import METHODS, ModelConfig, build_model, method_spec, methods_table, specs
 from ultr.study.building import build_optimizer
 from ultr.study.effects import without_effect
@@ -44,6 +45,32 @@ def test_rows_name_what_is_made(tmp_path: Path) -> None:
     assert [name for name in METHODS if "counting" in METHODS[name].solvers] == [
         "gctr", "rctr", "dctr", "rdctr", "cascade", "dcm", "sdbn",
     ]  # fmt: skip
+
+
+def test_satisfaction_rises_with_relevance_for_networks_unless_told_otherwise(tmp_path: Path) -> None:
+    rows = [
+        {"session": str(i), "query": 0, "documents": [1, 2, 3], "ranks": [1, 2, 3], "clicks": [1, 0, 1]}
+        for i in range(4)
+    ]
+    log = write_log(tmp_path / "log", rows)
+
+    def made(name: str, relevance: str, **options: object) -> Any:
+        return build_model(ModelConfig(name, relevance, options=options), log)
+
+    for name in ("dbn", "sdbn"):
+        for model in (made(name, "linear"), made(name, "table", satisfaction="monotone")):
+            assert type(model.satisfaction) is towers.Increasing
+            assert model.satisfaction.tower is model.relevance
+        for model in (made(name, "table"), made(name, "linear", satisfaction="free")):
+            assert type(model.satisfaction) is type(model.relevance)
+            assert model.satisfaction is not model.relevance
+    mixture = made("pbm+dbn", "linear")
+    assert mixture.components[1].satisfaction.tower is mixture.components[1].relevance
+    assert mixture.components[0].relevance is not mixture.components[1].relevance
+    frail = made("ubm", "linear", frailty=True)
+    assert (type(frail), type(frail.model)) == (Frailty, UBM)
+    with pytest.raises(ConfigError, match="'pbm\\+dbn' has no option 'frailty'"):
+        made("pbm+dbn", "linear", frailty=True)
 
 
 @pytest.mark.parametrize("name", [name for name, spec in METHODS.items() if spec.makes])
