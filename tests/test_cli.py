@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -143,8 +144,9 @@ def test_a_solver_trains_tables(solver: str, ultr: Ultr, log: Path, tmp_path: Pa
 
 
 def test_options_that_a_solver_does_not_heed_are_rejected(ultr: Ultr, log: Path, tmp_path: Path) -> None:
-    given = {"patience": ("2",), "batch_size": ("64",), "optimizer": ("adam",), "learning_rate": ("0.1",), "l2": ("1",),
-             "resume": (), "epochs": ("3",), "prior": ("1",)}  # fmt: skip
+    given: dict[str, tuple[str, ...]] = {"l2_unit": ("session",), "collapse": ("never",), "resume": ()}
+    given |= {"patience": ("2",), "batch_size": ("64",), "optimizer": ("adam",), "learning_rate": ("0.1",)}
+    given |= {"l2": ("1",), "epochs": ("3",), "prior": ("1",)}
     for solver, unheeded in train.WITHOUT_EFFECT.items():
         for name in unheeded:
             option = f"--{name.replace('_', '-')}"
@@ -168,7 +170,7 @@ def test_the_optimizer_is_recorded_and_resuming_with_another_is_refused(ultr: Ul
         assert refused.code == 2
         assert what in refused.err
     more = ultr(*options, "--epochs", 2, "--resume", "--optimizer", "lazy-adagrad", "--learning-rate", 0.002)
-    assert len(more.json["history"]) == 2
+    assert more.json["history"][-1]["epoch"] == 2
     assert more.json["history"][0] == trained.json["history"][0]
 
 
@@ -177,7 +179,11 @@ def test_without_options_training_is_what_fit_does_without_them(ultr: Ultr, log:
     opened = ClickLog.open(log)
     parts = opened.split({"train": 0.9, "valid": 0.1}, by="session", seed=0)
     model = build_model(ModelConfig("pbm", "table"), opened)
-    assert trained["history"][0]["loss"] == fit(model, parts["train"], epochs=1, seed=0).history[0]["loss"]
+    expected = fit(model, parts["train"], parts["valid"], epochs=1, seed=0, batch_size=None)
+    assert trained["history"][0]["loss"] == expected.history[0]["loss"]
+    about = expected.trained_on
+    assert about is not None
+    assert trained["trained_on"] == dataclasses.asdict(about) | {"text": about.text}
     assert trained["config"]["optimizer"] == "adam"
 
 

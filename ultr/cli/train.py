@@ -315,7 +315,8 @@ def command(
         "log": str(log),
         "sessions": len(train),
         "validation_sessions": len(held_out) if held_out is not None else 0,
-        "best_epoch": fitted.best,
+        "best_judgement": fitted.best,
+        "best_epoch": fitted.history[fitted.best - 1]["epoch"] if fitted.best else 0,
         "history": fitted.history,
     }
     if (about := fitted.trained_on) is not None:

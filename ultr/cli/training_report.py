@@ -13,7 +13,7 @@ def training_report(result: dict[str, Any]) -> str:
     epochs = result["history"]
     rows = [["epoch", "steps", "loss", "validation loss", "seconds"]]
     for number, epoch in enumerate(epochs, start=1):
-        name = f"{epoch['epoch']:g}" + ("*" if number == result["best_epoch"] else "")
+        name = f"{epoch['epoch']:g}" + ("*" if number == result["best_judgement"] else "")
         valid = "-" if epoch["valid_loss"] is None else f"{epoch['valid_loss']:.5f}"
         steps = f"{epoch['steps']:,}" if "steps" in epoch else "-"
         rows.append([name, steps, f"{epoch['loss']:.5f}", valid, f"{epoch['seconds']:.1f}"])

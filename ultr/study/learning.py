@@ -197,7 +197,9 @@ def _train_on_grades(method: StudyMethod, lists: JudgedLists, seed: int, metric:
 def _trained(found: Sequence[_Variant], criterion: str) -> TrainedMethod:
     """Takes the best of the variants, and tells how it was chosen where there are several."""
     best = min(found, key=lambda v: v.score)
-    chosen: dict[str, Any] = {"epoch": best.fitted.best, "settings": json_values(best.settings)}
+    at = best.fitted.best
+    epoch = best.fitted.history[at - 1]["epoch"] if at else 0
+    chosen: dict[str, Any] = {"epoch": epoch, "settings": json_values(best.settings)}
     if len(found) > 1:
         # Losses are as they are, values of a DCG or a metric are scores with the sign changed: none is below 0.
         values = [{"settings": json_values(v.settings), "value": abs(v.score)} for v in found]
