@@ -130,7 +130,9 @@ def test_a_feature_with_the_score_is_taken_as_it_is(weak_log: ClickLog) -> None:
     found = baselines.fit_logged_order(counts, score=name)
     shown = np.unique(counts.document)
     scores = document_scores(baselines.NaiveListwise(relevance=found.tower), weak_log.vocabulary, shown)
-    order = np.argsort(weak_log.vocabulary.features[shown, 1])
+    features = weak_log.vocabulary.features
+    assert features is not None
+    order = np.argsort(features[shown, 1])
     assert (np.diff(scores[order]) >= -1e-5).all()
     with pytest.raises(ConfigError, match="no feature 'bm25'"):
         baselines.fit_logged_order(counts, score="bm25")
