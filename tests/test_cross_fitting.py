@@ -38,7 +38,8 @@ def graded(seed: int = 0, queries: int = 40, most: int = 12) -> Collection:
 
 
 def logged(path: Path, user: str, sessions: int = 6000, **policy: Any) -> ClickLog:
-    chosen = simulate.Policy(**({"ranker": "strength", "strength": 0.3, "temperature": 0.8} | policy))
+    options: dict[str, Any] = {"ranker": "strength", "strength": 0.3, "temperature": 0.8}
+    chosen = simulate.Policy(**(options | policy))
     return simulate.clicks(
         graded(), chosen, simulate.user(user, grades=3), sessions=sessions, seed=1, out=path, ranks=5
     )  # fmt: skip
@@ -84,6 +85,7 @@ def test_ranks_that_nothing_connects_have_click_rates_and_a_note(tmp_path: Path)
 
 def test_exposure_and_clicks_are_sums_over_cells(pbm_log: ClickLog) -> None:
     counts = collapse(pbm_log, "last-click")
+    assert counts.last_click is not None
     table = np.random.default_rng(0).uniform(0.1, 1, (5, 6))
     clicks, exposure = totals(counts, table)
     wanted = np.zeros(len(exposure))
