@@ -38,10 +38,23 @@ def graded(seed: int = 0, queries: int = 40, most: int = 12) -> Collection:
 
 
 def logged(path: Path, user: str, sessions: int = 6000, **policy: Any) -> ClickLog:
-    chosen = simulate.Policy(**({"ranker": "strength", "strength": 0.3, "temperature": 0.8} | policy))
+    options: dict[str, Any] = {"ranker": "strength", "strength": 0.3, "temperature": 0.8}
+    chosen = simulate.Policy(**(options | policy))
     return simulate.clicks(
         graded(), chosen, simulate.user(user, grades=3), sessions=sessions, seed=1, out=path, ranks=5
     )  # fmt: skip
+
+
+def features_of(log: ClickLog) -> np.ndarray:
+    found = log.vocabulary.features
+    assert found is not None
+    return found
+
+
+def grades_of(log: ClickLog) -> np.ndarray:
+    found = log.vocabulary.labels
+    assert found is not None
+    return np.nan_to_num(found)
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +85,7 @@ def test_ranks_that_nothing_connects_have_click_rates_and_a_note(tmp_path: Path)
 
 def test_exposure_and_clicks_are_sums_over_cells(pbm_log: ClickLog) -> None:
     counts = collapse(pbm_log, "last-click")
+    assert counts.last_click is not None
     table = np.random.default_rng(0).uniform(0.1, 1, (5, 6))
     clicks, exposure = totals(counts, table)
     wanted = np.zeros(len(exposure))
@@ -88,7 +102,7 @@ def test_dependence_on_clicks_above_is_noticed(tmp_path: Path, pbm_log: ClickLog
     data = CrossFitting(cascade_log, by="query", seed=0, work=tmp_path)
     assert data.depends_on_clicks
     assert "each last click" in data.notes[0]
-    truth = np.nan_to_num(cascade_log.vocabulary.labels)
+    truth = grades_of(cascade_log)
     correlation = []
     for how in ("rank", "last-click"):
         counts = collapse(cascade_log, how)  # type: ignore[call-overload]
@@ -118,7 +132,7 @@ def test_the_regression_maximises_its_likelihood() -> None:
 def test_scores_of_documents_are_those_of_each_alone(pbm_log: ClickLog) -> None:
     ranker = baselines.NaiveListwise(relevance=towers.Linear(3, rngs=nnx.Rngs(0)))
     chosen = np.random.default_rng(0).permutation(np.arange(1, pbm_log.documents + 1))[:200]
-    features = pbm_log.vocabulary.features[chosen][:, None]
+    features = features_of(pbm_log)[chosen][:, None]
     alone = Sessions(
         mask=np.ones((200, 1), bool),
         position=np.zeros((200, 1), np.int32),
@@ -139,7 +153,7 @@ def test_standardised_scores_have_mean_0_and_deviation_1_within_queries() -> Non
 def test_held_out_clicks_rank_rankers_as_grades_do(tmp_path: Path, pbm_log: ClickLog) -> None:
     """The feature that makes the grades gains over the logged order, one that tells nothing loses."""
     data = CrossFitting(pbm_log, by="query", seed=0, work=tmp_path)
-    features, labels = pbm_log.vocabulary.features, np.nan_to_num(pbm_log.vocabulary.labels)
+    features, labels = features_of(pbm_log), grades_of(pbm_log)
     for fold in range(data.folds):
         found = data.held_out(fold)
         assert len(np.unique(found.document)) == len(found.document)
@@ -251,6 +265,22 @@ def test_a_table_corrects_only_the_documents_that_it_knows(tmp_path: Path, pbm_l
     known = np.asarray(model.known[...])
     assert not known[never].any()
     assert known.sum() == pbm_log.documents - len(never)
+
+
+def test_a_log_that_supports_no_correction_keeps_the_logged_order(tmp_path: Path) -> None:
+    """Inverse propensities need ranks that documents connect, which a deterministic logger does not."""
+    log = logged(tmp_path / "log", "pbm", 300, temperature=0.0)
+    (tmp_path / "work").mkdir()
+    data = CrossFitting(log, by="query", seed=0, work=tmp_path / "work")
+    method = StudyMethod("ips", "ips-listwise", relevance="linear")
+    with pytest.raises(UltrError, match="no candidate could be trained"):
+        choose_by_folds(method.variants(), log, lambda by: data, seed=0, safe=False)
+    chosen = choose_by_folds(method.variants(), log, lambda by: data, seed=0, safe=True)
+    assert chosen.ranker.correction == 0
+    assert "the logged order is kept" in chosen.facts["reason"]
+    shown = np.arange(1, log.documents + 1)
+    order = np.argsort(document_scores(chosen.ranker, log.vocabulary, shown))
+    assert (np.diff(data.logged().scores[shown][order]) >= -1e-4).all()
 
 
 @pytest.mark.parametrize("given", [["--solver", "em"], ["--valid-fraction", "0.2"], ["--resume"]])

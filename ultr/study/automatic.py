@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from ultr.baselines import GuardedRanker, NaiveListwise
 from ultr.data import ClickLog
 from ultr.errors import UltrError
 from ultr.files import json_values
@@ -16,6 +17,7 @@ from ultr.study.registry import AUTO, AUTO_MODELS
 from ultr.study.settings import StudyMethod
 from ultr.study.specs import TABLES
 from ultr.study.tower_factory import resolve_relevance
+from ultr.towers import record_schema, trained_schema
 from ultr.training.loop import Fitted
 
 PRIOR = 0.3  # of l2, in the unit of one query's mean number of sessions
@@ -66,7 +68,12 @@ def choose_by_folds(
       UltrError: none can be trained, or the log cannot be judged by; says why.
     """
     tried: list[Candidate] = []
-    best = _choose(list(variants), log, folds, tried, seed)
+    try:
+        best = _choose(list(variants), log, folds, tried, seed)
+    except UltrError as error:
+        if not safe:
+            raise
+        return _logged_alone(variants[0][1], tried, log, folds, str(error))
     return _finished(best, tried, log, folds, seed=seed, safe=safe)
 
 
@@ -85,7 +92,12 @@ def choose_automatically(method: StudyMethod, log: ClickLog, folds: Folds, *, se
     start = [
         ({"model": m, "relevance": first, "l2": method.l2}, _with(method, model=m, relevance=first)) for m in models
     ]
-    best = _choose(start, log, folds, tried, seed)
+    try:
+        best = _choose(start, log, folds, tried, seed)
+    except UltrError as error:
+        if not safe:
+            raise
+        return _logged_alone(start[0][1], tried, log, folds, str(error))
     if method.relevance == "auto" and features:
         best = _compare(best, {"relevance": "mlp"}, log, folds, tried, seed)
     if method.l2 == 0 and unit_of(best.method, log) == "query":
@@ -130,6 +142,24 @@ def _choose(
     if not chosen:
         raise UltrError("; ".join(problems))
     return max(chosen, key=lambda candidate: candidate.gain.value)
+
+
+def _logged_alone(method: StudyMethod, tried: list[Candidate], log: ClickLog, folds: Folds, problem: str) -> Chosen:
+    """Falls back to the logged order alone, where the log cannot support what was to correct it."""
+    by = unit_of(method, log)
+    data = folds(by)
+    logged = data.logged()
+    own = NaiveListwise(relevance=logged.tower)
+    ranker = GuardedRanker(ranker=own, logger=logged.tower, correction=0.0)
+    record_schema(ranker, trained_schema(ranker, data.counts("rank")))
+    reason = f"nothing could be trained, so that the logged order is kept: {problem}"
+    facts = {"epoch": 0, "settings": {}, "folds": data.folds, "by": CRITERION, "reason": reason}
+    facts |= {"values": [candidate.to_json() for candidate in tried]}
+    facts["guard"] = json_values(
+        {"correction": 0.0, "reason": reason, "values": [], "agreement_with_logged_order": logged.agreement}
+    )
+    seconds = sum(candidate.seconds for candidate in tried)
+    return Chosen(ranker, Fitted(own, [], 0), method, by, facts, 0.0, seconds, [*data.notes, reason])
 
 
 def _finished(best: Candidate, tried: list[Candidate], log: ClickLog, folds: Folds, *, seed: int, safe: bool) -> Chosen:

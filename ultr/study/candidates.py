@@ -44,8 +44,7 @@ class Candidate:
       method: with all settings.
       settings: those in which it differs from the other candidates.
       scores: per fold, [D] of the fold's documents.
-      models: per fold, the model that was trained on the other folds.
-      epochs: per fold, the best.
+      epochs: per fold, the best; 0: none was better than the start.
       losses: per fold, the held-out loss per session.
       told: per fold, the gains on its queries.
       seconds: of its training.
@@ -69,7 +68,7 @@ class Candidate:
 
     @property
     def loss(self) -> float:
-        """The mean over folds of the held-out loss per session."""
+        """The mean over folds of the held-out loss per session; NaN where a fold has none."""
         return float(np.mean(self.losses)) if self.losses else math.nan
 
     def to_json(self) -> dict[str, Any]:
@@ -118,16 +117,15 @@ def judge_on_fold(candidate: Candidate, data: CrossFitting, fold: int, nuisance:
         statistics = statistics_for(model, data.log)
         train, valid = (data.sufficient(statistics, fold, held_out=held_out) for held_out in (False, True))
         fitted = fit_method(candidate.method, model, train, valid, seed)
-        if not fitted.best:
-            raise UltrError("no epoch improved on the start: lower the learning rate, or check the log")
         held_out = data.held_out(fold)
         scores = document_scores(fitted.model, data.log.vocabulary, held_out.document)
     except UltrError as error:
         candidate.error = " ".join(str(error).split())
         return
     candidate.is_click_model = isinstance(fitted.model, ClickModel)
-    candidate.epochs.append(fitted.best)
-    candidate.losses.append(float(fitted.history[fitted.best - 1]["valid_loss"]))
+    best = fitted.history[fitted.best - 1] if fitted.best else {"epoch": 0, "valid_loss": math.nan}
+    candidate.epochs.append(int(best["epoch"]))
+    candidate.losses.append(float(best["valid_loss"]))
     candidate.scores.append(scores)
     candidate.told.append(PerQuery(*query_gains(held_out.clicks, scores, held_out.logged)))
     candidate.seconds += time.perf_counter() - began
@@ -170,7 +168,13 @@ def choose(candidates: Sequence[Candidate]) -> Choice:
     best = max(whole, key=lambda c: c.gain.value)
     if len(whole) == 1:
         return Choice(best, "the only candidate that was not far behind after two folds" if len(trained) > 1 else "")
-    near = [c for c in whole if c.is_click_model and (d := difference(c, best)).value + NEAR * d.standard_error >= 0]
+    near = [
+        c
+        for c in whole
+        if c.is_click_model
+        and not math.isnan(c.loss)
+        and (d := difference(c, best)).value + NEAR * d.standard_error >= 0
+    ]
     if best.is_click_model and len(near) > 1:
         likely = min(near, key=lambda c: c.loss)
         if likely is not best:

@@ -36,7 +36,11 @@ class Examination:
 
 
 def examination(counts: Counts) -> Examination:
-    """Estimates examination by the conditional likelihood, for every rank.
+    """Estimates examination by the conditional likelihood, for every rank, raised by its standard error.
+
+    An error of a rank's examination is one of all queries together, so that no standard error over queries knows of it.
+    Examination that is too high takes documents shown there for less relevant, and so speaks for the logged order: with
+    few sessions that is the side to err on, with many the error vanishes.
 
     From counts by last click, one for each rank and last click; where few clicks tell these, they are drawn to that of
     the rank alone. A rank that documents do not connect with rank 1 has the mean examination of those next to it that
@@ -47,7 +51,8 @@ def examination(counts: Counts) -> Examination:
     cells = CellCounts(counts.document, counts.rank, None, counts.impressions, counts.clicks, counts.weight)
     notes: tuple[str, ...] = ()
     try:
-        curve = np.asarray(conditional_likelihood(arm_counts_of_cells(counts, cells)).value)
+        estimate = conditional_likelihood(arm_counts_of_cells(counts, cells))
+        curve = np.asarray(estimate.value) * np.exp(np.minimum(np.nan_to_num(estimate.log_standard_error), 1.0))
     except UltrError:
         curve = np.full(ranks, np.nan)
     told = np.isfinite(curve) & (curve > 0)
