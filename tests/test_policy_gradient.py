@@ -255,7 +255,7 @@ def test_inverted_clicks_do_bounded_harm() -> None:
     # The bound supposes that users click as assumed: only a small delta holds the ranker where they do not.
     assert drop("safe-doubly-robust", delta=0.5) > 0.5 * free
     assert drop("safe-doubly-robust", delta=1e-4) < 0.25 * free
-    # Proximal optimisation supposes nothing of users: exposure may grow by 1/delta alone, a half here and a tenth there.
+    # Proximal optimisation supposes nothing of users: exposure may grow by 1/delta alone, by a half and by a tenth.
     assert drop("prpo") < 0.75 * free
     assert drop("prpo", sessions=110) < 0.25 * free
 
