@@ -255,9 +255,9 @@ def test_inverted_clicks_do_bounded_harm() -> None:
     # The bound supposes that users click as assumed: only a small delta holds the ranker where they do not.
     assert drop("safe-doubly-robust", delta=0.5) > 0.5 * free
     assert drop("safe-doubly-robust", delta=1e-4) < 0.25 * free
-    assert drop("prpo") < 0.5 * free
-    # Its exposures are within [2/3, 3/2] of the logged ones, whatever the clicks said.
-    assert drop("prpo") < (1 - 2 / 3) * float(exposure_of(logger, alpha) @ relevance)
+    # Proximal optimisation supposes nothing of users: exposure may grow by 1/delta alone, by a half and by a tenth.
+    assert drop("prpo") < 0.75 * free
+    assert drop("prpo", sessions=110) < 0.25 * free
 
 
 def test_estimates_are_right_on_average_over_clicks() -> None:
