@@ -323,11 +323,11 @@ def command(
         result["trained_on"] = dataclasses.asdict(about) | {"text": about.text}
     if fitted.trained_on is not None and (turning := fitted.turning) is not None:
         result["turning"] = dataclasses.asdict(turning) | {"text": turning.text}
-    trained = fitted.model.model if isinstance(fitted.model, Frailty) else fitted.model
+    learnt = fitted.model.model if isinstance(fitted.model, Frailty) else fitted.model
     if isinstance(fitted.model, Frailty):
         result["frailty"] = fitted.model.standard_deviation
-    if isinstance(trained, PBM):
-        result["propensity"] = [float(x) if vary else None for x in trained.propensity(train.ranks)]
+    if isinstance(learnt, PBM):
+        result["propensity"] = [float(x) if vary else None for x in learnt.propensity(train.ranks)]
         result["unsupported"] = withheld_ranks(fitted.model, train.ranks)
         if not vary:
             result["unsupported"] = dict.fromkeys(range(1, train.ranks + 1), ALL_CLICKED)

@@ -18,7 +18,7 @@ from ultr.study.settings import StudyMethod
 from ultr.study.specs import TABLES
 from ultr.study.tower_factory import resolve_relevance
 from ultr.towers import record_schema, trained_schema
-from ultr.training.loop import Fitted
+from ultr.training.fitted import Fitted
 
 PRIOR = 0.3  # of l2, in the unit of one query's mean number of sessions
 

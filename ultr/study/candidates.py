@@ -20,7 +20,7 @@ from ultr.study.held_out import document_scores
 from ultr.study.nuisance import NuisanceEstimates
 from ultr.study.settings import StudyMethod
 from ultr.study.steps import fit_method, model_config
-from ultr.training.loop import Fitted
+from ultr.training.fitted import Fitted
 from ultr.training.sufficient import statistics_for
 
 CRITERION = "gain in DCG@10 over the logged order on held-out queries, by debiased clicks"

@@ -160,8 +160,10 @@ class CrossFitting:
         name = "lists" if fold is None else f"lists-{'valid' if held_out else 'train'}-{fold}"
         if fold is not None and self.by == "query":
             chosen = self.fold_of_query == fold if held_out else self.fold_of_query != fold
-            return self.sufficient("list").select_queries(chosen & (self.fold_of_query >= 0))
-        part = self.sessions(fold, held_out=held_out)
+            return self._distinct("lists", self.log).select_queries(chosen & (self.fold_of_query >= 0))
+        return self._distinct(name, self.sessions(fold, held_out=held_out))
+
+    def _distinct(self, name: str, part: ClickLog) -> ClickLog:
         return self._once((name,), lambda: collapse(part, "list", directory=self.work / name))
 
     def logged(self, fold: int | None = None) -> EstimatedOrder:
