@@ -111,8 +111,8 @@ def choose_correction(gains: Sequence[RankingGain], over_chance: RankingGain) ->
         )
     best = max(vouched, key=lambda i: gains[i].value)
     return CORRECTIONS[best], (
-        f"the largest gain of those with a lower bound above 0: {gains[best].value:+.1%} of the DCG of the logged order, "
-        f"at least {lower[best]:+.1%}"
+        f"the largest gain of those with a lower bound above 0: {gains[best].value:+.1%} of the DCG of the logged "
+        f"order, at least {lower[best]:+.1%}"
     )
 
 
