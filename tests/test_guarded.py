@@ -143,9 +143,9 @@ def gains(*values: tuple[float, float]) -> list[RankingGain]:
     return [RankingGain(value, error, 100) for value, error in padded]
 
 
-def test_the_highest_lower_bound_decides() -> None:
+def test_the_largest_gain_with_a_lower_bound_above_0_decides() -> None:
     good = RankingGain(0.2, 0.01, 100)
-    assert choose_correction(gains((0.0, 0.0), (0.03, 0.01), (0.05, 0.02), (0.2, 0.2)), good)[0] == CORRECTIONS[2]
+    assert choose_correction(gains((0.0, 0.0), (0.04, 0.01), (0.05, 0.03), (0.2, 0.2)), good)[0] == CORRECTIONS[2]
     kept, reason = choose_correction(gains((0.0, 0.0), (0.01, 0.01), (0.1, 0.2)), good)
     assert kept == 0
     assert "logged order is kept" in reason

@@ -89,7 +89,10 @@ def logged_over_chance(data: CrossFitting) -> RankingGain:
 
 
 def choose_correction(gains: Sequence[RankingGain], over_chance: RankingGain) -> tuple[float, str]:
-    """Chooses the strength whose gain over the logged order has the highest lower bound, if that is above 0.
+    """Chooses the strength with the largest gain among those whose gain has a lower bound above 0, if there is one.
+
+    The lower bound guards against the logged order; among what it vouches for, the highest one would choose weak
+    corrections for nothing but their small errors.
 
     Where clicks say that the logged order is worse than a random one, they contradict the very order that the guard
     holds on to, as inverted clicks would: then it stays as it is.
@@ -100,13 +103,17 @@ def choose_correction(gains: Sequence[RankingGain], over_chance: RankingGain) ->
             "order is kept. If the logger is known to be bad, train without the guard"
         )
     lower = [gain.lower() for gain in gains]
-    best = int(np.argmax(lower))
-    if not lower[best] > 0:
+    vouched = [i for i, bound in enumerate(lower) if bound > 0]
+    if not vouched:
         return 0.0, (
             f"no correction is better than the logged order with {CONFIDENCE:.0%} confidence on "
             f"{gains[0].queries:,} held-out queries: the logged order is kept"
         )
-    return CORRECTIONS[best], f"the highest lower bound of the gain, {lower[best]:+.1%} of the DCG of the logged order"
+    best = max(vouched, key=lambda i: gains[i].value)
+    return CORRECTIONS[best], (
+        f"the largest gain of those with a lower bound above 0: {gains[best].value:+.1%} of the DCG of the logged "
+        f"order, at least {lower[best]:+.1%}"
+    )
 
 
 def guard(ranker: Ranker, candidate: Candidate, data: CrossFitting) -> Guarded:
