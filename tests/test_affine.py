@@ -36,7 +36,7 @@ def clicks_of(user: str, items: int, shown: float, seed: int) -> ArmCounts:
 
 
 def errors_of(user: str, logs: int, items: int, shown: float) -> tuple[np.ndarray, np.ndarray]:
-    """Computes z of log(alpha) relative to rank 1 of several logs, [logs, K - 1], by its own errors and by the PBM's."""
+    """Computes z of log(alpha) relative to rank 1, [logs, K - 1], by its own errors and by those of the PBM."""
     z, by_pbm = [], []
     truth = np.log(USERS[user][0] / USERS[user][0][0])[1:]
     for seed in range(logs):
@@ -79,7 +79,8 @@ def test_scaled_probabilities_are_those_of_the_clicks() -> None:
     counts = clicks_of("trust", 400, 2_000.0, 0)
     found = present(fit_affine(counts))
     alpha, beta = found.scaled()
-    assert beta.min() == 0 and (alpha + beta).max() == pytest.approx(1)
+    assert beta.min() == 0
+    assert (alpha + beta).max() == pytest.approx(1)
     np.testing.assert_allclose(alpha / alpha[0], np.exp(found.log_alpha))
     shift = (beta - found.beta) / np.exp(found.log_alpha)
     np.testing.assert_allclose(shift, shift[0], atol=1e-12)  # a multiple of alpha

@@ -62,7 +62,8 @@ def test_trust_is_corrected_for_where_clicks_tell_it(tmp_path: Path) -> None:
     alpha, beta = fit_trust(counts, seed=0)
     found = present(fit_affine(as_arm_counts(counts)))
     np.testing.assert_allclose(alpha / alpha[0], np.exp(found.log_alpha))
-    assert beta.min() == 0 and (alpha + beta).max() == pytest.approx(1)
+    assert beta.min() == 0
+    assert (alpha + beta).max() == pytest.approx(1)
 
 
 def test_true_examination_is_that_of_the_user_and_of_no_other() -> None:

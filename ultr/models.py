@@ -200,6 +200,7 @@ class PBM(_RelevanceAndExamination, LatentVariableModel):
 
     sufficient_statistics = "rank"
     from_latents = staticmethod(_examined)
+    curve_source = "position-based"
 
     def __call__(self, sessions: Sessions) -> PositionClicks:
         relevance = _logits(self.relevance, sessions, "relevance")
@@ -226,21 +227,18 @@ class TrustPBM(_RelevanceScored):
     """
 
     sufficient_statistics = "rank"
+    curve_source = "affine"
     slots = ("relevance", "examination", "trust_relevant", "trust_irrelevant")
 
     def __init__(
         self, *, relevance: TowerLike, examination: TowerLike, trust_relevant: TowerLike, trust_irrelevant: TowerLike
     ) -> None:
-        self.relevance = as_tower(relevance)
-        self.examination = as_tower(examination)
-        self.trust_relevant = as_tower(trust_relevant)
-        self.trust_irrelevant = as_tower(trust_irrelevant)
+        self.relevance, self.examination = as_tower(relevance), as_tower(examination)
+        self.trust_relevant, self.trust_irrelevant = as_tower(trust_relevant), as_tower(trust_irrelevant)
 
     def __call__(self, sessions: Sessions) -> PositionClicks:
-        relevance = _logits(self.relevance, sessions, "relevance")
-        examination = _logits(self.examination, sessions, "examination")
-        relevant = _logits(self.trust_relevant, sessions, "trust_relevant")
-        irrelevant = _logits(self.trust_irrelevant, sessions, "trust_irrelevant")
+        logits = (_logits(self.tower_in(slot), sessions, slot) for slot in self.slots)
+        relevance, examination, relevant, irrelevant = logits
         yes, no = log_sigmoid(relevance), log_sigmoid(-relevance)
         examined = log_sigmoid(examination)
         click = examined + logaddexp(yes + log_sigmoid(relevant), no + log_sigmoid(irrelevant))
@@ -257,6 +255,7 @@ class AdditivePBM(_RelevanceAndExamination):
     """
 
     sufficient_statistics = "rank"
+    curve_source = "additive"
 
     def __call__(self, sessions: Sessions) -> PositionClicks:
         relevance = _logits(self.relevance, sessions, "relevance")
@@ -273,6 +272,7 @@ class UBM(_RelevanceAndExamination, LatentVariableModel):
 
     sufficient_statistics = "last-click"
     from_latents = staticmethod(_examined)
+    curve_source = "browsing"
 
     def __call__(self, sessions: Sessions) -> PositionClicks:
         if sessions.rank_axis == 0:

@@ -68,6 +68,7 @@ class DLA(Baseline):
     """
 
     weighs_impressions = True
+    curve_source = "dual"
 
     def __init__(self, *, relevance: TowerLike, examination: TowerLike, clip: float | None = 100.0) -> None:
         super().__init__(relevance=relevance)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -158,9 +159,11 @@ def command(
     Example: tables, to the maximum of the likelihood
       ultr train log --out run --model ubm --relevance table --solver em
     """
+    from ultr.data import collapse
     from ultr.models import PBM
-    from ultr.study.assumptions import check_assumptions
+    from ultr.study.assumptions import check_assumptions, fit_of
     from ultr.study.building import build_model, build_optimizer, resolve_optimizer
+    from ultr.study.curves import learnt_curve
     from ultr.study.tower_factory import ModelConfig, resolve_relevance
     from ultr.towers import row_tables, withheld_ranks
     from ultr.training import fit, save, solve
@@ -260,8 +263,12 @@ def command(
         result["unsupported"] = withheld_ranks(fitted.model, train.ranks)
         if not vary:
             result["unsupported"] = dict.fromkeys(range(1, train.ranks + 1), ALL_CLICKED)
-    if (checked := check_assumptions(spec, train)) is not None:
+    counts = functools.cache(lambda: collapse(train, "last-click"))
+    if spec.assumes and (checked := check_assumptions(spec, counts())) is not None:
         result["goodness_of_fit"] = checked
+    curve = learnt_curve(fitted.model, counts, lists=lambda: train, fit=lambda: fit_of(counts()), seed=seed)
+    if vary and curve is not None:
+        result["examination"] = curve
     write_json(out / "run.json", result)
     output(json_values(result), _report(result), as_json)
 
@@ -285,6 +292,8 @@ def _report(result: dict[str, Any]) -> str:
         for rank, reason in result["unsupported"].items():
             reasons.setdefault(reason, []).append(rank)
         text += [f"{ranks_text(ranks)}: {reason}" for reason, ranks in reasons.items()]
+    if "examination" in result:
+        text += ["examination by rank that the model learnt:", result["examination"]["text"]]
     if said := result.get("goodness_of_fit", {}).get("text"):
         text.append(said)
     return "\n".join(text)

@@ -110,8 +110,8 @@ class NuisanceEstimates:
         """Returns ([R] alpha, [R] beta): P(click at k) = alpha_k relevance + beta_k (Vardasbi 2020).
 
         "true": of the simulated user and of the noise that was put on the clicks. Else `fit_trust` of the log's
-        counts, since estimators of examination take what trust adds for relevance. Where the propensities come from a file, there is no trust in them: alpha is the
-        propensity and beta 0.
+        counts, since estimators of examination take what trust adds for relevance. Where the propensities come from a
+        file, there is no trust in them: alpha is the propensity and beta 0.
         """
         if self.source == TRUE:
             alpha = true_alpha(self.truth)
