@@ -132,8 +132,7 @@ class _Learnt:
             return None
         if value is None or not value[0] > 0:
             return None
-        value = np.asarray(value, np.float64)
-        return value / value[0]
+        return np.asarray(np.asarray(value, np.float64) / value[0])
 
     def by_rank(self, tower: Tower) -> np.ndarray:
         ranks = self.counts.ranks
