@@ -10,10 +10,14 @@ import numpy as np
 import pytest
 from conftest import Ultr
 from narrowing import present
+from propensity_logs import click_log
 from stored import write_log
 
 from ultr.data import ClickLog, collapse
 from ultr.errors import ConfigError, DataError
+from ultr.propensity import conditional_likelihood
+from ultr.propensity.affine import fit_affine
+from ultr.propensity.arm_counts import as_arm_counts
 from ultr.simulate import user
 from ultr.simulate.ground_truth import describe_user
 from ultr.study import ModelConfig, NuisanceEstimates, build_model
@@ -46,6 +50,20 @@ def test_trust_of_a_log_that_tells_nothing_is_refused(tmp_path: Path) -> None:
         fit_trust(collapse(still, "rank"), seed=0)
     with pytest.raises(ConfigError, match="unidentified"):
         NuisanceEstimates(still, source="conditional-likelihood").propensity  # noqa: B018
+
+
+def test_trust_is_corrected_for_where_clicks_tell_it(tmp_path: Path) -> None:
+    counts = collapse(click_log(tmp_path / "few", sessions=150), "rank")
+    alpha, beta = fit_trust(counts, seed=0)
+    estimate = conditional_likelihood(counts).value
+    np.testing.assert_allclose(alpha, estimate / estimate.max())
+    np.testing.assert_array_equal(beta, 0.0)
+    counts = collapse(click_log(tmp_path / "many", sessions=20_000), "rank")
+    alpha, beta = fit_trust(counts, seed=0)
+    found = present(fit_affine(as_arm_counts(counts)))
+    np.testing.assert_allclose(alpha / alpha[0], np.exp(found.log_alpha))
+    assert beta.min() == 0
+    assert (alpha + beta).max() == pytest.approx(1)
 
 
 def test_true_examination_is_that_of_the_user_and_of_no_other() -> None:

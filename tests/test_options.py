@@ -103,7 +103,7 @@ IN_VAIN = {
     "prepare {clicks} --out {out} --split-by time": "--split-by has no effect without --split",
     "prepare {clicks} --out {out} --seed 3": "--seed has no effect without --split",
     "prepare {clicks} --out {out} --split a=.5,b=.5 --split-by time --seed 3": "--seed has no effect with --split-by",
-    "prepare {clicks} --out {out} --max-grade 4": "--max-grade (in Python: max_grade) has no effect: there are no grades",
+    "prepare {clicks} --out {out} --max-grade 4": "max_grade) has no effect: there are no grades",
     "prepare {graded} --format letor --out {out} --feature x": "take no columns, features",
     # simulate
     "simulate {lists} --out {out} --policy oracle --noise 2": "--noise has no effect on the policy 'oracle', only on",

@@ -45,7 +45,7 @@ def test_the_registry_and_the_help_load_no_engine() -> None:
 @pytest.mark.parametrize(
     ("name", "request_", "message"),
     [
-        ("table", ColumnRequest({"url": "document"}), r"--url has no meaning with the format 'table', .* found \['url'\]"),
+        ("table", ColumnRequest({"url": "document"}), r"--url has no meaning with .*'table', .* found \['url'\]"),
         ("ubi", ColumnRequest({"action": "event"}, ["price"], ["store"]), None),
         ("qrels", ColumnRequest({"query": "topic"}), "the fields of the format 'qrels' are fixed"),
         ("trec-session", ColumnRequest(features=["vertical"]), None),

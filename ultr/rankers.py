@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -12,6 +12,11 @@ from flax import nnx
 from ultr.data.dataset import SufficientStatistics
 from ultr.sessions import Sessions
 from ultr.towers.base import Component, ParameterGroup, Tower
+
+# What a curve of examination comes from, and so what its errors are: no curve; one that was given; the maximum of the
+# likelihood of the position-based, the additive, or the user browsing model; listwise softmax cross-entropy, or that
+# with weights by relevance (dual learning); alpha of trust bias; ratios of sums that training measures on its way.
+CurveSource = Literal["none", "given", "position-based", "additive", "browsing", "listwise", "dual", "affine", "ratios"]
 
 
 class ImpressionWeights(NamedTuple):
@@ -70,6 +75,11 @@ class Ranker(Component):
     def weighs_impressions(self) -> bool:
         """Whether `impression_weights` says how the loss weighs impressions."""
         return False
+
+    @property
+    def curve_source(self) -> CurveSource:
+        """What `examination_curve` comes from, which decides its errors (`identifiability.examination_interval`)."""
+        return "none"
 
     @property
     def corrects_trust_bias(self) -> bool:

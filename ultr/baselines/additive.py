@@ -33,6 +33,8 @@ class AdditiveListwise(Baseline):
       examination: tower of b.
     """
 
+    curve_source = "listwise"
+
     def __init__(self, *, relevance: TowerLike, examination: TowerLike) -> None:
         super().__init__(relevance=relevance)
         self.examination = as_tower(examination)
@@ -66,6 +68,7 @@ class AdversarialTwoTower(Baseline):
     """
 
     sufficient_statistics = "rank"
+    curve_source = "additive"
 
     def __init__(self, *, relevance: TowerLike, examination: TowerLike, strength: float = 1.0) -> None:
         super().__init__(relevance=relevance)

@@ -54,6 +54,10 @@ class DLA(Baseline):
     documents of a query at several ranks, both losses are stationary where softmax(b) is proportional to examination
     and softmax(s) to relevance. Lists without a click contribute 0.
 
+    That point is right on average over clicks. On a log, a weight is one over an estimate from the same clicks, and
+    every document counts alike: with a table of documents the curve is biased where documents have few clicks (they
+    agree with any curve), and has about 1.6 times the variance of the likelihood's where they have many.
+
     The sum says nothing of how good a model is, since its weights are the model's own and grow as b learns. Under
     `model.eval()`, and so when `fit` judges an epoch, the loss is -sum c log softmax(s + b) instead: how likely the
     clicked documents are among those shown, which is greatest at that same point (`AdditiveListwise`).
@@ -68,6 +72,7 @@ class DLA(Baseline):
     """
 
     weighs_impressions = True
+    curve_source = "dual"
 
     def __init__(self, *, relevance: TowerLike, examination: TowerLike, clip: float | None = 100.0) -> None:
         super().__init__(relevance=relevance)

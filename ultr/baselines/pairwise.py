@@ -74,6 +74,8 @@ class PairDebias(Baseline):
       ConfigError: a number outside these limits.
     """
 
+    curve_source = "ratios"
+
     def __init__(
         self, *, relevance: TowerLike, ranks: int, regularisation: float = 1.0, momentum: float = 0.05
     ) -> None:
@@ -158,6 +160,7 @@ class PRS(Baseline):
 
     metrics = ("dcg", "rank")
     weighs_impressions = True
+    curve_source = "given"
 
     def __init__(
         self, *, relevance: TowerLike, propensity: Any, metric: str = "dcg", clip: float | None = None

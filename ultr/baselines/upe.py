@@ -166,6 +166,7 @@ class UPE(Baseline):
     """
 
     weighs_impressions = True
+    curve_source = "ratios"
 
     def __init__(
         self,

@@ -66,6 +66,7 @@ class Weighted(Formed):
     """
 
     weighs_impressions = True
+    curve_source = "given"
 
     def __init__(self, *, relevance: TowerLike, form: str, clip: float | None, self_normalised: bool) -> None:
         super().__init__(relevance=relevance, form=form)

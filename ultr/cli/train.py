@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -199,10 +200,12 @@ def command(
       ultr train log --out run --model ubm --relevance table --solver em
     """
     from ultr.data import QueryLists
+    from ultr.data import collapse as collapse_log
     from ultr.evaluation import check_satisfaction
     from ultr.models import PBM, Frailty
-    from ultr.study.assumptions import check_assumptions
+    from ultr.study.assumptions import check_assumptions, fit_of
     from ultr.study.building import build_model, build_optimizer, resolve_optimizer
+    from ultr.study.curves import learnt_curve
     from ultr.study.steps import learnt_from, steps_for
     from ultr.study.tower_factory import ModelConfig, resolve_relevance
     from ultr.towers import row_tables, withheld_ranks
@@ -334,8 +337,12 @@ def command(
     if (satisfied := check_satisfaction(fitted.model, train, held_out, seed=seed)) is not None:
         result["satisfaction"] = satisfied.to_json()
         result["warnings"] = list(satisfied.warnings)
-    if (checked := check_assumptions(spec, train)) is not None:
+    counts = functools.cache(lambda: collapse_log(train, "last-click"))
+    if spec.assumes and (checked := check_assumptions(spec, counts())) is not None:
         result["goodness_of_fit"] = checked
+    curve = learnt_curve(fitted.model, counts, lists=lambda: train, fit=lambda: fit_of(counts()), seed=seed)
+    if vary and curve is not None:
+        result["examination"] = curve
     write_json(out / "run.json", result)
     output(json_values(result), training_report(result), as_json)
 

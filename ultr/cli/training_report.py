@@ -34,6 +34,8 @@ def training_report(result: dict[str, Any]) -> str:
         for rank, reason in result["unsupported"].items():
             reasons.setdefault(reason, []).append(rank)
         text += [f"{ranks_text(ranks)}: {reason}" for reason, ranks in reasons.items()]
+    if "examination" in result:
+        text += ["examination by rank that the model learnt:", result["examination"]["text"]]
     text += [f"warning: {warning}" for warning in result.get("warnings", ())]
     if said := result.get("goodness_of_fit", {}).get("text"):
         text.append(said)

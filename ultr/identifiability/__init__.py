@@ -2,7 +2,18 @@
 
 from ultr.identifiability.curve_agreement import Agreement, agreement
 from ultr.identifiability.diagnosis import Report, report
+from ultr.identifiability.examination_interval import examination_interval
 from ultr.identifiability.swap_plan import Swap, SwapPlan
 from ultr.propensity.goodness_of_fit import GoodnessOfFit, goodness_of_fit
 
-__all__ = ["Agreement", "GoodnessOfFit", "Report", "Swap", "SwapPlan", "agreement", "goodness_of_fit", "report"]
+__all__ = [
+    "Agreement",
+    "GoodnessOfFit",
+    "Report",
+    "Swap",
+    "SwapPlan",
+    "agreement",
+    "examination_interval",
+    "goodness_of_fit",
+    "report",
+]

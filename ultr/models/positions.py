@@ -88,6 +88,7 @@ class PBM(_RelevanceAndExamination, LatentVariableModel):
     """
 
     sufficient_statistics = "rank"
+    curve_source = "position-based"
     from_latents = staticmethod(_examined)
 
     def from_logits(self, sessions: Sessions, logits: Logits) -> PositionClicks:
@@ -114,6 +115,7 @@ class TrustPBM(SlotModel):
     """
 
     sufficient_statistics = "rank"
+    curve_source = "affine"
     slots = ("relevance", "examination", "trust_relevant", "trust_irrelevant")
 
     def __init__(
@@ -142,6 +144,7 @@ class AdditivePBM(_RelevanceAndExamination):
     """
 
     sufficient_statistics = "rank"
+    curve_source = "additive"
 
     def from_logits(self, sessions: Sessions, logits: Logits) -> PositionClicks:
         return PositionClicks(logits["relevance"] + logits["examination"], sessions.mask, sessions.rank_axis)
@@ -155,6 +158,7 @@ class UBM(_RelevanceAndExamination, LatentVariableModel):
     """
 
     sufficient_statistics = "last-click"
+    curve_source = "browsing"
     needs_lists_first = True
     from_latents = staticmethod(_examined)
 

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
-from ultr.data import ClickLog
+from ultr.data import ClickLog, Counts
 from ultr.errors import UltrError
-from ultr.propensity.goodness_of_fit import CHECKS, goodness_of_fit
+from ultr.propensity.goodness_of_fit import CHECKS, GoodnessOfFit, goodness_of_fit
 from ultr.study.specs import MethodSpec
 
 
-def check_assumptions(spec: MethodSpec, log: ClickLog) -> dict[str, Any] | None:
+def fit_of(source: ClickLog | Counts) -> GoodnessOfFit | None:
+    """Checks a log or its counts; None where it cannot be checked at all."""
+    try:
+        return goodness_of_fit(source)
+    except UltrError:
+        return None
+
+
+def check_assumptions(spec: MethodSpec, log: ClickLog | Counts) -> dict[str, Any] | None:
     """Checks whether a log contradicts what a method assumes of clicks; None for a method that assumes nothing.
 
     Returns:

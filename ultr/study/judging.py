@@ -88,6 +88,8 @@ def _facts_of_training(trained: TrainedMethod, log: PreparedLog | None) -> Facts
         epoch = trained.history[trained.best - 1]
         facts |= {"best": trained.best, "epochs": len(trained.history)}
         facts["weighting"] = {name: epoch[name] for name in WEIGHTING_FACTS if epoch.get(name) is not None}
+    if trained.examination is not None:
+        facts["examination"] = {key: value for key, value in trained.examination.items() if key != "text"}
     if trained.propensity is not None:
         facts["propensity"] = trained.propensity
         facts["propensity_error"] = propensity_error(trained.propensity, _true_curve(trained.model, log))

@@ -11,16 +11,20 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from ultr.data import Counts
 from ultr.errors import ConfigError, UltrError
 from ultr.evaluation import check_satisfaction, has_satisfaction, per_query
 from ultr.files import json_values
+from ultr.identifiability import GoodnessOfFit
 from ultr.models import ClickModel
 from ultr.rankers import Ranker
 from ultr.sessions import Sessions
+from ultr.study.assumptions import fit_of
 from ultr.study.automatic import choose_automatically, choose_by_folds
 from ultr.study.building import build_model, build_ranker_of_grades
 from ultr.study.choosing import CUTOFF, choosing_weights, weighted_dcg
 from ultr.study.cross_fitting import CrossFitting
+from ultr.study.curves import learnt_curve
 from ultr.study.prepared import JudgedLists, PreparedLog, SplitUnit
 from ultr.study.registry import AUTO
 from ultr.study.settings import StudyMethod
@@ -45,6 +49,7 @@ class TrainedMethod:
       history: of the training of the chosen variant.
       best: its best epoch.
       propensity: [R] examination that it learnt or was given, relative to rank 1; None: it has none.
+      examination: the same with its intervals, or why there are none (`learnt_curve`).
       seconds: of the chosen variant's training; `all_seconds` of all variants.
       notes: what a reader should know.
     """
@@ -56,6 +61,7 @@ class TrainedMethod:
     history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     best: int = 0
     propensity: np.ndarray | None = None
+    examination: dict[str, Any] | None = None
     seconds: float = 0.0
     all_seconds: float = 0.0
     notes: list[str] = dataclasses.field(default_factory=list)
@@ -168,11 +174,28 @@ def _by_one_split(method: StudyMethod, log: PreparedLog, seed: int) -> TrainedMe
     trained = _trained(found, criterion)
     nuisance = log.nuisance(best.method.propensity, best.by)
     trained.propensity = curve_of(best.fitted.model, nuisance.log.ranks)
+    trained.examination = _examination(best, log, seed)
     trained.notes = notes + ([] if best.by == "query" else [TABLE_NOTE])
     if has_satisfaction(best.fitted.model):
         checked = check_satisfaction(best.fitted.model, *(log.distinct(p, best.by) for p in PARTS), seed=seed)
         trained.notes += checked.warnings if checked else ()
     return trained
+
+
+def _examination(best: _Variant, log: PreparedLog, seed: int) -> dict[str, Any] | None:
+    """Computes the intervals of the curve that the best variant learnt."""
+    by = best.by
+    assert by is not None
+    nuisance = log.nuisance(best.method.propensity, by)
+
+    def counts() -> Counts:
+        return log.counts("train", by, "last-click")
+
+    def fit() -> GoodnessOfFit | None:
+        return nuisance.cached("goodness of fit", lambda: fit_of(counts()))
+
+    model = best.fitted.model
+    return learnt_curve(model, counts, lists=lambda: log.sufficient("train", by, "list"), fit=fit, seed=seed)
 
 
 def _train_on_grades(method: StudyMethod, lists: JudgedLists, seed: int, metric: str) -> TrainedMethod:

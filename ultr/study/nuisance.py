@@ -10,20 +10,19 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from flax import nnx
 
-from ultr import models, towers
 from ultr.baselines import Displays
 from ultr.data import ClickLog, Counts, collapse
 from ultr.errors import ConfigError, DataError
 from ultr.propensity import ESTIMATORS, Propensities
+from ultr.propensity.affine import fit_affine
+from ultr.propensity.arm_counts import as_arm_counts
 from ultr.study.truth import true_affine, true_alpha, true_examination, why_no_examination
 from ultr.text import did_you_mean, ranks_text
-from ultr.training import fit
 
 TRUE = "true"
 DEFAULT_ESTIMATOR = "conditional-likelihood"
-TRUST_STEPS = 3000  # of training, after which the tables of the trust model hardly move, whatever the size of the log
+MOST_UNSURE = 1.0  # standard error of log(alpha), the median over ranks, beyond which trust is not corrected for
 
 T = TypeVar("T")
 
@@ -110,10 +109,9 @@ class NuisanceEstimates:
     def affine(self) -> tuple[np.ndarray, np.ndarray]:
         """Returns ([R] alpha, [R] beta): P(click at k) = alpha_k relevance + beta_k (Vardasbi 2020).
 
-        "true": of the simulated user and of the noise that was put on the clicks. Else those of a `TrustPBM` with one
-        relevance per document, fitted to the log's counts, since trust needs a model: estimators of examination take
-        what it adds for relevance. Where the propensities come from a file, there is no trust in them: alpha is the
-        propensity and beta 0.
+        "true": of the simulated user and of the noise that was put on the clicks. Else `fit_trust` of the log's
+        counts, since estimators of examination take what trust adds for relevance. Where the propensities come from a
+        file, there is no trust in them: alpha is the propensity and beta 0.
         """
         if self.source == TRUE:
             alpha = true_alpha(self.truth)
@@ -179,34 +177,22 @@ def check_identified(found: Propensities) -> None:
 
 
 def fit_trust(counts: Counts, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Fits a TrustPBM with a table of relevance; returns ([R] alpha, [R] beta), alpha_1 + beta_1 at its fitted scale.
+    """Estimates ([R] alpha, [R] beta) of trust bias from counts by rank (`ultr.propensity.affine`).
+
+    Where the log has too few clicks to tell false clicks from relevance, alpha is the examination of the position-based
+    model and beta 0.
 
     Raises:
-      ConfigError: the log does not identify examination by rank, so that the fit would be its prior; or the fit says
-        that clicks do not depend on relevance at some rank.
+      ConfigError: the log does not identify examination by rank.
       DataError: no clicks.
     """
-    check_identified(ESTIMATORS[DEFAULT_ESTIMATOR].estimate(counts))
-    tables = {name: towers.RankTable(counts.ranks) for name in ("examination", "trust_relevant", "trust_irrelevant")}
-    tables["trust_irrelevant"] = towers.RankTable(counts.ranks, initial=np.full(counts.ranks, -2.0))
-    model = models.TrustPBM(relevance=towers.DocumentTable(counts.documents, rngs=nnx.Rngs(seed)), **tables)
-    size = min(max(1 << (max(len(counts) // 20, 1).bit_length() - 1), 64), 2048)
-    epochs = -(-TRUST_STEPS * size // max(len(counts), size))
-    fitted = fit(model, counts, epochs=epochs, batch_size=size, seed=seed, l2=1.0, progress=False).model
-
-    def probability(name: str) -> np.ndarray:
-        logit = np.asarray(getattr(fitted, name).table[...], np.float64)
-        return np.asarray(1 / (1 + np.exp(-logit)))
-
-    examined, relevant, irrelevant = (probability(name) for name in tables)
-    alpha, beta = examined * (relevant - irrelevant), examined * irrelevant
-    bad = (np.flatnonzero(~(alpha > 1e-3)) + 1).tolist()
-    if bad:
-        raise ConfigError(
-            f"unidentified: at {ranks_text(bad)} the trust model fitted to this log sees no effect of relevance on "
-            "clicks (alpha is 0). Cut the lists above them, or give propensities without trust"
-        )
-    return alpha, beta
+    estimate = ESTIMATORS[DEFAULT_ESTIMATOR].estimate(counts)
+    check_identified(estimate)
+    found = fit_affine(as_arm_counts(counts), seed=seed)
+    if found is None or not np.isfinite(found.log_error).all() or np.median(found.log_error[1:]) > MOST_UNSURE:
+        largest = estimate.value.max()
+        return estimate.value / largest, np.zeros(len(estimate.value))
+    return found.scaled()
 
 
 def read_propensities(path: str | Path) -> np.ndarray:

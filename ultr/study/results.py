@@ -112,6 +112,8 @@ def _method(
                     row.setdefault("notes", []).append(text.replace("_", " "))
     if curves := [f["propensity"] for f in facts if f.get("propensity")]:
         row["propensity"] = _over_seeds(_padded(curves)).tolist()
+    if learnt := [{"seed": seed, **f["examination"]} for seed, (_, f) in good.items() if f.get("examination")]:
+        row["examination"] = learnt  # with intervals: each seed has a log of its own
     chosen = [{"seed": seed, **f["chosen"]} for seed, (_, f) in good.items() if f.get("chosen")]
     if chosen:
         row["chosen"] = chosen
