@@ -12,6 +12,7 @@ from ultr.baselines.em import RegressionEM
 from ultr.baselines.naive import FullInformation, NaiveLambdaRank, NaiveListwise, NaivePointwise
 from ultr.baselines.pairwise import PRS, PairDebias
 from ultr.baselines.regression import DirectMethod, DoublyRobust
+from ultr.baselines.shrunk import ShrunkCTR
 from ultr.baselines.tables import affine_tables, propensity_table, trust_tables
 from ultr.baselines.upe import UPE, LoggingPolicy
 from ultr.baselines.weighted import IPS, AffineIPS, InterventionAware, PolicyAware
@@ -38,6 +39,7 @@ __all__ = [
     "PolicyAware",
     "PositionWeighted",
     "RegressionEM",
+    "ShrunkCTR",
     "affine_tables",
     "propensity_table",
     "trust_tables",

@@ -167,8 +167,10 @@ def command(
     from ultr.training.checkpoint import facts_of
 
     widths = _widths(hidden)
-    _check_options(solver)
     spec = _trained_method(model)
+    if not spec.by_gradient:
+        solver = solver if is_given("solver") else spec.solvers[0]
+    _check_options(solver)
     drawn = valid is None and valid_fraction > 0
     refuse_in_vain(_in_vain_without_log(spec, solver, valid, drawn))
     _check_solver(spec, solver)
@@ -176,6 +178,7 @@ def command(
     hold(out, inside=True)
     _check_out(out, resume)
     click.get_current_context().with_resource(says_what_is_kept(out))
+    relevance = relevance if spec.by_gradient else "table"
     train, held_out = _splits(log, split, valid, valid_split, valid_fraction, seed, relevance)
     vary = _check_clicks(train)
     if not vary:
@@ -340,9 +343,13 @@ def _trained_method(model: str) -> MethodSpec:
 
 def _check_solver(spec: MethodSpec, solver: str) -> None:
     """Refuses a solver that cannot train the method, before any work."""
-    if solver != "gradient" and solver not in spec.solvers:
-        solved = ", ".join(name for name, other in TRAINED.items() if solver in other.solvers)
-        *others, last = ["gradient", *spec.solvers]
+    known = [*(["gradient"] if spec.by_gradient else []), *spec.solvers]
+    if solver not in known:
+        by_gradient = solver == "gradient"
+        solved = ", ".join(
+            name for name, other in TRAINED.items() if (other.by_gradient if by_gradient else solver in other.solvers)
+        )
+        *others, last = known
         raise ConfigError(
             f"--solver {solver} cannot train --model {spec.name}, only {solved}. Choose --solver "
             + (f"{', '.join(others)} or {last}" if others else last)

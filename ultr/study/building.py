@@ -93,12 +93,19 @@ def _with_regression(parts: _Parts) -> Any:
     return parts.spec.made_class(**parts.towers(), regression=regression, **options)
 
 
+def _counted(parts: _Parts) -> Any:
+    """Makes room for what a solver counts, by document and rank."""
+    inputs = parts.factory.inputs
+    return parts.spec.made_class(documents=inputs.documents, ranks=inputs.ranks, **parts.class_options())
+
+
 _BUILDERS: dict[Builder, Callable[[_Parts], Any]] = {
     "towers": _from_towers,
     "frozen": _frozen,
     "dropout": _with_dropout,
     "position-weighted": _position_weighted,
     "regression": _with_regression,
+    "counted": _counted,
 }
 
 

@@ -23,7 +23,7 @@ from ultr.study.prepared import JudgedLists, PreparedLog, SplitUnit
 from ultr.study.settings import StudyMethod
 from ultr.study.specs import COMPRESSED_TABLES, NETWORKS, TABLES
 from ultr.study.tower_factory import ModelConfig, resolve_relevance
-from ultr.training import adam, fit, lazy_adam
+from ultr.training import adam, fit, lazy_adam, solve
 from ultr.training.loop import has_large_table
 
 STEPS_PER_EPOCH = 100  # at least, where the log allows
@@ -134,6 +134,8 @@ def _config(method: StudyMethod, seed: int) -> ModelConfig:
 
 
 def _fit(method: StudyMethod, model: Any, train: Any, valid: Any, seed: int) -> Any:
+    if not method.spec.by_gradient:
+        return solve(model, train, valid, method="counting")
     steps = training_steps(method, len(train))
     if has_large_table(model):
         optimizer: Any = lazy_adam(method.learning_rate, tables=method.table_rate)
@@ -161,7 +163,8 @@ def _train_on_clicks(method: StudyMethod, log: PreparedLog, seed: int) -> Traine
     criterion, notes = "", list[str]()
     for settings, variant in variants:
         # A table knows nothing of queries that it was not trained on; a network is judged on how it carries over.
-        by: SplitUnit = "session" if resolve_relevance(variant.relevance, log.log) in TABLES else "query"
+        is_table = not variant.spec.by_gradient or resolve_relevance(variant.relevance, log.log) in TABLES
+        by: SplitUnit = "session" if is_table else "query"
         nuisance = log.nuisance(variant.propensity, by)
         began = time.perf_counter()
         model = build_model(_config(variant, seed), log.part("train", by), nuisance, stored=log.stored)

@@ -147,6 +147,10 @@ _ROWS: tuple[MethodSpec, ...] = (
         "ultr.baselines.NaiveLambdaRank", _DOCUMENT,
     ),
     MethodSpec(
+        "shrunk-ctr", NAIVE, "click rate by document, shrunk towards that of its ranks; ties in the logged order",
+        "Robbins 1956; Casella 1985", "ultr.baselines.ShrunkCTR", solvers=("counting",), builder="counted",
+    ),
+    MethodSpec(
         "ips-pointwise", WEIGHTED, "inverse propensity scoring, pointwise", "Bekker 2019; Saito 2020",
         "ultr.baselines.IPS", _DOCUMENT, ("propensity",), {"form": "pointwise"}, options=_WEIGHTS,
         assumes=_BY_RANK,

@@ -12,7 +12,7 @@ from ultr.study.options import Option
 Need = Literal["propensity", "affine", "displays", "logging_policy", "ranks"]
 LearnsFrom = Literal["clicks", "grades", "nothing"]
 Assumption = Literal["last-click", "click-above", "cascade", "trust", "noise"]
-Builder = Literal["towers", "frozen", "dropout", "position-weighted", "regression"]
+Builder = Literal["towers", "frozen", "dropout", "position-weighted", "regression", "counted"]
 
 # Networks over features by the names of `--relevance`: class, and which settings of `ModelConfig` it takes.
 NETWORK_TOWERS: Mapping[str, tuple[str, tuple[str, ...]]] = {
@@ -39,7 +39,8 @@ class MethodSpec:
       paper: author and year of its sources, such as "Richardson 2007; Craswell 2008"; empty where there is none.
       makes: dotted name of the class that is trained; empty where no class of the package is.
       towers: argument of that class -> name of the method of `ultr.study.tower_factory.TowerFactory` for the tower.
-        A method without towers is not trained by `ultr.fit` and has none of its settings.
+        A method without towers is not trained by `ultr.fit` and has none of its settings: `solvers` count a log for
+        it, or a package trains it.
       needs: what it takes beside the towers: "propensity" (examination by rank), "affine" (trust parameters alpha and
         beta), "displays" (how often each document was shown at each rank), "logging_policy" (a network fitted to the
         displayed order), "ranks" (their number).
@@ -51,7 +52,7 @@ class MethodSpec:
       options: options of its own.
       solvers: methods of `ultr.solve` that can train it on tables.
       builder: the function of `ultr.study.building` that makes the model; "towers" hands towers, needs and options to
-        the class.
+        the class, "counted" the numbers of documents and ranks.
       package: the package of the extra `peers` that trains it.
     """
 
@@ -77,8 +78,13 @@ class MethodSpec:
 
     @property
     def trained_on_log(self) -> bool:
-        """Tells whether `ultr train` trains it: by gradient steps on the clicks of a log."""
-        return bool(self.towers) and self.learns_from == "clicks"
+        """Tells whether `ultr train` trains it on the clicks of a log: by gradient steps, or by a solver alone."""
+        return bool(self.towers or self.solvers) and self.learns_from == "clicks"
+
+    @property
+    def by_gradient(self) -> bool:
+        """Tells whether gradient steps train it; those without towers only have solvers."""
+        return bool(self.towers)
 
     @property
     def takes_propensities(self) -> bool:
