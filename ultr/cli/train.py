@@ -161,6 +161,7 @@ def command(
     from ultr.models import PBM
     from ultr.study.assumptions import check_assumptions
     from ultr.study.building import build_model, build_optimizer, resolve_optimizer
+    from ultr.study.support import check_support
     from ultr.study.tower_factory import ModelConfig, resolve_relevance
     from ultr.towers import row_tables, withheld_ranks
     from ultr.training import fit, save, solve
@@ -211,6 +212,12 @@ def command(
         for note in match_notes(match):
             click.echo(f"note: validation data: {note}", err=True)
     nuisance = _nuisance(log, train, spec, propensity, seed)
+    warning = None
+    if spec.examination in ("learnt", "modelled"):
+        by_features = config.relevance not in TABLES
+        warning = check_support(spec, nuisance.estimate, nuisance.counts, by_features=by_features)
+    if warning is not None:
+        click.echo(f"note: {warning}", err=True)
     untrained = build_model(config, train, nuisance)
     options: dict[str, Any] = {"solver": solver, "valid_fraction": valid_fraction}
     if solver == "gradient":
@@ -263,6 +270,8 @@ def command(
         result["unsupported"] = withheld_ranks(fitted.model, train.ranks)
         if not vary:
             result["unsupported"] = dict.fromkeys(range(1, train.ranks + 1), ALL_CLICKED)
+    if warning is not None:
+        result["support"] = warning
     if (checked := check_assumptions(spec, train)) is not None:
         result["goodness_of_fit"] = checked
     write_json(out / "run.json", result)

@@ -19,9 +19,11 @@ from ultr.rankers import Ranker
 from ultr.sessions import Sessions
 from ultr.study.building import build_model, build_ranker_of_grades
 from ultr.study.choosing import CUTOFF, choosing_weights, weighted_dcg
+from ultr.study.nuisance import DEFAULT_ESTIMATOR
 from ultr.study.prepared import JudgedLists, PreparedLog, SplitUnit
 from ultr.study.settings import StudyMethod
-from ultr.study.specs import COMPRESSED_TABLES, NETWORKS, TABLES
+from ultr.study.specs import COMPRESSED_TABLES, NETWORKS, TABLES, MethodSpec
+from ultr.study.support import check_support
 from ultr.study.tower_factory import ModelConfig, resolve_relevance
 from ultr.training import adam, fit, lazy_adam, solve
 from ultr.training.loop import has_large_table
@@ -167,6 +169,8 @@ def _train_on_clicks(method: StudyMethod, log: PreparedLog, seed: int) -> Traine
         by: SplitUnit = "session" if is_table else "query"
         nuisance = log.nuisance(variant.propensity, by)
         began = time.perf_counter()
+        warning = support_note(variant.spec, log, by, by_features=not is_table)
+        notes += [warning] if warning and warning not in notes else []
         model = build_model(_config(variant, seed), log.part("train", by), nuisance, stored=log.stored)
         train, valid = (log.sufficient(part, by, model.sufficient_statistics) for part in ("train", "valid"))
         fitted = _fit(variant, model, train, valid, seed)
@@ -188,6 +192,18 @@ def _train_on_clicks(method: StudyMethod, log: PreparedLog, seed: int) -> Traine
     trained.propensity = curve_of(best.fitted.model, nuisance.log.ranks)
     trained.notes = notes + ([] if best.by == "query" else [TABLE_NOTE])
     return trained
+
+
+def support_note(spec: MethodSpec, log: PreparedLog, by: SplitUnit, *, by_features: bool) -> str | None:
+    """Returns a warning where a log hardly supports what a method learns of examination.
+
+    Raises:
+      ConfigError: it does not support it at all.
+    """
+    if spec.examination not in ("learnt", "modelled"):
+        return None
+    estimate = log.nuisance(DEFAULT_ESTIMATOR, by).estimate
+    return check_support(spec, estimate, log.counts("train", by), by_features=by_features)
 
 
 def _train_on_grades(method: StudyMethod, lists: JudgedLists, seed: int, metric: str) -> TrainedMethod:

@@ -12,6 +12,7 @@ from ultr.study.options import Option
 Need = Literal["propensity", "affine", "displays", "logging_policy", "ranks"]
 LearnsFrom = Literal["clicks", "grades", "nothing"]
 Assumption = Literal["last-click", "click-above", "cascade", "trust", "noise"]
+Examination = Literal["none", "given", "learnt", "modelled"]
 Builder = Literal["towers", "frozen", "dropout", "position-weighted", "regression", "counted"]
 
 # Networks over features by the names of `--relevance`: class, and which settings of `ModelConfig` it takes.
@@ -48,6 +49,10 @@ class MethodSpec:
       assumes: the checks of `ultr.propensity.goodness_of_fit` whose failure contradicts what it assumes of clicks; none
         for one that assumes nothing. A method that is given propensities assumes what their estimators assume, one with
         trust parameters that clicks do not depend on clicks above.
+      examination: what a log has to tell of examination by rank: "none", nothing; "given", as much as its estimate
+        takes, without which it is refused; "learnt", the same, since the ranker is what is left of clicks without it
+        (`ultr.study.support` refuses what would be noise and warns of what rests on features); "modelled", part of a
+        likelihood whose click probabilities are right without it: warned of.
       learns_from: "clicks" of a log, "grades" of the train lists, or "nothing".
       options: options of its own.
       solvers: methods of `ultr.solve` that can train it on tables.
@@ -65,6 +70,7 @@ class MethodSpec:
     needs: tuple[Need, ...] = ()
     arguments: Mapping[str, object] = dataclasses.field(default_factory=dict)
     assumes: tuple[Assumption, ...] = ()
+    examination: Examination = "none"
     learns_from: LearnsFrom = "clicks"
     options: tuple[Option, ...] = ()
     solvers: tuple[str, ...] = ()
