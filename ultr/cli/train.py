@@ -159,6 +159,7 @@ def command(
       ultr train log --out run --model ubm --relevance table --solver em
     """
     from ultr.models import PBM
+    from ultr.propensity import conditional_likelihood
     from ultr.study.assumptions import check_assumptions
     from ultr.study.building import build_model, build_optimizer, resolve_optimizer
     from ultr.study.support import check_support
@@ -215,7 +216,7 @@ def command(
     warning = None
     if spec.examination in ("learnt", "modelled"):
         by_features = config.relevance not in TABLES
-        warning = check_support(spec, nuisance.estimate, nuisance.counts, by_features=by_features)
+        warning = check_support(spec, conditional_likelihood(train), train, by_features=by_features)
     if warning is not None:
         click.echo(f"note: {warning}", err=True)
     untrained = build_model(config, train, nuisance)

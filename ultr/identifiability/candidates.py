@@ -7,13 +7,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ultr.data import ClickLog, Collection, Counts, collapse
-from ultr.data.vocabulary import name_places
+from ultr.data import ClickLog, Collection, Counts
+from ultr.data.counting import merge_extra
+from ultr.data.vocabulary import Vocabulary, name_places
 from ultr.errors import DataError
 from ultr.files import json_values
 from ultr.identifiability.assumed_model import assume_model
 from ultr.identifiability.feature_support import OUTSIDE, support_of
-from ultr.propensity.arm_counts import as_arm_counts
+from ultr.propensity.arm_counts import ArmCounts, as_arm_counts, count_clicks_above
 from ultr.text import table
 
 CUTOFF = 10  # of the DCG
@@ -126,6 +127,17 @@ class CandidateReport:
         return "\n".join(out)
 
 
+class _Shown(NamedTuple):
+    """What a log has shown, by cell (document, rank), and the names behind the ids."""
+
+    document: np.ndarray
+    rank: np.ndarray
+    impressions: np.ndarray
+    clicks: np.ndarray
+    vocabulary: Vocabulary
+    arms: ArmCounts
+
+
 class _Candidates(NamedTuple):
     """Candidates [N]: query and document ids of the log (0: it does not know the document), names, features [N, F]."""
 
@@ -150,8 +162,9 @@ def diagnose_candidates(
     Raises:
       DataError: no query of the candidates is in the log, or no clicks.
     """
-    counts = collapse(source, "rank") if isinstance(source, ClickLog) else source
-    names = counts.vocabulary
+    cells, names = merge_extra(count_clicks_above(source)), source.vocabulary
+    document = np.where(cells.document > names.documents, 0, cells.document)
+    counts = _Shown(document, cells.rank, cells.impressions, cells.clicks, names, as_arm_counts(source))
     owner = names.document_query
     impressions = np.bincount(counts.document, counts.impressions, names.documents + 1)
     impressions[0] = 0
@@ -177,14 +190,14 @@ def diagnose_candidates(
     return _with_loss(dataclasses.replace(report, support=support), counts, found, seen, place, share, seed)
 
 
-def _of_vocabulary(counts: Counts, queries: np.ndarray) -> _Candidates:
+def _of_vocabulary(counts: _Shown, queries: np.ndarray) -> _Candidates:
     names = counts.vocabulary
     ids = np.flatnonzero(np.isin(names.document_query, queries) & (np.arange(names.documents + 1) > 0))
     features = None if names.features is None else names.features[ids]
     return _Candidates(names.document_query[ids], ids, np.asarray(names.document_names.to_pylist())[ids - 1], features)
 
 
-def _of_collection(counts: Counts, lists: Collection, queries: np.ndarray) -> _Candidates:
+def _of_collection(counts: _Shown, lists: Collection, queries: np.ndarray) -> _Candidates:
     names, own = counts.vocabulary, lists.vocabulary
     query_in_log = name_places(own.query_names, names.query_names)
     query = query_in_log[np.repeat(lists.query, np.diff(lists.offsets))]
@@ -198,13 +211,13 @@ def _of_collection(counts: Counts, lists: Collection, queries: np.ndarray) -> _C
 
 
 def _with_loss(
-    report: CandidateReport, counts: Counts, found: _Candidates, seen: np.ndarray, place: np.ndarray, share: float,
+    report: CandidateReport, counts: _Shown, found: _Candidates, seen: np.ndarray, place: np.ndarray, share: float,
     seed: int,
 ) -> CandidateReport:  # fmt: skip
     """Adds the expected loss and the plan."""
     assert found.features is not None
     size = counts.vocabulary.documents + 1
-    propensity = np.exp(assume_model(as_arm_counts(counts)).log_propensity)
+    propensity = np.exp(assume_model(counts.arms).log_propensity)
     examined = np.bincount(counts.document, counts.impressions * np.nan_to_num(propensity)[counts.rank - 1], size)
     clicks = np.bincount(counts.document, counts.clicks, size).astype(float)
     n, c = np.where(seen, examined[found.document], 0.0), np.where(seen, clicks[found.document], 0.0)
@@ -289,18 +302,18 @@ def best_dcg(relevance: np.ndarray, place: np.ndarray, queries: int, cutoff: int
     return np.bincount(owner, gain, queries)
 
 
-def _sessions_of(counts: Counts, query: np.ndarray) -> np.ndarray:
+def _sessions_of(counts: _Shown, query: np.ndarray) -> np.ndarray:
     """Counts the sessions of queries: the most that any of their ranks was shown in."""
     owner = counts.vocabulary.document_query[counts.document].astype(np.int64)
     known = owner >= 0
-    cell, number = np.unique(owner[known] * counts.ranks + counts.rank[known] - 1, return_inverse=True)
+    cell, number = np.unique(owner[known] * counts.arms.arms + counts.rank[known] - 1, return_inverse=True)
     total = np.zeros(counts.vocabulary.queries)
-    np.maximum.at(total, cell // counts.ranks, np.bincount(number, counts.impressions[known]))
-    return total[query]
+    np.maximum.at(total, cell // counts.arms.arms, np.bincount(number, counts.impressions[known]))
+    return np.asarray(total[query])
 
 
 def plan_candidates(
-    counts: Counts, found: _Candidates, seen: np.ndarray, place: np.ndarray, predicted: np.ndarray, scatter: float,
+    counts: _Shown, found: _Candidates, seen: np.ndarray, place: np.ndarray, predicted: np.ndarray, scatter: float,
     propensity: np.ndarray, share: float,
 ) -> tuple[CandidateSwap, ...]:  # fmt: skip
     """Picks the unseen candidates from which most is expected per session that they cost.

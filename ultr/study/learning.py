@@ -15,6 +15,7 @@ from ultr.errors import ConfigError, UltrError
 from ultr.evaluation import per_query
 from ultr.files import json_values
 from ultr.models import ClickModel
+from ultr.propensity import ESTIMATORS
 from ultr.rankers import Ranker
 from ultr.sessions import Sessions
 from ultr.study.building import build_model, build_ranker_of_grades
@@ -202,8 +203,9 @@ def support_note(spec: MethodSpec, log: PreparedLog, by: SplitUnit, *, by_featur
     """
     if spec.examination not in ("learnt", "modelled"):
         return None
-    estimate = log.nuisance(DEFAULT_ESTIMATOR, by).estimate
-    return check_support(spec, estimate, log.counts("train", by), by_features=by_features)
+    part = log.part("train", by)
+    estimate = ESTIMATORS[DEFAULT_ESTIMATOR].estimate(part)
+    return check_support(spec, estimate, part, by_features=by_features)
 
 
 def _train_on_grades(method: StudyMethod, lists: JudgedLists, seed: int, metric: str) -> TrainedMethod:

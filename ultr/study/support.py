@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ultr.data import Counts
+from ultr.data import ClickLog, Counts
 from ultr.data.counting import merge_extra
 from ultr.errors import ConfigError
 from ultr.identifiability.assumed_model import assume_model
@@ -20,14 +20,14 @@ NOISE = 1.0  # standard error of the logarithm of an examination from which it i
 VAGUE = 0.5  # from which it is warned of: 95 % intervals of a factor of 2.7 either way
 
 
-def check_support(spec: MethodSpec, found: Propensities, counts: Counts, *, by_features: bool) -> str | None:
+def check_support(spec: MethodSpec, found: Propensities, source: ClickLog | Counts, *, by_features: bool) -> str | None:
     """Checks whether a log supports the examination by rank that a method learns.
 
     Args:
       spec: the method; by its `examination`, nothing is checked ("none", and "given", which `NuisanceEstimates`
         checks), what rests on noise is refused ("learnt") or everything is only warned of ("modelled").
       found: the conditional likelihood's estimate of the log.
-      counts: the same log by rank, with its features.
+      source: the same log, or its counts by rank, with its features.
       by_features: whether relevance is a network over features, by which ranks are compared where no document is shown
         at both: an assumption, since documents with the same features are taken to be equally relevant.
 
@@ -55,7 +55,9 @@ def check_support(spec: MethodSpec, found: Propensities, counts: Counts, *, by_f
             f"{reasons}: the examination that '{spec.name}' finds there, and its relevance, come from its assumptions, "
             "starting values and prior. Its click probabilities are not affected"
         )
-    error = features_error(counts) if by_features else np.inf
+    if by_features and not source.vocabulary.feature_names:  # features of impressions: what they tell is not known
+        return f"{reasons}: '{spec.name}' compares them by the features of the impressions alone, if these tell"
+    error = features_error(source) if by_features else np.inf
     if not error <= NOISE:
         also = ", nor do the features of the documents compare them" if by_features else ""
         raise ConfigError(
@@ -69,18 +71,18 @@ def check_support(spec: MethodSpec, found: Propensities, counts: Counts, *, by_f
     )
 
 
-def features_error(counts: Counts) -> float:
+def features_error(source: ClickLog | Counts) -> float:
     """Computes the smallest standard error of the examination of the worst rank that a linear tower could reach.
 
     inf where there are no features, or they separate the ranks.
     """
-    names = counts.vocabulary
+    names = source.vocabulary
     if not names.feature_names:
         return np.inf
-    cells = merge_extra(count_clicks_above(counts))
-    arms = arm_counts_of_cells(counts, cells)
+    cells = merge_extra(count_clicks_above(source))
+    arms = arm_counts_of_cells(source, cells)
     limits = linear_tower_limits(
-        arms, assume_model(arms).click_probability, item_documents(cells, counts.documents), names.feature_blocks()
+        arms, assume_model(arms).click_probability, item_documents(cells, source.documents), names.feature_blocks()
     )
     shown = arms.sum_by_arm(arms.impressions) > 0
     clicked = arms.sum_by_arm(arms.clicks) > 0
