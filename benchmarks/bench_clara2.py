@@ -1,6 +1,7 @@
 """Relevance learned from the CLARA2 click log against its relevance grades, by query frequency.
 
-ShrunkCTR (click rates shrunk towards those of the ranks) counts the whole log. DCTR, PBM and DBN with one table entry per (query, document) are trained on the log (a tenth of its sessions decides
+ShrunkCTR (click rates shrunk towards those of the ranks) counts the whole log. DCTR, PBM and DBN with one table entry
+per (query, document) are trained on the log (a tenth of its sessions decides
 when to stop and how strong the prior is) and rank the graded documents of each query. Beside them: the order in which
 the log showed the documents (mean rank), and a random order (mean over ten keys).
 

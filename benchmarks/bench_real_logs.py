@@ -23,6 +23,7 @@ from common import finish, folder, parser, table
 from ultr import identifiability, plots
 from ultr.baselines import ShrunkCTR
 from ultr.data import ClickLog, collapse
+from ultr.data.dataset import Dataset
 from ultr.evaluation import paired_difference, per_query
 from ultr.ingest.preparing import prepare
 from ultr.propensity import ESTIMATORS, Propensities
@@ -70,6 +71,17 @@ class _Fixed:
         return np.asarray(self.scores[np.asarray(sessions.features["document"])])
 
 
+class _Without(Dataset):
+    """The sessions of a log but those of some queries [Q], whose rows are masked."""
+
+    def __init__(self, log: ClickLog, queries: np.ndarray) -> None:
+        self.log, self.queries = log, queries
+
+    def batches(self, batch_size: int, *, seed: int | None = None, share_features: bool = False) -> Any:
+        for batch in self.log.batches(batch_size, seed=seed, share_features=share_features):
+            yield batch.replace(mask=batch.mask & ~self.queries[np.asarray(batch.query)][:, None])
+
+
 def _shrunk(chosen: Any, work: Path) -> tuple[dict[str, Any], str]:
     """Compares shrunk click rates with the logged order on the grades of TREC."""
     trec = folder(chosen, "trec-session-2014")
@@ -94,10 +106,9 @@ def _shrunk(chosen: Any, work: Path) -> tuple[dict[str, Any], str]:
         return per_query(_Fixed(scores), lists, metrics=["ndcg@10"], key=key)["ndcg@10"]
 
     fold = np.random.default_rng(chosen.seed).integers(0, folds, log.vocabulary.queries)
-    sessions = next(log.batches(len(log)))
     room, scores, strengths = ShrunkCTR(documents=log.documents, ranks=log.ranks), np.zeros(size), []
     for i in range(folds):
-        strengths.append(float(room.fitted(sessions[np.flatnonzero(fold[sessions.query] != i)]).strength[...]))
+        strengths.append(float(room.fitted(_Without(log, fold == i)).strength[...]))
         rate = np.asarray(room.fitted(log, strength=min(strengths[-1], 1e6)).rate[...])
         mine = np.append(False, fold[log.vocabulary.document_query[1:]] == i)
         scores[mine] = rate[mine]
