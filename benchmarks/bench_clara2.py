@@ -1,6 +1,7 @@
 """Relevance learned from the CLARA2 click log against its relevance grades, by query frequency.
 
-DCTR, PBM and DBN with one table entry per (query, document) are trained on the log (a tenth of its sessions decides
+ShrunkCTR (click rates shrunk towards those of the ranks) counts the whole log. DCTR, PBM and DBN with one table entry
+per (query, document) are trained on the log (a tenth of its sessions decides
 when to stop and how strong the prior is) and rank the graded documents of each query. Beside them: the order in which
 the log showed the documents (mean rank), and a random order (mean over ten keys).
 
@@ -18,10 +19,12 @@ import jax
 import numpy as np
 from common import finish, fit_tables, folder, parser, table
 
+from ultr.baselines import ShrunkCTR
 from ultr.data import ClickLog
 from ultr.evaluation import Estimate, paired_difference, per_query
 from ultr.ingest.preparing import prepare
 from ultr.sessions import Sessions
+from ultr.training import solve
 
 MODELS = ("dctr", "pbm", "dbn")
 BUCKETS = ((1, 1), (2, 4), (5, 9), (10, 19), (20, 10**9))
@@ -74,6 +77,9 @@ def main() -> None:
         randoms = [judge(Fixed(np.zeros(log.documents + 1)), jax.random.fold_in(key, i)) for i in range(10)]
         values["random order"] = np.mean(randoms, axis=0)
         values["logged order"] = judge(Fixed(-known["rank"]))
+        shrunk = solve(ShrunkCTR(documents=log.documents, ranks=log.ranks), log, method="counting")
+        values["shrunk-ctr"] = judge(shrunk.model)
+        settings["shrunk-ctr"] = {"strength": shrunk.history[0]["strength"]}
         for name in MODELS:
             l2, fitted = fit_tables(name, parts["train"], parts["valid"], strengths=chosen.l2, seed=chosen.seed)
             values[name] = judge(fitted.model)
@@ -94,7 +100,7 @@ def main() -> None:
         counts = [Estimate.mean(values["random order"][b]).count for b in buckets]
         rows.append(["queries", *(f"{int(c):,}" for c in counts)])
         text = [table(rows), ""]
-        for name in MODELS:
+        for name in ("shrunk-ctr", *MODELS):
             d = paired_difference(values[name], values["logged order"])
             text.append(f"{name} - logged order: {d.value:+.4f} ({d.interval[0]:+.4f} to {d.interval[1]:+.4f}), paired")
         text += [f"{name}: {found}" for name, found in settings.items()]

@@ -12,6 +12,7 @@ from conftest import ROOT, Ultr
 from stored import write_log
 
 from ultr import simulate, towers
+from ultr.baselines import ShrunkCTR
 from ultr.errors import ConfigError
 from ultr.models import UBM, ClickModel, Frailty, LatentVariableModel
 from ultr.study import METHODS, ModelConfig, build_model, method_spec, methods_table, specs
@@ -41,9 +42,9 @@ def test_rows_name_what_is_made(tmp_path: Path) -> None:
     assert {name: type(model) for name, model in built.items()} == {n: METHODS[n].made_class for n in built}
     for name, model in built.items():
         assert METHODS[name].is_click_model == isinstance(model, ClickModel)
-        assert bool(METHODS[name].solvers) == isinstance(model, LatentVariableModel)
+        assert bool(METHODS[name].solvers) == isinstance(model, LatentVariableModel | ShrunkCTR)
     assert [name for name in METHODS if "counting" in METHODS[name].solvers] == [
-        "gctr", "rctr", "dctr", "rdctr", "cascade", "dcm", "sdbn",
+        "gctr", "rctr", "dctr", "rdctr", "cascade", "dcm", "sdbn", "shrunk-ctr",
     ]  # fmt: skip
 
 
@@ -84,7 +85,7 @@ def test_every_row_is_complete() -> None:
     for name, spec in METHODS.items():
         assert spec.name == name
         assert spec.summary
-        assert bool(spec.towers) == bool(spec.makes)
+        assert bool(spec.towers or spec.solvers) == bool(spec.makes)
         assert all(hasattr(TowerFactory, tower) for tower in spec.towers.values()), name
         for option in spec.options:
             assert option.help

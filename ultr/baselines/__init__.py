@@ -16,6 +16,7 @@ from ultr.baselines.naive import FullInformation, NaiveLambdaRank, NaiveListwise
 from ultr.baselines.pairwise import PRS, PairDebias
 from ultr.baselines.policy_gradient import PolicyGradient
 from ultr.baselines.regression import DirectMethod, DoublyRobust
+from ultr.baselines.shrunk import ShrunkCTR
 from ultr.baselines.tables import affine_tables, propensity_table, trust_tables
 from ultr.baselines.upe import UPE, LoggingPolicy
 from ultr.baselines.weighted import IPS, AffineIPS, InterventionAware, PolicyAware
@@ -48,6 +49,7 @@ __all__ = [
     "PolicyGradient",
     "PositionWeighted",
     "RegressionEM",
+    "ShrunkCTR",
     "affine_tables",
     "fit_logged_order",
     "propensity_table",

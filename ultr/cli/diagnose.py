@@ -29,6 +29,12 @@ from ultr.errors import UltrError
     help="Share of the log's sessions of a query that the swap plan may randomise.",
 )
 @click.option("--pairs", type=click.IntRange(min=1), help="Pairs of ranks that the plan may exchange per session [50].")
+@click.option(
+    "--candidates",
+    type=click.Path(path_type=Path),
+    help="Collection of the lists that rankings are made of, to say what of them the log never shows [the documents "
+    "that the log knows of its queries].",
+)
 @click.option("--run", type=click.Path(path_type=Path), help="Run of `ultr train` whose bias curve to compare.")
 @click.option(
     "--seed",
@@ -45,6 +51,7 @@ def command(
     ranks: int | None,
     share: float,
     pairs: int | None,
+    candidates: Path | None,
     run: Path | None,
     seed: int,
     as_json: bool,
@@ -53,15 +60,16 @@ def command(
 
     LOG is a click log, or counts of one. Says which ranks it compares, how precisely each propensity can be known at
     best, what limits that, how many more sessions reach the target, and in which few sessions to exchange which ranks
-    so that they do. With --run it also says whether the bias curve of a trained model agrees with the conditional
+    so that they do; what share of the candidates was ever shown, what the others cost, and which of
+    them to show. With --run it also says whether the bias curve of a trained model agrees with the conditional
     likelihood of this log.
 
     \b
     Example:
       ultr diagnose log --target 0.05
     """
-    from ultr.data import open_counted
-    from ultr.identifiability import agreement, report
+    from ultr.data import Collection, open_counted
+    from ultr.identifiability import agreement, diagnose_candidates, report
     from ultr.propensity import conditional_likelihood
 
     refuse_in_vain([InVain("seed", True, "here: nothing is random")])
@@ -69,6 +77,10 @@ def command(
     source = open_counted(log, split=split)
     found = report(source, target=target, ranks=ranks, share=share, pairs=pairs)
     result, text = found.to_json(), found.text()
+    lists = None if candidates is None else Collection.open(candidates)
+    unseen = diagnose_candidates(source, lists, share=share)
+    result["candidates"] = unseen.to_json()
+    text = f"{text}\n\n{unseen.text()}"
     if model is not None:
         try:
             compared = agreement(model, conditional_likelihood(found.counts))

@@ -203,10 +203,12 @@ def command(
     from ultr.data import collapse as collapse_log
     from ultr.evaluation import check_satisfaction
     from ultr.models import PBM, Frailty
+    from ultr.propensity import conditional_likelihood
     from ultr.study.assumptions import check_assumptions, fit_of
     from ultr.study.building import build_model, build_optimizer, resolve_optimizer
     from ultr.study.curves import learnt_curve
     from ultr.study.steps import learnt_from, steps_for
+    from ultr.study.support import check_support
     from ultr.study.tower_factory import ModelConfig, resolve_relevance
     from ultr.towers import row_tables, withheld_ranks
     from ultr.training import fit, save, solve
@@ -215,8 +217,10 @@ def command(
     widths = _widths(hidden)
     by_folds = safe or model == AUTO.name
     refuse_in_vain([*in_vain_with_folds(by_folds), InVain("logger_score", not safe, "without --safe")])
-    _check_options(solver)
     spec = _trained_method(model)
+    if not spec.by_gradient:
+        solver = solver if is_given("solver") else spec.solvers[0]
+    _check_options(solver)
     drawn = valid is None and valid_fraction > 0
     refuse_in_vain(_in_vain_without_log(spec, solver, valid, drawn))
     _check_solver(spec, solver)
@@ -233,6 +237,7 @@ def command(
         _check_clicks(whole)
         output_by_folds(train_by_folds(whole, out), as_json)
         return
+    relevance = relevance if spec.by_gradient else "table"
     train, held_out = _splits(log, split, valid, valid_split, valid_fraction, seed, relevance)
     vary = _check_clicks(train)
     if not vary:
@@ -265,6 +270,12 @@ def command(
         for note in match_notes(match):
             click.echo(f"note: validation data: {note}", err=True)
     nuisance = _nuisance(log, train, spec, propensity, seed)
+    warning = None
+    if spec.examination in ("learnt", "modelled"):
+        by_features = config.relevance not in TABLES
+        warning = check_support(spec, conditional_likelihood(train), train, by_features=by_features)
+    if warning is not None:
+        click.echo(f"note: {warning}", err=True)
     untrained = build_model(config, train, nuisance)
     options: dict[str, Any] = {"solver": solver, "valid_fraction": valid_fraction}
     if solver == "gradient":
@@ -337,6 +348,8 @@ def command(
     if (satisfied := check_satisfaction(fitted.model, train, held_out, seed=seed)) is not None:
         result["satisfaction"] = satisfied.to_json()
         result["warnings"] = list(satisfied.warnings)
+    if warning is not None:
+        result["support"] = warning
     counts = functools.cache(lambda: collapse_log(train, "last-click"))
     if spec.assumes and (checked := check_assumptions(spec, counts())) is not None:
         result["goodness_of_fit"] = checked
@@ -399,9 +412,13 @@ def _trained_method(model: str) -> MethodSpec:
 
 def _check_solver(spec: MethodSpec, solver: str) -> None:
     """Refuses a solver that cannot train the method, before any work."""
-    if solver != "gradient" and solver not in spec.solvers:
-        solved = ", ".join(name for name, other in TRAINED.items() if solver in other.solvers)
-        *others, last = ["gradient", *spec.solvers]
+    known = [*(["gradient"] if spec.by_gradient else []), *spec.solvers]
+    if solver not in known:
+        by_gradient = solver == "gradient"
+        solved = ", ".join(
+            name for name, other in TRAINED.items() if (other.by_gradient if by_gradient else solver in other.solvers)
+        )
+        *others, last = known
         raise ConfigError(
             f"--solver {solver} cannot train --model {spec.name}, only {solved}. Choose --solver "
             + (f"{', '.join(others)} or {last}" if others else last)

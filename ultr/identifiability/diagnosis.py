@@ -192,7 +192,7 @@ def report(
     unknown = float(counted.impressions.sum()) - float(every_rank.impressions.sum())
     tower = None
     if names.feature_names:
-        document = _item_documents(counted, source.documents)
+        document = item_documents(counted, source.documents)
         tower = linear_tower_limits(counts, model.click_probability, document, names.feature_blocks())
     plan = plan_swaps(model, names.query_names, target=target, sessions=counted.weight, share=share, pairs=pairs)
     cut = weakest_cut(model, error)
@@ -220,7 +220,7 @@ def report(
     )
 
 
-def _item_documents(counted: CellCounts, documents: int) -> np.ndarray:
+def item_documents(counted: CellCounts, documents: int) -> np.ndarray:
     """Returns the document id of each item of `arm_counts_of_cells`: [items]."""
     ids = counted.document[(counted.document > 0) & (counted.document <= documents)]
     return np.asarray(ids[np.append(True, ids[1:] != ids[:-1])])

@@ -25,7 +25,7 @@ from ultr.evaluation import per_query
 from ultr.files import json_values
 from ultr.sessions import Sessions
 from ultr.study.choosing import CUTOFF, choosing_weights, weighted_dcg
-from ultr.study.learning import TrainedMethod
+from ultr.study.learning import TrainedMethod, support_note
 from ultr.study.nuisance import DEFAULT_ESTIMATOR
 from ultr.study.prepared import JudgedLists, PreparedLog
 from ultr.study.settings import StudyMethod
@@ -128,6 +128,8 @@ def train_trees(
         criterion = f"{metric} on the validation grades"
     else:
         assert log is not None
+        if (warning := support_note(method.spec, log, "query", by_features=True)) is not None:
+            notes.append(warning)
         rows = rows_of_clicks(log, max_rows=max(int(method.all_options()["most_rows"]), 1), seed=seed)
         if rows.left_out:
             notes.append(

@@ -121,6 +121,12 @@ def _policy_gradient(parts: _Parts) -> Any:
     )
 
 
+def _counted(parts: _Parts) -> Any:
+    """Makes room for what a solver counts, by document and rank."""
+    inputs = parts.factory.inputs
+    return parts.spec.made_class(documents=inputs.documents, ranks=inputs.ranks, **parts.class_options())
+
+
 _BUILDERS: dict[Builder, Callable[[_Parts], Any]] = {
     "towers": _from_towers,
     "frozen": _frozen,
@@ -128,6 +134,7 @@ _BUILDERS: dict[Builder, Callable[[_Parts], Any]] = {
     "position-weighted": _position_weighted,
     "regression": _with_regression,
     "policy-gradient": _policy_gradient,
+    "counted": _counted,
 }
 
 

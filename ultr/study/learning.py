@@ -17,6 +17,7 @@ from ultr.evaluation import check_satisfaction, has_satisfaction, per_query
 from ultr.files import json_values
 from ultr.identifiability import GoodnessOfFit
 from ultr.models import ClickModel
+from ultr.propensity import ESTIMATORS
 from ultr.rankers import Ranker
 from ultr.sessions import Sessions
 from ultr.study.assumptions import fit_of
@@ -25,11 +26,13 @@ from ultr.study.building import build_model, build_ranker_of_grades
 from ultr.study.choosing import CUTOFF, choosing_weights, weighted_dcg
 from ultr.study.cross_fitting import CrossFitting
 from ultr.study.curves import learnt_curve
+from ultr.study.nuisance import DEFAULT_ESTIMATOR
 from ultr.study.prepared import JudgedLists, PreparedLog, SplitUnit
 from ultr.study.registry import AUTO
 from ultr.study.settings import StudyMethod
-from ultr.study.specs import NETWORKS, TABLES
+from ultr.study.specs import NETWORKS, TABLES, MethodSpec
 from ultr.study.steps import fit_method, model_config
+from ultr.study.support import check_support
 from ultr.study.tower_factory import resolve_relevance
 
 BATCH_SIZE_OF_GRADED_LISTS = 32
@@ -152,9 +155,12 @@ def _by_one_split(method: StudyMethod, log: PreparedLog, seed: int) -> TrainedMe
     criterion, notes = "", list[str]()
     for settings, variant in variants:
         # A table knows nothing of queries that it was not trained on; a network is judged on how it carries over.
-        by: SplitUnit = "session" if resolve_relevance(variant.relevance, log.log) in TABLES else "query"
+        is_table = not variant.spec.by_gradient or resolve_relevance(variant.relevance, log.log) in TABLES
+        by: SplitUnit = "session" if is_table else "query"
         nuisance = log.nuisance(variant.propensity, by)
         began = time.perf_counter()
+        warning = support_note(variant.spec, log, by, by_features=not is_table)
+        notes += [warning] if warning and warning not in notes else []
         model = build_model(model_config(variant, seed), log.part("train", by), nuisance, stored=log.stored)
         train, valid = (log.sufficient(part, by, model) for part in ("train", "valid"))
         fitted = fit_method(variant, model, train, valid, seed)
@@ -195,7 +201,20 @@ def _examination(best: _Variant, log: PreparedLog, seed: int) -> dict[str, Any] 
         return nuisance.cached("goodness of fit", lambda: fit_of(counts()))
 
     model = best.fitted.model
-    return learnt_curve(model, counts, lists=lambda: log.sufficient("train", by, "list"), fit=fit, seed=seed)
+    return learnt_curve(model, counts, lists=lambda: log.distinct("train", by), fit=fit, seed=seed)
+
+
+def support_note(spec: MethodSpec, log: PreparedLog, by: SplitUnit, *, by_features: bool) -> str | None:
+    """Returns a warning where a log hardly supports what a method learns of examination.
+
+    Raises:
+      ConfigError: it does not support it at all.
+    """
+    if spec.examination not in ("learnt", "modelled"):
+        return None
+    part = log.part("train", by)
+    estimate = ESTIMATORS[DEFAULT_ESTIMATOR].estimate(part)
+    return check_support(spec, estimate, part, by_features=by_features)
 
 
 def _train_on_grades(method: StudyMethod, lists: JudgedLists, seed: int, metric: str) -> TrainedMethod:

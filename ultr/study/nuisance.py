@@ -167,13 +167,19 @@ def check_identified(found: Propensities) -> None:
     Raises:
       ConfigError: a rank without a propensity above 0, with the reasons.
     """
-    if lacking := _ranks_without(found.value):
-        reasons = "; ".join(found.unsupported_lines()) or "no value"
+    if (reasons := unidentified(found)) is not None:
         raise ConfigError(
-            f"unidentified: the {found.method} of this log gives {ranks_text(lacking)} no propensity above 0 "
-            f"({reasons}). Cut the lists above them, give propensities from elsewhere, or log with more "
-            "variation (see `ultr diagnose`)"
+            f"{reasons}. Cut the lists above them, give propensities from elsewhere, or log with more variation (see "
+            "`ultr diagnose`)"
         )
+
+
+def unidentified(found: Propensities) -> str | None:
+    """Says which ranks have no estimate above 0, and why; None where all have one."""
+    if not (lacking := _ranks_without(found.value)):
+        return None
+    reasons = "; ".join(found.unsupported_lines()) or "no value"
+    return f"unidentified: the {found.method} of this log gives {ranks_text(lacking)} no propensity above 0 ({reasons})"
 
 
 def fit_trust(counts: Counts, *, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -7,7 +7,7 @@ from collections.abc import Container, Iterable, Mapping
 
 from ultr.errors import ConfigError
 from ultr.study.options import Option
-from ultr.study.specs import Assumption, MethodSpec
+from ultr.study.specs import Assumption, Examination, MethodSpec
 from ultr.text import did_you_mean
 
 CLICK_MODELS = "Click models"
@@ -93,11 +93,13 @@ def _click_model(
     solvers: tuple[str, ...] = (),
     assumes: tuple[Assumption, ...] = (),
     options: tuple[Option, ...] = (),
+    examination: Examination = "none",
 ) -> MethodSpec:
     makes = f"ultr.models.{made}"
     options = (*options, _FRAILTY)
     return MethodSpec(
-        name, CLICK_MODELS, summary, paper, makes, towers, assumes=assumes, options=options, solvers=solvers
+        name, CLICK_MODELS, summary, paper, makes, towers,
+        assumes=assumes, examination=examination, options=options, solvers=solvers,
     )
 
 
@@ -109,24 +111,24 @@ _ROWS: tuple[MethodSpec, ...] = (
     _click_model(
         "pbm", "PBM", _TWO_TOWERS, "position-based model: examination by rank times relevance",
         "Richardson 2007; Craswell 2008", EM,
-        assumes=_BY_RANK,
+        examination="modelled", assumes=_BY_RANK,
     ),
     _click_model(
         "trust", "TrustPBM",
         {**_TWO_TOWERS, "trust_relevant": "rank", "trust_irrelevant": "rank_at_low_probability"},
         "PBM with trust bias: irrelevant documents are clicked too, the more the higher they are ranked",
         "Agarwal 2019",
-        assumes=_NOT_ABOVE,
+        examination="modelled", assumes=_NOT_ABOVE,
     ),
     _click_model(
         "additive", "AdditivePBM", _ADDITIVE, "additive two-tower: logits of rank and document", "Guo 2019; Yan 2022",
-        assumes=_NOT_ABOVE,
+        examination="modelled", assumes=_NOT_ABOVE,
     ),
     _click_model(
         "ubm", "UBM", {"relevance": "document", "examination": "last_click"},
         "user browsing model: examination by rank and the last click above",
         "Dupret 2008", EM,
-        assumes=_LAST_CLICK,
+        examination="modelled", assumes=_LAST_CLICK,
     ),
     _click_model("cascade", "CascadeModel", _DOCUMENT, "the first click ends the session", "Craswell 2008", COUNTING),
     _click_model(
@@ -168,40 +170,44 @@ _ROWS: tuple[MethodSpec, ...] = (
         "ultr.baselines.NaiveLambdaRank", _DOCUMENT,
     ),
     MethodSpec(
+        "shrunk-ctr", NAIVE, "click rate by document, shrunk towards that of its ranks; ties in the logged order",
+        "Robbins 1956; Casella 1985", "ultr.baselines.ShrunkCTR", solvers=("counting",), builder="counted",
+    ),
+    MethodSpec(
         "ips-pointwise", WEIGHTED, "inverse propensity scoring, pointwise", "Bekker 2019; Saito 2020",
         "ultr.baselines.IPS", _DOCUMENT, ("propensity",), {"form": "pointwise"}, options=_WEIGHTS,
-        assumes=_BY_RANK,
+        examination="given", assumes=_BY_RANK,
     ),
     MethodSpec(
         "ips-listwise", WEIGHTED, "inverse propensity scoring, listwise", "Joachims 2017; Agarwal 2019",
         "ultr.baselines.IPS", _DOCUMENT, ("propensity",), {"form": "listwise"}, options=_WEIGHTS,
-        assumes=_BY_RANK,
+        examination="given", assumes=_BY_RANK,
     ),
     MethodSpec(
         "ips-pairwise", WEIGHTED, "inverse propensity scoring, pairwise", "Joachims 2017; Agarwal 2019",
         "ultr.baselines.IPS", _DOCUMENT, ("propensity",), {"form": "pairwise"}, options=_WEIGHTS,
-        assumes=_BY_RANK,
+        examination="given", assumes=_BY_RANK,
     ),
     MethodSpec(
         "affine-ips", WEIGHTED, "corrects trust bias as well: click = alpha relevance + beta", "Vardasbi 2020",
         "ultr.baselines.AffineIPS", _DOCUMENT, ("affine",), options=(*_WEIGHTS, _LISTWISE),
-        assumes=_NOT_ABOVE,
+        examination="given", assumes=_NOT_ABOVE,
     ),
     MethodSpec(
         "policy-aware", WEIGHTED, "weights by how often the policy has a document examined",
         "Oosterhuis and de Rijke 2020", "ultr.baselines.PolicyAware", _DOCUMENT, ("displays", "propensity"),
         options=(*_WEIGHTS, _POINTWISE),
-        assumes=_BY_RANK,
+        examination="given", assumes=_BY_RANK,
     ),
     MethodSpec(
         "intervention-aware", WEIGHTED, "policy-aware with trust bias", "Oosterhuis and de Rijke 2021",
         "ultr.baselines.InterventionAware", _DOCUMENT, ("displays", "affine"), options=(*_WEIGHTS, _POINTWISE),
-        assumes=_NOT_ABOVE,
+        examination="given", assumes=_NOT_ABOVE,
     ),
     MethodSpec(
         "direct-method", WEIGHTED, "learns from a click model's estimates of relevance", "Oosterhuis 2023",
         "ultr.baselines.DirectMethod", _DOCUMENT, ("propensity",), options=(_LISTWISE, _TRUST), builder="regression",
-        assumes=_BY_RANK,
+        examination="given", assumes=_BY_RANK,
     ),
     # Without a clip the regression cancels: over a log, a document's corrections sum to minus what it adds.
     MethodSpec(
@@ -209,7 +215,7 @@ _ROWS: tuple[MethodSpec, ...] = (
         "ultr.baselines.DoublyRobust", _DOCUMENT, ("propensity", "displays"),
         options=(dataclasses.replace(_CLIP, default=10.0), _MEAN_WEIGHT_1, _POINTWISE, _TRUST),
         builder="regression",
-        assumes=_BY_RANK,
+        examination="given", assumes=_BY_RANK,
     ),
     MethodSpec(
         "exposure-crm", WEIGHTED, "safe: IPS over exposure, less a bound on its error off the logging policy",
@@ -240,17 +246,17 @@ _ROWS: tuple[MethodSpec, ...] = (
         "ultr.baselines.PRS", _DOCUMENT, ("propensity",),
         options=(_CLIP, Option("metric", str, "dcg", "weights of pairs: dcg (change of DCG) or rank (all alike)",
                         choices=("dcg", "rank"))),
-        assumes=_BY_RANK,
+        examination="given", assumes=_BY_RANK,
     ),
     MethodSpec(
         "dla", JOINT, "dual learning: ranker and propensities weight each other", "Ai 2018", "ultr.baselines.DLA",
         _TWO_TOWERS, options=(_RATIO_CLIP,),
-        assumes=_BY_RANK,
+        examination="learnt", assumes=_BY_RANK,
     ),
     MethodSpec(
         "regression-em", JOINT, "EM whose M-step regresses on features", "Wang 2018", "ultr.baselines.RegressionEM",
         _TWO_TOWERS, options=(Option("every", int, 100, "training steps between two E-steps", minimum=1),),
-        assumes=_BY_RANK,
+        examination="learnt", assumes=_BY_RANK,
     ),
     MethodSpec(
         "pairdebias", JOINT, "pairs divided by bias ratios that it estimates", "Hu 2019", "ultr.baselines.PairDebias",
@@ -260,18 +266,18 @@ _ROWS: tuple[MethodSpec, ...] = (
                    minimum=0),
             dataclasses.replace(_MOMENTUM, default=0.05),
         ),
-        assumes=_BY_RANK,
+        examination="learnt", assumes=_BY_RANK,
     ),
     MethodSpec(
         "upe", JOINT, "dual learning freed of the confounding by the logging policy", "Luo 2024", "ultr.baselines.UPE",
         _DOCUMENT, ("logging_policy", "ranks"),
         options=(_RATIO_CLIP, _MOMENTUM),
-        assumes=_BY_RANK,
+        examination="learnt", assumes=_BY_RANK,
     ),
     MethodSpec(
         "additive-listwise", JOINT, "additive two-tower, listwise", "Yan 2022", "ultr.baselines.AdditiveListwise",
         _TWO_TOWERS,
-        assumes=_NOT_ABOVE,
+        examination="learnt", assumes=_NOT_ABOVE,
     ),
     MethodSpec(
         "pbm-conditional", JOINT, "PBM, by which documents of a list were clicked, given how many were", "",
@@ -288,28 +294,28 @@ _ROWS: tuple[MethodSpec, ...] = (
         "ultr.models.AdditivePBM", _ADDITIVE,
         options=(Option("rate", float, 0.5, "share of biases that are dropped", minimum=0, maximum=1, below=True),),
         builder="dropout",
-        assumes=_NOT_ABOVE,
+        examination="learnt", assumes=_NOT_ABOVE,
     ),
     MethodSpec(
         "additive-reversal", JOINT, "additive two-tower with gradient reversal", "Zhang 2023",
         "ultr.baselines.AdversarialTwoTower", _TWO_TOWERS,
         options=(Option("strength", float, 1.0, "strength of the reversal; 0: none", minimum=0),),
-        assumes=_NOT_ABOVE,
+        examination="learnt", assumes=_NOT_ABOVE,
     ),
     MethodSpec(
         "additive-weighted", JOINT, "additive two-tower, impressions weighted by their displays", "Hager 2025",
         "ultr.baselines.PositionWeighted", _ADDITIVE, ("displays",), options=(_CLIP,), builder="position-weighted",
-        assumes=_NOT_ABOVE,
+        examination="learnt", assumes=_NOT_ABOVE,
     ),
     MethodSpec(
         "additive-frozen", JOINT, "additive two-tower with given propensities", "", "ultr.models.AdditivePBM",
         _DOCUMENT, ("propensity",), builder="frozen",
-        assumes=_BY_RANK,
+        examination="given", assumes=_BY_RANK,
     ),
     MethodSpec(
         "pbm-frozen", JOINT, "PBM with given propensities", "", "ultr.models.PBM", _DOCUMENT, ("propensity",),
         solvers=EM, builder="frozen",
-        assumes=_BY_RANK,
+        examination="given", assumes=_BY_RANK,
     ),
     MethodSpec(
         "full-information", GRADES, "softmax cross-entropy of the grades' gains",
@@ -325,7 +331,7 @@ _ROWS: tuple[MethodSpec, ...] = (
             *_LIGHTGBM, _MOST_ROWS,
             Option("position_regularisation", float, 0.0, "strength of the prior on biases", minimum=0),
         ),
-        package="lightgbm",
+        examination="learnt", package="lightgbm",
     ),
     MethodSpec(
         "lightgbm-labels", TREES, "LightGBM on grades", learns_from="grades", options=_LIGHTGBM, package="lightgbm"
@@ -337,7 +343,7 @@ _ROWS: tuple[MethodSpec, ...] = (
     MethodSpec(
         "xgboost-unbiased", TREES, "XGBoost with pairwise debiasing", "Hu 2019",
         options=(*_TREES, _MOST_ROWS, Option("bias_norm", float, 2.0, "regularisation of the bias ratios", minimum=0)),
-        package="xgboost",
+        examination="learnt", package="xgboost",
     ),
     MethodSpec("xgboost-labels", TREES, "XGBoost on grades", learns_from="grades", options=_TREES, package="xgboost"),
     MethodSpec("logger", YARDSTICKS, "the logging policy's ranker, of a simulated log", learns_from="nothing"),
@@ -380,7 +386,13 @@ def method_spec(name: str) -> MethodSpec:
         towers={f"{spec.name}.{slot}": tower for spec in specs for slot, tower in spec.towers.items()},
         needs=tuple(dict.fromkeys(need for spec in specs for need in spec.needs)),
         assumes=next((spec.assumes for spec in specs if spec.needs), ()),  # what its given propensities assume
+        examination="given" if any(spec.needs for spec in specs) else _mixed_examination(specs),
     )
+
+
+def _mixed_examination(specs: Iterable[MethodSpec]) -> Examination:
+    """Returns what a mixture of click models needs to know of examination."""
+    return "modelled" if any(spec.examination != "none" for spec in specs) else "none"
 
 
 def methods_by_family(

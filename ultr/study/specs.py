@@ -12,7 +12,8 @@ from ultr.study.options import Option
 Need = Literal["propensity", "affine", "displays", "logging_policy", "ranks"]
 LearnsFrom = Literal["clicks", "grades", "nothing"]
 Assumption = Literal["last-click", "click-above", "cascade", "trust", "noise"]
-Builder = Literal["towers", "frozen", "dropout", "position-weighted", "regression", "policy-gradient"]
+Examination = Literal["none", "given", "learnt", "modelled"]
+Builder = Literal["towers", "frozen", "dropout", "position-weighted", "regression", "policy-gradient", "counted"]
 
 # Networks over features by the names of `--relevance`: class, and which settings of `ModelConfig` it takes.
 NETWORK_TOWERS: Mapping[str, tuple[str, tuple[str, ...]]] = {
@@ -39,7 +40,8 @@ class MethodSpec:
       paper: author and year of its sources, such as "Richardson 2007; Craswell 2008"; empty where there is none.
       makes: dotted name of the class that is trained; empty where no class of the package is.
       towers: argument of that class -> name of the method of `ultr.study.tower_factory.TowerFactory` for the tower.
-        A method without towers is not trained by `ultr.fit` and has none of its settings.
+        A method without towers is not trained by `ultr.fit` and has none of its settings: `solvers` count a log for
+        it, or a package trains it.
       needs: what it takes beside the towers: "propensity" (examination by rank), "affine" (trust parameters alpha and
         beta), "displays" (how often each document was shown at each rank), "logging_policy" (a network fitted to the
         displayed order), "ranks" (their number).
@@ -47,11 +49,15 @@ class MethodSpec:
       assumes: the checks of `ultr.propensity.goodness_of_fit` whose failure contradicts what it assumes of clicks; none
         for one that assumes nothing. A method that is given propensities assumes what their estimators assume, one with
         trust parameters that clicks do not depend on clicks above.
+      examination: what a log has to tell of examination by rank: "none", nothing; "given", as much as its estimate
+        takes, without which it is refused; "learnt", the same, since the ranker is what is left of clicks without it
+        (`ultr.study.support` refuses what would be noise and warns of what rests on features); "modelled", part of a
+        likelihood whose click probabilities are right without it: warned of.
       learns_from: "clicks" of a log, "grades" of the train lists, or "nothing".
       options: options of its own.
       solvers: methods of `ultr.solve` that can train it on tables.
       builder: the function of `ultr.study.building` that makes the model; "towers" hands towers, needs and options to
-        the class.
+        the class, "counted" the numbers of documents and ranks.
       package: the package of the extra `peers` that trains it.
     """
 
@@ -64,6 +70,7 @@ class MethodSpec:
     needs: tuple[Need, ...] = ()
     arguments: Mapping[str, object] = dataclasses.field(default_factory=dict)
     assumes: tuple[Assumption, ...] = ()
+    examination: Examination = "none"
     learns_from: LearnsFrom = "clicks"
     options: tuple[Option, ...] = ()
     solvers: tuple[str, ...] = ()
@@ -77,8 +84,13 @@ class MethodSpec:
 
     @property
     def trained_on_log(self) -> bool:
-        """Tells whether `ultr train` trains it: by gradient steps on the clicks of a log."""
-        return bool(self.towers) and self.learns_from == "clicks"
+        """Tells whether `ultr train` trains it on the clicks of a log: by gradient steps, or by a solver alone."""
+        return bool(self.towers or self.solvers) and self.learns_from == "clicks"
+
+    @property
+    def by_gradient(self) -> bool:
+        """Tells whether gradient steps train it; those without towers only have solvers."""
+        return bool(self.towers)
 
     @property
     def takes_propensities(self) -> bool:

@@ -9,7 +9,7 @@ from ultr.rankers import Ranker
 from ultr.study.settings import StudyMethod
 from ultr.study.specs import COMPRESSED_TABLES
 from ultr.study.tower_factory import ModelConfig
-from ultr.training import adam, fit, lazy_adam
+from ultr.training import adam, fit, lazy_adam, solve
 from ultr.training.fitted import Fitted
 from ultr.training.loop import has_large_table
 from ultr.training.schedule import batch_size_for, passes_per_epoch
@@ -69,6 +69,8 @@ def fit_method(
       valid: what judges the epochs; None: nothing does.
       epochs: how many; None: those of the method, at most.
     """
+    if not method.spec.by_gradient:
+        return solve(model, train, valid, method="counting")
     steps = training_steps(method, len(train))
     steps = steps if epochs is None else steps._replace(epochs=epochs)
     if has_large_table(model):

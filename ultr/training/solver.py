@@ -14,10 +14,12 @@ import numpy as np
 from flax import nnx
 
 from ultr.arguments import check_count, check_number
+from ultr.baselines import ShrunkCTR
 from ultr.data.dataset import DatasetLike
 from ultr.errors import ConfigError
 from ultr.models import DCM, DCTR, GCTR, RCTR, RDCTR, SDBN, CascadeModel, LatentVariableModel
 from ultr.towers import RankTable, note_shown_ranks
+from ultr.training.counted import count_rates
 from ultr.training.device_data import DeviceData, SolverMemory
 from ultr.training.e_step import ExpectedOutcomes
 from ultr.training.fitted import Fitted
@@ -30,13 +32,15 @@ COUNTED = (GCTR, RCTR, DCTR, RDCTR, CascadeModel, SDBN, DCM)
 
 def solver_methods(model: type) -> tuple[str, ...]:
     """Names the methods by which `solve` can train a class of models on tables; none without latent variables."""
+    if issubclass(model, ShrunkCTR):
+        return ("counting",)
     if not issubclass(model, LatentVariableModel):
         return ()
     return ("em", "lbfgs", *(["counting"] if issubclass(model, COUNTED) else []))
 
 
 def solve(
-    model: LatentVariableModel,
+    model: LatentVariableModel | ShrunkCTR,
     train: DatasetLike,
     valid: DatasetLike | None = None,
     *,
@@ -55,7 +59,7 @@ def solve(
     Args:
       model: GCTR, RCTR, DCTR, RDCTR, PBM, UBM, CascadeModel, DCM, SDBN, DBN or CCM; every tower a `Constant`,
         `RankTable`, `LastClickTable`, full `DocumentTable` or `RankDocumentTable`. It is left as it is; its tables are
-        the start.
+        the start. Or `ultr.baselines.ShrunkCTR`, by counting.
       train: a log, its counts, or sessions in memory.
       valid: data by whose mean loss per session the best iteration is chosen. None: it is chosen by the objective,
         which never falls under EM.
@@ -66,7 +70,8 @@ def solve(
       prior: a number above 0: so many outcomes with the table's average, that of the first pass. "fitted": for what
         the counting estimators observe (the CTR models, relevance of CascadeModel, DCM, SDBN and DBN, continuation of
         DCM, satisfaction of SDBN) each table's own, the Beta distribution under which its counts are most likely; for
-        other tables and those of fewer than 100 entries with data, two outcomes with the average.
+        other tables and those of fewer than 100 entries with data, two outcomes with the average. Of `ShrunkCTR` it is
+        the strength, chosen by held-out lists.
       iterations: passes over the data, at most.
       tolerance: stop when the objective per session gains less than this in an iteration.
       memory: how the data is cut into pieces; None: `SolverMemory()`.
@@ -82,7 +87,7 @@ def solve(
       DataError: an id or rank beyond a table, or a source without a click or without sessions that the model can
         produce.
     """
-    if not isinstance(model, LatentVariableModel):
+    if not isinstance(model, LatentVariableModel | ShrunkCTR):
         raise ConfigError(
             f"{type(model).__name__} has no latent variables to count outcomes of. Train it with ultr.training.fit"
         )
@@ -92,7 +97,11 @@ def solve(
         prior = check_number("prior (or 'fitted')", prior, above=0)
     iterations, tolerance = check_count("iterations", iterations), check_number("tolerance", tolerance, least=0)
     if method not in solver_methods(type(model)):
+        if isinstance(model, ShrunkCTR):
+            raise ConfigError(f"method '{method}' cannot train ShrunkCTR. Choose method='counting'")
         raise ConfigError(f"{type(model).__name__} has no counting estimator. Choose method='em' or 'lbfgs'")
+    if isinstance(model, ShrunkCTR):
+        return count_rates(model, train, valid, "held-out" if prior == "fitted" else prior)
     memory = memory or SolverMemory()
     objective = PenalisedLikelihood(model, train, prior, last_click_ends=method == "counting", memory=memory)
     valid_loss = None if valid is None else _validation_loss(model, objective, valid, memory)
