@@ -11,13 +11,14 @@ import click
 
 from ultr.cli import MethodsCommand, hold, json_option, output, seed_option
 from ultr.cli.folds import in_vain_with_folds, output_by_folds, train_by_folds
-from ultr.cli.inputs import match_notes, open_known
+from ultr.cli.inputs import match_notes
 from ultr.cli.keeping import says_what_is_kept
 from ultr.cli.method_options import METHOD_OPTIONS, given_options, method_options
 from ultr.cli.options import FiniteRange, InVain, Name, check_tables, is_given, refuse_in_vain
+from ultr.cli.training_data import check_clicks, check_out, split_sessions
 from ultr.cli.training_report import training_report
-from ultr.errors import ConfigError, DataError
-from ultr.files import check_output_folder, json_values, write_json
+from ultr.errors import ConfigError
+from ultr.files import json_values, write_json
 from ultr.study.effects import without_document_tower, without_effect
 from ultr.study.registry import AUTO, AUTO_MODELS, METHODS, method_spec
 from ultr.study.specs import NETWORKS, OPTIMIZERS, RELEVANCE_TOWERS, TABLES, MethodSpec
@@ -230,16 +231,16 @@ def command(
     chosen = given_options(spec, own | {"frailty": frailty or None})
     check_tables(chosen, solver)
     hold(out, inside=True)
-    _check_out(out, resume)
+    check_out(out, resume)
     click.get_current_context().with_resource(says_what_is_kept(out))
     if by_folds:
-        whole = _splits(log, split, None, split, 0.0, seed, relevance)[0]
-        _check_clicks(whole)
+        whole = split_sessions(log, split, None, split, 0.0, seed, relevance)[0]
+        check_clicks(whole)
         output_by_folds(train_by_folds(whole, out), as_json)
         return
     relevance = relevance if spec.by_gradient else "table"
-    train, held_out = _splits(log, split, valid, valid_split, valid_fraction, seed, relevance)
-    vary = _check_clicks(train)
+    train, held_out = split_sessions(log, split, valid, valid_split, valid_fraction, seed, relevance)
+    vary = check_clicks(train)
     if not vary:
         click.echo(f"note: {ALL_CLICKED}", err=True)
     if train.ranks == 1:
@@ -425,27 +426,6 @@ def _check_solver(spec: MethodSpec, solver: str) -> None:
         )
 
 
-def _check_clicks(train: ClickLog) -> bool:
-    """Refuses sessions without any click: what is learnt from them would be the starting weights or the prior.
-
-    Returns:
-      Whether there are impressions without a click too.
-    """
-    clicked = skipped = False
-    for batch in train.columns(["clicks"]):
-        clicks = batch["clicks"].flatten().to_numpy()
-        clicked, skipped = clicked or bool(clicks.any()), skipped or not clicks.all()
-        if clicked and skipped:
-            return True
-    if not clicked:
-        raise DataError(
-            f"expected clicks to learn from, found none in the {len(train):,} sessions to train on",
-            fix="Check the click column, or train on a log or split with clicks",
-            field="clicks",
-        )
-    return False
-
-
 def _check_propensity(spec: MethodSpec, source: str) -> None:
     from ultr.propensity import ESTIMATORS
     from ultr.study.nuisance import TRUE, check_propensity_source
@@ -480,69 +460,3 @@ def _nuisance(log: Path, train: ClickLog, spec: MethodSpec, propensity: str | No
     whole = ClickLog.open(log)  # with the sessions held out, whose queries have displays of their own
     source, truth = propensity or DEFAULT_ESTIMATOR, whole.metadata.get("truth")
     return NuisanceEstimates(train, source=source, truth=truth, shown=whole, seed=seed)
-
-
-def _check_out(out: Path, resume: bool) -> None:
-    """Refuses, before any work, to write over a finished run or among other files."""
-    finished, resumable = (out / "model").exists(), (out / "state").exists()
-    if finished and not resume:
-        raise ConfigError(f"{out} holds a run already: choose another --out, or continue it with --resume")
-    if finished and not resumable:
-        raise ConfigError(f"{out} holds a finished run without a state to resume from: choose another --out")
-    if not finished and not resumable:
-        check_output_folder(out)
-
-
-def _splits(
-    path: Path, split: str, valid: Path | None, valid_split: str, fraction: float, seed: int, relevance: str
-) -> tuple[ClickLog, ClickLog | None]:
-    """Opens the sessions to train on and those that judge the epochs."""
-    from ultr.data import ClickLog
-    from ultr.study.tower_factory import resolve_relevance
-
-    splits = ClickLog.open(path).metadata["splits"]
-    for option, name in (("split", split), ("valid_split", valid_split)):
-        given = f"--{option.replace('_', '-')} {name}"
-        if is_given(option) and not splits:
-            raise ConfigError(
-                f"{given}: {path} was prepared without splits, so that there is none of that name. Leave it out to use "
-                "all sessions, or prepare the log with --split train=.8,valid=.1,test=.1"
-            )
-        if is_given(option) and name not in splits:
-            known = f"the log has the splits {', '.join(splits)}"
-            raise ConfigError(f"{given}: {known}{did_you_mean(name, splits)}")
-    if is_given("valid_split") and valid_split == split:
-        raise ConfigError(f"--valid-split {split}: these are the sessions to train on. Name another split")
-    if splits and split not in splits:
-        raise ConfigError(
-            f"{path}: the log was prepared with the splits {', '.join(splits)}; name the one to train on with --split"
-        )
-    judging = valid is None and valid_split in splits and valid_split != split
-    why = f"where the split '{valid_split}' of the log judges the epochs: leave it out"
-    refuse_in_vain([InVain("valid_fraction", judging, why)])
-    train = ClickLog.open(path, split=split if splits else None)
-    if valid is not None:
-        found = open_known(valid, train)
-        if not isinstance(found, ClickLog):
-            raise DataError("expected a click log, found a collection", file=valid)
-        return train, found
-    if judging:
-        return train, ClickLog.open(path, split=valid_split)
-    if not fraction:
-        return train, None
-    # A table knows nothing of queries that it was not trained on; a network is judged on how it carries over.
-    by: Literal["session", "query"] = "session" if resolve_relevance(relevance, train) in TABLES else "query"
-    shares = {"train": 1 - fraction, "valid": fraction}
-    parts = train.split(shares, by=by, seed=seed)
-    if by == "query" and not all(len(part) for part in parts.values()):
-        by = "session"
-        parts = train.split(shares, by=by, seed=seed)
-        click.echo("note: too few queries to hold some out; sessions are held out instead", err=True)
-    for name, part in parts.items():
-        if not len(part):
-            what = "to train on" if name == "train" else "to judge the epochs by"
-            raise ConfigError(
-                f"--valid-fraction {fraction:g} of {len(train):,} sessions, split by {by}, leaves none {what}. "
-                "Choose another share, 0 for no validation, or give a log with --valid"
-            )
-    return parts["train"], parts["valid"]

@@ -98,8 +98,16 @@ def _click_model(
     makes = f"ultr.models.{made}"
     options = (*options, _FRAILTY)
     return MethodSpec(
-        name, CLICK_MODELS, summary, paper, makes, towers,
-        assumes=assumes, examination=examination, options=options, solvers=solvers,
+        name,
+        CLICK_MODELS,
+        summary,
+        paper,
+        makes,
+        towers,
+        assumes=assumes,
+        examination=examination,
+        options=options,
+        solvers=solvers,
     )
 
 

@@ -11,7 +11,7 @@ from ultr.baselines import ShrunkCTR
 from ultr.data.dataset import STREAMED, Dataset, DatasetLike, as_dataset
 from ultr.errors import DataError
 from ultr.towers import matched
-from ultr.training.loop import Fitted
+from ultr.training.fitted import Fitted
 
 
 def count_rates(

@@ -1,0 +1,105 @@
+"""The sessions that `ultr train` learns from and judges by, and where it writes, checked before any work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import click
+
+from ultr.cli.inputs import open_known
+from ultr.cli.options import InVain, is_given, refuse_in_vain
+from ultr.errors import ConfigError, DataError
+from ultr.files import check_output_folder
+from ultr.study.specs import TABLES
+from ultr.text import did_you_mean
+
+if TYPE_CHECKING:
+    from ultr.data import ClickLog
+
+
+def check_clicks(train: ClickLog) -> bool:
+    """Refuses sessions without any click: what is learnt from them would be the starting weights or the prior.
+
+    Returns:
+      Whether there are impressions without a click too.
+    """
+    clicked = skipped = False
+    for batch in train.columns(["clicks"]):
+        clicks = batch["clicks"].flatten().to_numpy()
+        clicked, skipped = clicked or bool(clicks.any()), skipped or not clicks.all()
+        if clicked and skipped:
+            return True
+    if not clicked:
+        raise DataError(
+            f"expected clicks to learn from, found none in the {len(train):,} sessions to train on",
+            fix="Check the click column, or train on a log or split with clicks",
+            field="clicks",
+        )
+    return False
+
+
+def check_out(out: Path, resume: bool) -> None:
+    """Refuses, before any work, to write over a finished run or among other files."""
+    finished, resumable = (out / "model").exists(), (out / "state").exists()
+    if finished and not resume:
+        raise ConfigError(f"{out} holds a run already: choose another --out, or continue it with --resume")
+    if finished and not resumable:
+        raise ConfigError(f"{out} holds a finished run without a state to resume from: choose another --out")
+    if not finished and not resumable:
+        check_output_folder(out)
+
+
+def split_sessions(
+    path: Path, split: str, valid: Path | None, valid_split: str, fraction: float, seed: int, relevance: str
+) -> tuple[ClickLog, ClickLog | None]:
+    """Opens the sessions to train on and those that judge the epochs."""
+    from ultr.data import ClickLog
+    from ultr.study.tower_factory import resolve_relevance
+
+    splits = ClickLog.open(path).metadata["splits"]
+    for option, name in (("split", split), ("valid_split", valid_split)):
+        given = f"--{option.replace('_', '-')} {name}"
+        if is_given(option) and not splits:
+            raise ConfigError(
+                f"{given}: {path} was prepared without splits, so that there is none of that name. Leave it out to use "
+                "all sessions, or prepare the log with --split train=.8,valid=.1,test=.1"
+            )
+        if is_given(option) and name not in splits:
+            known = f"the log has the splits {', '.join(splits)}"
+            raise ConfigError(f"{given}: {known}{did_you_mean(name, splits)}")
+    if is_given("valid_split") and valid_split == split:
+        raise ConfigError(f"--valid-split {split}: these are the sessions to train on. Name another split")
+    if splits and split not in splits:
+        raise ConfigError(
+            f"{path}: the log was prepared with the splits {', '.join(splits)}; name the one to train on with --split"
+        )
+    judging = valid is None and valid_split in splits and valid_split != split
+    why = f"where the split '{valid_split}' of the log judges the epochs: leave it out"
+    refuse_in_vain([InVain("valid_fraction", judging, why)])
+    train = ClickLog.open(path, split=split if splits else None)
+    if valid is not None:
+        found = open_known(valid, train)
+        if not isinstance(found, ClickLog):
+            raise DataError("expected a click log, found a collection", file=valid)
+        return train, found
+    if judging:
+        return train, ClickLog.open(path, split=valid_split)
+    if not fraction:
+        return train, None
+    # A table knows nothing of queries that it was not trained on; a network is judged on how it carries over.
+    by: Literal["session", "query"] = "session" if resolve_relevance(relevance, train) in TABLES else "query"
+    shares = {"train": 1 - fraction, "valid": fraction}
+    parts = train.split(shares, by=by, seed=seed)
+    if by == "query" and not all(len(part) for part in parts.values()):
+        by = "session"
+        parts = train.split(shares, by=by, seed=seed)
+        click.echo("note: too few queries to hold some out; sessions are held out instead", err=True)
+    for name, part in parts.items():
+        if not len(part):
+            what = "to train on" if name == "train" else "to judge the epochs by"
+            raise ConfigError(
+                f"--valid-fraction {fraction:g} of {len(train):,} sessions, split by {by}, leaves none {what}. "
+                "Choose another share, 0 for no validation, or give a log with --valid"
+            )
+    return parts["train"], parts["valid"]
