@@ -20,7 +20,7 @@ from ultr.data import ClickLog
 from ultr.errors import ConfigError
 from ultr.study import ModelConfig, build_model, specs
 from ultr.study.building import build_optimizer, resolve_optimizer
-from ultr.training import adam, fit, lazy_adam, load, loop, solve
+from ultr.training import adam, fit, lazy_adam, load, optimizers, solve
 from ultr.training.checkpoint import read_meta
 
 
@@ -187,12 +187,12 @@ def test_without_options_training_is_what_fit_does_without_them(ultr: Ultr, log:
     assert trained["config"]["optimizer"] == "adam"
 
 
-@pytest.mark.parametrize("documents", [loop.LARGE_TABLE - 1, loop.LARGE_TABLE])
+@pytest.mark.parametrize("documents", [optimizers.LARGE_TABLE - 1, optimizers.LARGE_TABLE])
 def test_the_automatic_optimizer_is_that_of_fit(documents: int, log: Path) -> None:
     sessions = ClickLog.open(log)
     model = models.DCTR(towers.DocumentTable(documents))
     kind = resolve_optimizer("auto", model)
-    assert kind == ("lazy-adam" if documents == loop.LARGE_TABLE else "adam")
+    assert kind == ("lazy-adam" if documents == optimizers.LARGE_TABLE else "adam")
 
     def loss(**options: Any) -> float:
         (epoch,) = fit(model, sessions, epochs=1, seed=0, **options).history

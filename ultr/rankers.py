@@ -15,8 +15,11 @@ from ultr.towers.base import Component, ParameterGroup, Tower
 
 # What a curve of examination comes from, and so what its errors are: no curve; one that was given; the maximum of the
 # likelihood of the position-based, the additive, or the user browsing model; listwise softmax cross-entropy, or that
-# with weights by relevance (dual learning); alpha of trust bias; ratios of sums that training measures on its way.
-CurveSource = Literal["none", "given", "position-based", "additive", "browsing", "listwise", "dual", "affine", "ratios"]
+# with weights by relevance (dual learning); a likelihood given the number of clicks; alpha of trust bias; ratios of
+# sums that training measures on its way.
+CurveSource = Literal[
+    "none", "given", "position-based", "additive", "browsing", "listwise", "dual", "conditional", "affine", "ratios"
+]
 
 
 class ImpressionWeights(NamedTuple):

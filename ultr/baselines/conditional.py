@@ -27,6 +27,8 @@ class _Conditional(Baseline):
       relevance, examination: towers.
     """
 
+    curve_source = "conditional"
+
     def __init__(self, *, relevance: TowerLike, examination: TowerLike) -> None:
         super().__init__(relevance=relevance)
         self.examination = as_tower(examination)

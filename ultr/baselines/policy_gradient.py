@@ -84,6 +84,7 @@ class PolicyGradient(Baseline):
     """
 
     sufficient_statistics = "query"
+    curve_source = "given"
     metrics = ("clicks", "dcg")
 
     def __init__(

@@ -7,16 +7,19 @@ import math
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ultr.cli import output
+from ultr.cli.method_options import METHOD_OPTIONS
 from ultr.cli.options import InVain, is_given
-from ultr.data import ClickLog
 from ultr.files import json_values, write_json
 from ultr.study.registry import AUTO
 from ultr.text import counted, table
+
+if TYPE_CHECKING:
+    from ultr.data import ClickLog
 
 IN_VAIN = ("valid", "valid_split", "valid_fraction", "solver", "prior", "optimizer", "resume")
 
@@ -33,7 +36,7 @@ def _given_settings() -> dict[str, Any]:
     found = {name: given[name] for name in ("model", "relevance", "transform", "safe", "l2", "learning_rate")}
     found |= {name: given[name] for name in ("rows", "propensity", "logger_score", "epochs") if given[name]}
     found |= {name: given[name] for name in ("batch_size", "patience") if is_given(name)}
-    found |= {"options": {"clip": given["clip"]}} if given["clip"] is not None else {}
+    found["options"] = {name: given[name] for name in METHOD_OPTIONS if given[name] not in (None, False)}
     return found | {"hidden": tuple(int(width) for width in given["hidden"].split(","))}
 
 

@@ -352,9 +352,14 @@ def command(
     if warning is not None:
         result["support"] = warning
     counts = functools.cache(lambda: collapse_log(train, "last-click"))
-    if spec.assumes and (checked := check_assumptions(spec, counts())) is not None:
+    countable = not train.metadata["impression_features"]  # which counts do not hold
+    if spec.assumes and (checked := check_assumptions(spec, counts() if countable else train)) is not None:
         result["goodness_of_fit"] = checked
-    curve = learnt_curve(fitted.model, counts, lists=lambda: train, fit=lambda: fit_of(counts()), seed=seed)
+    curve = (
+        None
+        if not countable
+        else learnt_curve(fitted.model, counts, lists=lambda: train, fit=lambda: fit_of(counts()), seed=seed)
+    )
     if vary and curve is not None:
         result["examination"] = curve
     write_json(out / "run.json", result)

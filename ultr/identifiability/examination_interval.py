@@ -51,6 +51,7 @@ LEVEL = 0.01  # of the test that training ended at what the clicks say
 CONDITIONAL = "the errors take the ranker as known: what is unsure of relevance is not in them"
 ODDS = "odds relative to rank 1, not propensities: the two agree only where clicks are rare"
 GIVEN = "the curve was given, not learnt from this log"
+GIVEN_NUMBER = "no interval: the errors of a likelihood given the number of clicks have not been worked out"
 RATIOS = "no interval: ratios of sums over training have no likelihood, and their errors are not known"
 AWAY = (
     "no interval: the curve is not where the clicks of the log put it (p = {:.1g}), so that its errors are more than "
@@ -279,6 +280,10 @@ def _ratios(learnt: _Learnt, curve: np.ndarray) -> Propensities:
     return learnt.table(curve, None, RATIOS)
 
 
+def _conditional(learnt: _Learnt, curve: np.ndarray) -> Propensities:
+    return learnt.table(curve, None, GIVEN_NUMBER)
+
+
 _CURVES = {
     "position-based": _position_based,
     "additive": _additive,
@@ -288,6 +293,7 @@ _CURVES = {
     "browsing": _browsing,
     "given": _given,
     "ratios": _ratios,
+    "conditional": _conditional,
 }
 
 

@@ -17,7 +17,7 @@ from ultr.study.registry import method_spec
 from ultr.study.specs import Builder, MethodSpec
 from ultr.study.tower_factory import ModelConfig, TowerFactory
 from ultr.training import adam, fit, lazy_adagrad, lazy_adam
-from ultr.training.loop import has_large_table
+from ultr.training.optimizers import has_large_table
 
 # Options that decide over towers, or over what is put around the model.
 _NOT_OF_THE_CLASS = ("satisfaction", "frailty")

@@ -229,13 +229,13 @@ _ROWS: tuple[MethodSpec, ...] = (
         "exposure-crm", WEIGHTED, "safe: IPS over exposure, less a bound on its error off the logging policy",
         "Gupta 2023", "ultr.baselines.PolicyGradient", _DOCUMENT, ("propensity",), {"objective": "exposure-crm"},
         options=(_DELTA, *_EXPOSURE), builder="policy-gradient",
-        assumes=_BY_RANK,
+        examination="given", assumes=_BY_RANK,
     ),
     MethodSpec(
         "safe-doubly-robust", WEIGHTED, "safe: doubly robust over exposure, less a bound on its error",
         "Gupta 2024", "ultr.baselines.PolicyGradient", _DOCUMENT, ("propensity",), {"objective": "safe-doubly-robust"},
         options=(_DELTA, *_EXPOSURE, _TRUST), builder="policy-gradient",
-        assumes=_BY_RANK,
+        examination="given", assumes=_BY_RANK,
     ),
     MethodSpec(
         "prpo", WEIGHTED, "safe: proximal ranking policy optimisation, near the exposure under the logging policy",
@@ -247,7 +247,7 @@ _ROWS: tuple[MethodSpec, ...] = (
             *_EXPOSURE, _TRUST,
         ),
         builder="policy-gradient",
-        assumes=_BY_RANK,
+        examination="given", assumes=_BY_RANK,
     ),
     MethodSpec(
         "prs", WEIGHTED, "propensity ratio scoring: pairs of clicked and unclicked documents", "Wang 2021",
@@ -290,12 +290,12 @@ _ROWS: tuple[MethodSpec, ...] = (
     MethodSpec(
         "pbm-conditional", JOINT, "PBM, by which documents of a list were clicked, given how many were", "",
         "ultr.baselines.ConditionalPBM", _TWO_TOWERS,
-        assumes=_BY_RANK,
+        examination="learnt", assumes=_BY_RANK,
     ),
     MethodSpec(
         "additive-conditional", JOINT, "additive two-tower, by which documents of a list were clicked, given how many",
         "Cox 1970", "ultr.baselines.ConditionalAdditive", _TWO_TOWERS,
-        assumes=_NOT_ABOVE,
+        examination="learnt", assumes=_NOT_ABOVE,
     ),
     MethodSpec(
         "additive-dropout", JOINT, "additive two-tower with dropout of the bias tower", "Zhang 2023",

@@ -11,7 +11,7 @@ from ultr.study.specs import COMPRESSED_TABLES
 from ultr.study.tower_factory import ModelConfig
 from ultr.training import adam, fit, lazy_adam, solve
 from ultr.training.fitted import Fitted
-from ultr.training.loop import has_large_table
+from ultr.training.optimizers import has_large_table
 from ultr.training.schedule import batch_size_for, passes_per_epoch
 
 

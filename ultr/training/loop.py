@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import nnx
 from jax.sharding import Mesh
 
 from ultr import stopping
@@ -33,14 +32,13 @@ from ultr.towers import (
     needs_no_features,
     note_shown_ranks,
     record_schema,
-    row_tables,
     trained_schema,
 )
 from ultr.training.checkpoint import facts_of, save, save_arrays
 from ultr.training.feed import BLOCK_SESSIONS, BatchBlock, largest_indices, one_pass, stream_blocks
 from ultr.training.fitted import Fitted, TrainedOn
 from ultr.training.inputs import batch_weight, count_rows, session_sums, training_data
-from ultr.training.optimizers import adam
+from ultr.training.optimizers import adam, has_large_table
 from ultr.training.placement import placement
 from ultr.training.progress import advance, progress_bar
 from ultr.training.resuming import interrupted_epoch, restore_run, run_settings
@@ -54,7 +52,6 @@ P = ParamSpec("P")
 T = TypeVar("T")
 STATE_SECONDS = 10.0
 CACHE_BYTES = 1 << 30  # of decoded rows of a log, so that later epochs find them in memory
-LARGE_TABLE = 100_000  # entries; a larger table is not swept in every step
 
 
 def _alone_in_directory(function: Callable[P, T]) -> Callable[P, T]:
@@ -154,14 +151,16 @@ def fit(
         )
         assert used is not None
         collapsed = used is not given
+        # The log itself says where its names are: what it was collapsed to may lie in a temporary folder.
+        schema = trained_schema(model, matched(model, given, name="training data"))
         used = matched(model, used, name="training data")
-        schema = trained_schema(model, used)
         judged = None if judged is None else matched(model, judged, name="validation data", schema=schema)
         about, size = TrainedOn.of(used, collapsed=collapsed), batch_size or batch_size_for(len(used))
         training = _Training(
             model,
             used,
             judged,
+            logs=(given, judging),
             optimizer=optimizer,
             batch_size=size,
             passes=passes_per_epoch(len(used), size) if collapsed else 1,
@@ -185,6 +184,7 @@ class _Training:
     Args:
       model: is left as it is.
       train, valid: data with the features that the model knows.
+      logs: what the two were collapsed from, in whose rows errors say where a value is wrong.
       passes: over `train`, that make an epoch.
       l2: in the unit of a session.
       optimizer, batch_size, mesh, block_sessions: as for `fit`.
@@ -201,6 +201,7 @@ class _Training:
         train: Dataset,
         valid: Dataset | None,
         *,
+        logs: tuple[Dataset, Dataset | None],
         optimizer: optax.GradientTransformation | RowSparse | None,
         batch_size: int,
         passes: int,
@@ -209,7 +210,7 @@ class _Training:
         block_sessions: int,
         directory: Path | None,
     ) -> None:
-        self.model, self.train, self.valid = model, train, valid
+        self.model, self.train, self.valid, self._logs = model, train, valid, logs
         self.batch_size, self.l2, self.block_sessions, self.directory = batch_size, l2, block_sessions, directory
         self.passes, self.sessions = passes, count_rows(train, "training data")
         self.trainer = Trainer(model, optimizer or (lazy_adam() if has_large_table(model) else adam()))
@@ -317,12 +318,13 @@ class _Training:
 
     def _reading(self, data: Dataset, name: str) -> dict[str, Any]:
         """Collects how data is read: what is checked, left out and shared, and where it is put."""
+        log = self._logs[0] if data is self.train else self._logs[1] or data
         shares = isinstance(self.model, Component) and self.model.takes_shared_features
         holds_features = shares and needs_no_features(self.model)
         return {
             "length": self.sessions,
             "rank_first": self.trainer.rank_first,
-            "check": InputCheck(self.model, data, source=name, largest=largest_indices(data)),
+            "check": InputCheck(self.model, log, source=name, largest=largest_indices(data)),
             "put": self._put,
             "block_sessions": self.block_sessions,
             "share_features": shares,
@@ -365,12 +367,12 @@ class _Training:
           ended: whether the epoch has.
           whole: whether all blocks of an epoch were seen in this process, so that there should be clicks.
         """
-        total = np.asarray(self._sums)
+        total = np.asarray(self._sums) / self.passes  # as of one pass, whose sums are those of the data
         loss, counted, impossible = _mean(total[:3], "training data", self._epoch, self.train)
         if whole and isinstance(self.model, Ranker) and self.model.learns_from_clicks:
             self._shown.check_clicks("training data")
         seen = self._before + float(total[1]) + float(total[2])
-        share = seen / (self.train.description.total_weight * self.passes)
+        share = seen / self.train.description.total_weight
         epoch = self._epoch if ended else round(self._epoch - 1 + min(share, 1.0), 4)
         valid_loss, parameters = self._validate()
         entry = {
@@ -449,11 +451,6 @@ def _at_interrupt(keep: Callable[[KeyboardInterrupt], None]) -> Iterator[None]:
     except KeyboardInterrupt as stop:
         keep(stop)
         raise
-
-
-def has_large_table(model: nnx.Module) -> bool:
-    """Tells whether a table is too large to be swept in every step: then `lazy_adam` is the default optimizer."""
-    return any(table[...].size > LARGE_TABLE for table in row_tables(model).values())
 
 
 def _same_ids(data: Dataset, train: Dataset) -> bool:

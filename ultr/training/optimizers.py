@@ -10,8 +10,9 @@ import optax
 from flax import nnx
 
 from ultr.errors import ConfigError
-from ultr.towers import parameter_groups
+from ultr.towers import parameter_groups, row_tables
 
+LARGE_TABLE = 100_000  # entries; a larger table is not swept in every step
 GROUP = "parameter_group"  # metadata of a parameter: which learning rate it has
 
 
@@ -48,3 +49,8 @@ def _groups(params: Any) -> Any:
         return str(marked.get(GROUP, "network"))
 
     return jax.tree.map(group, params, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
+
+
+def has_large_table(model: nnx.Module) -> bool:
+    """Tells whether a table is too large to be swept in every step: then `lazy_adam` is the default optimizer."""
+    return any(table[...].size > LARGE_TABLE for table in row_tables(model).values())
