@@ -240,3 +240,26 @@ def test_a_comparison_finds_documents_by_name(ultr: Ultr, tmp_path: Path) -> Non
 
 def test_a_vocabulary_is_opened_wherever_it_is(train: ClickLog) -> None:
     assert open_vocabulary(train.path).identity == train.vocabulary.identity
+
+
+def test_documents_without_names_are_not_found_by_their_places(ultr: Ultr, tmp_path: Path) -> None:
+    """Queries 1 to 4 of two files are of other documents, which LETOR numbers within their query alike."""
+    rng = np.random.default_rng(0)
+    folders = {}
+    for name, size in (("train", 3), ("test", 4)):
+        lines = [f"{rng.integers(3)} qid:{q} 1:{rng.normal():.4f}" for q in range(1, 5) for _ in range(size)]
+        (tmp_path / f"{name}.txt").write_text("\n".join(lines))
+        folders[name] = tmp_path / name
+        made = ultr("prepare", tmp_path / f"{name}.txt", "--format", "letor", "--out", folders[name], "--json")
+        assert made.json["report"]["documents_named_by_place"] == 4 * size
+    log = tmp_path / "log"
+    assert ultr("simulate", folders["train"], "--out", log, "--sessions", "200", "--model", "pbm").code == 0
+    options = ("--relevance", "table", "--epochs", "1")
+    assert ultr("train", log, "--out", tmp_path / "run", *options).code == 0
+    said = ultr("evaluate", tmp_path / "run", folders["test"], "--metrics", "ndcg@3")
+    assert said.code == 2
+    assert "others than those of the training data stand at their places" in said.err
+    again = ultr("prepare", tmp_path / "train.txt", "--format", "letor", "--out", tmp_path / "again")
+    assert again.code == 0
+    same = ultr("evaluate", tmp_path / "run", tmp_path / "again", "--metrics", "ndcg@3")  # the same documents
+    assert same.code == 0, same.err

@@ -101,15 +101,26 @@ class KnownVocabulary:
         theirs, own = other.open(), self.open()
         if own is not None and theirs is not None:
             ids = theirs.ids_in(own)
-            if ids.any():
+            if ids.any() and not (theirs.named_by_place and _have_other_features(theirs, own, ids)):
                 return ids
             why = "No query and document of it has a name of the training data"
+            if ids.any():
+                why = "Its documents have no names, and others than those of the training data stand at their places"
         else:
             lost = f"The names of the training data are not in {self.path} any more"
             why = f"{lost if self.path else 'The model does not know where the training data is'}: say where "
             why += "(--vocabulary LOG; in Python load(..., vocabulary=))"
         identities = json.loads(other.identity), json.loads(self.identity)
         raise other_ids(*identities, name=name, file=Path(other.path), why=why)
+
+
+def _have_other_features(one: Vocabulary, other: Vocabulary, ids: np.ndarray) -> bool:
+    """Tells whether documents [V + 1] have other features than those with the given ids, or none to compare."""
+    mine, theirs = one.features, other.features
+    if mine is None or theirs is None or one.feature_names != other.feature_names:
+        return True
+    known = np.flatnonzero(ids)
+    return not np.array_equal(mine[known], theirs[ids[known]])
 
 
 def open_vocabulary(path: str | os.PathLike[str]) -> Vocabulary:

@@ -35,6 +35,7 @@ SCHEMAS: dict[str, type[msgspec.Struct]] = {
 _KINDS = {LOG_FORMAT: "click log", COLLECTION_FORMAT: "collection of graded lists", COUNTS_FORMAT: "counts"}
 QUERIES_FILE = "queries.parquet"
 DOCUMENTS_FILE = "documents.parquet"
+NAMED_BY_PLACE = "documents_named_by_place"  # key of a report: documents that their files give no name
 METADATA_FILE = "metadata.json"
 CONSECUTIVE = "consecutive"  # "ranks" of a file's record where they are 1, 2, ... in every row
 

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from ultr.data.storage import (
     DOCUMENTS_FILE,
     METADATA_FILE,
+    NAMED_BY_PLACE,
     QUERIES_FILE,
     as_numpy,
     check_columns,
@@ -37,6 +38,8 @@ class Vocabulary:
       fingerprint: hex digest of the names in their order; equal fingerprints mean equal ids.
       parent: `identity` of the vocabulary that this one extends, or None.
       path: the folder; "memory" for a vocabulary in memory.
+      named_by_place: whether documents without a name have that of their place in their query, which another document
+        may have in other data.
       max_grade: the highest grade of the scale, whatever grades are there; None where there are no grades, or in
         folders that do not tell it.
       has_labels, has_splits, has_own: whether documents have grades, queries have splits, and queries are marked as
@@ -55,6 +58,7 @@ class Vocabulary:
         read: Callable[[str, Sequence[str]], Iterator[pa.Table]],
         path: Path,
         max_grade: float | None = None,
+        named_by_place: bool = False,
     ) -> None:
         self.queries, self.documents = queries, documents
         self.feature_names = tuple(feature_names)
@@ -63,6 +67,7 @@ class Vocabulary:
         self.has_labels = "label" in columns[DOCUMENTS_FILE]
         self.has_splits = "split" in columns[QUERIES_FILE]
         self.has_own = "own" in columns[QUERIES_FILE]
+        self.named_by_place = named_by_place
         self._ids_in: tuple[str, np.ndarray] | None = None
         self._read = read  # (file, columns) -> the tables of its row groups in order
 
@@ -114,6 +119,7 @@ class Vocabulary:
             read=read,
             path=path,
             max_grade=_stored_scale(metadata.get("max_grade"), path / METADATA_FILE),
+            named_by_place=bool(metadata.get("report", {}).get(NAMED_BY_PLACE)),
         )
 
     @classmethod

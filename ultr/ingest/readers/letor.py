@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ultr.data.storage import NAMED_BY_PLACE
 from ultr.errors import DataError
 from ultr.ingest.engine import Engine
 from ultr.ingest.positions import file_and_row, file_start
@@ -117,6 +118,7 @@ def parse_letor(files: Sequence[Path], *, width: int | None = None, block_bytes:
     keep = _first_of_query(document, starts)
     report = {"rows": len(at), "duplicate_documents": int((~keep).sum())}
     counts = {"not_judged": int(np.isnan(label).sum()), "values_of_further_features": beyond}
+    counts[NAMED_BY_PLACE] = int((by_place & keep).sum())
     report |= {name: count for name, count in counts.items() if count}
     if not keep.all():
         at, label, features, by_place = at[keep], label[keep], features[keep], by_place[keep]
