@@ -489,8 +489,8 @@ def test_an_effect_per_list_is_a_mixture_of_lists_moved_alike() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("nodes", "tolerance"), [(7, 0.01), (64, 1e-9)])
-def test_an_effect_per_list_is_integrated_out(nodes: int, tolerance: float) -> None:
+@pytest.mark.parametrize(("nodes", "tolerance", "of_slope"), [(7, 0.01, 0.03), (64, 1e-9, 1e-6)])
+def test_an_effect_per_list_is_integrated_out(nodes: int, tolerance: float, of_slope: float) -> None:
     """The likelihood, its slopes and what clicks above say, against integrals by an adaptive rule."""
     sessions = batch(random_logits(CONTRACTS[4], 4, scale=2.0, lists=1), "float64")
     clicks = np.asarray(sessions.clicks)
@@ -515,7 +515,7 @@ def test_an_effect_per_list_is_integrated_out(nodes: int, tolerance: float) -> N
     above = chance(np.array([1, 0, 1, 0]), 1.5, 2)
     np.testing.assert_allclose(given[10, 2], chance(np.array([1, 0, 1, 0]), 1.5, 3) / above, rtol=tolerance)
     slope = (np.log(chance(clicks[5], 1.5 + 1e-4)) - np.log(chance(clicks[5], 1.5 - 1e-4))) / 2e-4
-    np.testing.assert_allclose(slopes["scale"][...], slope, rtol=5 * tolerance, atol=1e-6)
+    np.testing.assert_allclose(slopes["scale"][...], slope, rtol=5 * tolerance, atol=of_slope)
     assert model.standard_deviation == 1.5
 
 

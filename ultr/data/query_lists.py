@@ -14,7 +14,7 @@ from ultr.data.batching import PaddedRows, bucket_widths, rebatch
 from ultr.data.click_log import ClickLog
 from ultr.data.columns import RaggedRows
 from ultr.data.counting import count_cells
-from ultr.data.dataset import Dataset, Description
+from ultr.data.dataset import Coverage, Dataset, Description
 from ultr.data.grouping import group_starts
 from ultr.data.input_schema import InputSchema
 from ultr.data.vocabulary import Vocabulary
@@ -122,6 +122,9 @@ class QueryLists(Dataset):
             vocabulary=self.vocabulary,
             identity=self.identity,
         )
+
+    def coverage(self) -> Coverage:
+        return Coverage(len(self.query), len(np.unique(self.document)))
 
     @property
     def input_schema(self) -> InputSchema:

@@ -54,7 +54,9 @@ class TrainedOn:
     def text(self) -> str:
         """Says it in a few words."""
         sessions = f"{self.sessions:,.0f} sessions"
-        if self.statistics != "list":
+        if self.statistics == "query":
+            what = f"what {sessions} showed and clicked, by query"
+        elif self.statistics != "list":
             what = f"counts by {self.statistics.replace('-', ' ')} of {sessions} ({self.rows:,} cells)"
         else:
             what = f"{self.rows:,} distinct lists of {sessions}" if self.collapsed else sessions
