@@ -21,18 +21,6 @@ TWO_TOWERS = (
     "pbm", "trust", "dbn", "sdbn", "dcm", "ccm", "ubm",
     "additive", "additive-listwise", "pbm-conditional", "additive-conditional",
 )  # fmt: skip
-    "pbm",
-    "trust",
-    "dbn",
-    "sdbn",
-    "dcm",
-    "ccm",
-    "ubm",
-    "additive",
-    "additive-listwise",
-    "pbm-conditional",
-    "additive-conditional",
-)
 OWN_USERS = {"dbn": "dbn", "sdbn": "sdbn", "dcm": "dcm", "ccm": "ccm", "ubm": "ubm"}  # user -> its click model
 SAFE = ", safe"  # the end of the name of a guarded method
 
