@@ -271,10 +271,14 @@ def command(
         for note in match_notes(match):
             click.echo(f"note: validation data: {note}", err=True)
     nuisance = _nuisance(log, train, spec, propensity, seed)
+    counts = functools.cache(lambda: collapse_log(train, "last-click"))
+    countable = not train.metadata["impression_features"]  # which counts do not hold
     warning = None
     if spec.examination in ("learnt", "modelled"):
         by_features = config.relevance not in TABLES
-        warning = check_support(spec, conditional_likelihood(train), train, by_features=by_features)
+        warning = check_support(
+            spec, conditional_likelihood(counts() if countable else train), train, by_features=by_features
+        )
     if warning is not None:
         click.echo(f"note: {warning}", err=True)
     untrained = build_model(config, train, nuisance)
@@ -351,8 +355,6 @@ def command(
         result["warnings"] = list(satisfied.warnings)
     if warning is not None:
         result["support"] = warning
-    counts = functools.cache(lambda: collapse_log(train, "last-click"))
-    countable = not train.metadata["impression_features"]  # which counts do not hold
     if spec.assumes and (checked := check_assumptions(spec, counts() if countable else train)) is not None:
         result["goodness_of_fit"] = checked
     curve = (
