@@ -72,7 +72,6 @@ def train_by_folds(log: ClickLog, out: Path) -> dict[str, Any]:
             chosen = choose_automatically(method, log, folds, seed=seed, safe=method.safe)
         else:
             chosen = choose_by_folds(method.variants(), log, folds, seed=seed, safe=method.safe)
-    save(chosen.ranker, out / "model", extra=facts_of(log))
     curve = curve_of(chosen.fitted.model, log.ranks)
     result: dict[str, Any] = {
         "out": str(out),
@@ -88,6 +87,7 @@ def train_by_folds(log: ClickLog, out: Path) -> dict[str, Any]:
     }
     if curve is not None:
         result["propensity"] = curve.tolist()
+    save(chosen.ranker, out / "model", extra=facts_of(log))
     found: dict[str, Any] = json_values(result)
     return found
 

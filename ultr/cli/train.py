@@ -325,7 +325,6 @@ def command(
         fitted = solve(
             untrained, train, held_out, method=cast(Solver, solver), prior=strength, iterations=epochs
         )  # fmt: skip
-        save(fitted.model, out / "model", extra=facts_of(train))
     if "propensity" in spec.needs:
         options["propensity"] = {"source": nuisance.source, "by_rank": nuisance.propensity.tolist()}
     result = {
@@ -364,6 +363,8 @@ def command(
     )
     if vary and curve is not None:
         result["examination"] = curve
+    if solver != "gradient":  # `fit` keeps its model itself, so that a run that is interrupted hereafter can be resumed
+        save(fitted.model, out / "model", extra=facts_of(train))
     write_json(out / "run.json", result)
     output(json_values(result), training_report(result), as_json)
 
