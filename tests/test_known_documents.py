@@ -242,11 +242,12 @@ def test_a_vocabulary_is_opened_wherever_it_is(train: ClickLog) -> None:
     assert open_vocabulary(train.path).identity == train.vocabulary.identity
 
 
-def test_documents_without_names_are_not_found_by_their_places(ultr: Ultr, tmp_path: Path) -> None:
+@pytest.mark.parametrize("test_size", [3, 4])
+def test_documents_without_names_are_not_found_by_their_places(ultr: Ultr, tmp_path: Path, test_size: int) -> None:
     """Queries 1 to 4 of two files are of other documents, which LETOR numbers within their query alike."""
     rng = np.random.default_rng(0)
     folders = {}
-    for name, size in (("train", 3), ("test", 4)):
+    for name, size in (("train", 3), ("test", test_size)):
         lines = [f"{rng.integers(3)} qid:{q} 1:{rng.normal():.4f}" for q in range(1, 5) for _ in range(size)]
         (tmp_path / f"{name}.txt").write_text("\n".join(lines))
         folders[name] = tmp_path / name
@@ -263,3 +264,6 @@ def test_documents_without_names_are_not_found_by_their_places(ultr: Ultr, tmp_p
     assert again.code == 0
     same = ultr("evaluate", tmp_path / "run", tmp_path / "again", "--metrics", "ndcg@3")  # the same documents
     assert same.code == 0, same.err
+    trained = ClickLog.open(log).vocabulary
+    assert trained.fingerprint == Collection.open(folders["train"]).vocabulary.fingerprint
+    assert trained.named_by_place

@@ -356,6 +356,7 @@ class Collection(Dataset):
             split_names=list(self.metadata.get("splits", ())),
             parent=self.vocabulary.parent,
             max_grade=self.vocabulary.max_grade or None,
+            named_by_place=self.vocabulary.named_by_place,
             report=self.metadata.get("report"),
             overwrite=overwrite,
         )
@@ -372,6 +373,7 @@ def write_collection(
     own: np.ndarray | None = None,
     parent: Any = None,
     max_grade: float | None = None,
+    named_by_place: bool = False,
     report: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> None:
@@ -388,6 +390,7 @@ def write_collection(
         vocabulary that it extends, are only kept for what is prepared against it. None: all.
       parent: the ClickLog, Collection or vocabulary identity whose ids this collection extends, or None.
       max_grade: the highest grade of the scale; None: that of the parent, or the highest grade where that is higher.
+      named_by_place: whether documents without a name have that of their place in their query; those of a parent may.
       report: a JSON value for the metadata.
       overwrite: whether a click log or collection that stands at `path` may be replaced.
 
@@ -406,6 +409,7 @@ def write_collection(
             own=own,
             parent=parent,
             max_grade=max_grade,
+            named_by_place=named_by_place,
         )
         listed = documents.select(["query", "label"])
         if own is not None:

@@ -345,6 +345,7 @@ class Counts(Dataset):
                     "fingerprint": self.vocabulary.fingerprint,
                     "parent": self.vocabulary.parent,
                     "files": [file_record(folder / name, n) for name, n in rows.items()],
+                    "named_by_place": self.vocabulary.named_by_place,
                 },
             },
         )

@@ -99,6 +99,7 @@ def write_distinct_sessions(
         context=about["context"],
         parent=log.vocabulary.parent,
         max_grade=log.vocabulary.max_grade or None,
+        named_by_place=log.vocabulary.named_by_place,
         truth=about.get("truth"),
     )
     with writer:

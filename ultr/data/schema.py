@@ -51,6 +51,7 @@ class VocabularyRecord(msgspec.Struct):
     fingerprint: str
     parent: Identity | None = None
     files: list[FileRecord] = []
+    named_by_place: bool = False
 
 
 class CollectionMetadata(msgspec.Struct):

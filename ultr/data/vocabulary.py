@@ -35,7 +35,8 @@ class Vocabulary:
     Attributes:
       queries, documents: numbers of query ids (Q) and document ids (V).
       feature_names: the F names of the document features.
-      fingerprint: hex digest of the names in their order; equal fingerprints mean equal ids.
+      fingerprint: hex digest of the names in their order, and of the features where documents are named by place; equal
+        fingerprints mean equal ids.
       parent: `identity` of the vocabulary that this one extends, or None.
       path: the folder; "memory" for a vocabulary in memory.
       named_by_place: whether documents without a name have that of their place in their query, which another document
@@ -119,7 +120,7 @@ class Vocabulary:
             read=read,
             path=path,
             max_grade=_stored_scale(metadata.get("max_grade"), path / METADATA_FILE),
-            named_by_place=bool(metadata.get("report", {}).get(NAMED_BY_PLACE)),
+            named_by_place=bool(record.get("named_by_place") or metadata.get("report", {}).get(NAMED_BY_PLACE)),
         )
 
     @classmethod
@@ -426,12 +427,14 @@ def identity_of(source: VocabularyLike) -> Mapping[str, Any]:
     return identity
 
 
-def names_fingerprint(queries: pa.Array | pa.ChunkedArray, documents: pa.Table) -> str:
+def names_fingerprint(queries: pa.Array | pa.ChunkedArray, documents: pa.Table, *, named_by_place: bool = False) -> str:
     """Computes the hex SHA-256 of the query names and the (query, document) pairs, in order, whatever the chunking.
 
     Args:
       queries: [Q] string names.
-      documents: columns query (int32 id) and document (string).
+      documents: columns query (int32 id), document (string) and, where there are any, features (lists of float32).
+      named_by_place: whether names do not tell the documents apart from those of other data, so that their features
+        count too.
     """
     total = hashlib.sha256()
     for column in (queries, documents["document"]):
@@ -449,6 +452,11 @@ def names_fingerprint(queries: pa.Array | pa.ChunkedArray, documents: pa.Table) 
     for chunk in documents["query"].chunks:
         ids.update(chunk.to_numpy().astype("<i4").tobytes())
     total.update(ids.digest())
+    if named_by_place and "features" in documents.column_names:
+        features = hashlib.sha256()
+        for chunk in documents["features"].chunks:
+            features.update(np.ascontiguousarray(feature_rows(chunk, Path("documents"), 0), "<f4").tobytes())
+        total.update(features.digest())
     return total.hexdigest()
 
 

@@ -33,6 +33,7 @@ def write_vocabulary(
     own: np.ndarray | None = None,
     parent: VocabularyLike | None = None,
     max_grade: float | None = None,
+    named_by_place: bool = False,
 ) -> dict[str, Any]:
     """Checks and writes queries.parquet and documents.parquet, and returns the metadata fields about them.
 
@@ -47,6 +48,7 @@ def write_vocabulary(
         None: all.
       parent: the vocabulary that this one extends, data that has it, or its identity; None where it extends none.
       max_grade: the highest grade of the scale; None: that of the parent, or the highest grade where that is higher.
+      named_by_place: whether documents without a name have that of their place in their query; those of a parent may.
 
     Raises:
       ConfigError: `max_grade` without grades, or below that of the parent.
@@ -86,30 +88,34 @@ def write_vocabulary(
     def named(row: int) -> str:
         return f"document '{documents['document'][row]}' of query '{queries[documents['query'][row].as_py()]}'"
 
-    scale = grade_scale(labels, stated=max_grade, least=_scale_of(parent), file="documents", document=named)
+    extended = _vocabulary_of(parent)
+    least = None if extended is None else extended.max_grade
+    scale = grade_scale(labels, stated=max_grade, least=least, file="documents", document=named)
     file = folder / QUERIES_FILE
     optional = {"split": splits, "own": None if own is None else pa.array(own)}
     rows = pa.table({"query": queries} | {name: column for name, column in optional.items() if column is not None})
     pq.write_table(rows, file, **PARQUET_OPTIONS)
     group = 1 << 20 if "features" not in columns else max((1 << 24) // max(len(features), 1), 1024)
     pq.write_table(documents, folder / DOCUMENTS_FILE, row_group_size=group, **_document_options(documents))
+    by_place = named_by_place or (extended is not None and extended.named_by_place)
     return {
         "queries": len(queries),
         "documents": len(documents),
         "features": list(features),
         "max_grade": scale,
         "vocabulary": {
-            "fingerprint": names_fingerprint(queries, documents),
+            "fingerprint": names_fingerprint(queries, documents, named_by_place=by_place),
             "parent": None if parent is None else dict(identity_of(parent)),
             "files": [file_record(file, len(queries)), file_record(folder / DOCUMENTS_FILE, len(documents))],
-        },
+        }
+        | ({"named_by_place": True} if by_place else {}),
     }
 
 
-def _scale_of(parent: VocabularyLike | None) -> float | None:
-    """Returns the scale of the grades of a parent vocabulary, where it is known."""
+def _vocabulary_of(parent: VocabularyLike | None) -> Vocabulary | None:
+    """Returns the parent vocabulary, where more of it than its identity is at hand."""
     vocabulary = parent.vocabulary if isinstance(parent, HasVocabulary) else parent
-    return vocabulary.max_grade if isinstance(vocabulary, Vocabulary) else None
+    return vocabulary if isinstance(vocabulary, Vocabulary) else None
 
 
 def _document_options(documents: pa.Table) -> dict[str, Any]:

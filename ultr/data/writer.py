@@ -54,6 +54,7 @@ class LogWriter:
       report, truth: JSON values for the metadata; both attributes may be set until the block ends.
       max_grade: the highest grade of the scale of the labels; None: that of the parent, or the highest label where that
         is higher.
+      named_by_place: whether documents without a name have that of their place in their query; those of a parent may.
       overwrite: whether a click log or collection that stands at `path` may be replaced.
       group_rows: most sessions per row group.
       group_values: most numbers per row group, beyond 256 sessions.
@@ -78,6 +79,7 @@ class LogWriter:
         report: Mapping[str, Any] | None = None,
         truth: Mapping[str, Any] | None = None,
         max_grade: float | None = None,
+        named_by_place: bool = False,
         overwrite: bool = False,
         group_rows: int = GROUP_ROWS,
         group_values: int = GROUP_VALUES,
@@ -90,7 +92,7 @@ class LogWriter:
         self._context = dict(context or {})
         self._vocabulary = {
             "queries": queries, "documents": documents, "features": tuple(features), "parent": parent,
-            "max_grade": max_grade,
+            "max_grade": max_grade, "named_by_place": named_by_place,
         }  # fmt: skip
         self._stage: AbstractContextManager[Path] = new_data_folder(self.path, overwrite=overwrite)
         self._most_rows, self._most_values, self._file_groups = group_rows, group_values, file_groups

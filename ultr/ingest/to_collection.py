@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from ultr.data.collection import Collection, split_counts, write_collection
 from ultr.data.splits import assign_split
+from ultr.data.storage import NAMED_BY_PLACE
 from ultr.ingest.engine import Engine
 from ultr.ingest.ids import assign_ids, vocabulary_tables
 from ultr.ingest.notices import collection_warnings, feature_warnings
@@ -71,6 +72,7 @@ def write_graded_lists(
         own=own,
         parent=output.parent,
         max_grade=output.max_grade,
+        named_by_place=bool(made.get(NAMED_BY_PLACE)),
         report=made,
         overwrite=output.overwrite,
     )

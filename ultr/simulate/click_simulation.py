@@ -106,6 +106,7 @@ def clicks(
         features=collection.vocabulary.feature_names,
         context={c.name: {"kind": "category", "values": list(c.values)} for c in contexts},
         max_grade=collection.vocabulary.max_grade or None,
+        named_by_place=collection.vocabulary.named_by_place,
         overwrite=overwrite,
     )
     with writer:
