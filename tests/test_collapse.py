@@ -117,6 +117,22 @@ def test_dense_sums_and_sorted_runs_count_the_same(tmp_path: Path, by: Any) -> N
 
 
 @every_by
+def test_ranges_of_documents_that_were_never_shown(tmp_path: Path, by: Any) -> None:
+    """Dense sums are read piece by piece, some millions of keys each: here whole pieces are empty."""
+    rows = unweighted(repeating())
+    ranks = max(max(row["ranks"]) for row in rows)
+    queries = (1 << 24) // (2 * PER_QUERY * ranks * (1 if by == "rank" else ranks + 1))
+    table = documents_table(labels=False, features=False, queries=queries)
+    log = write_log(tmp_path / "log", rows, documents=table, queries=pa.array(np.arange(queries).astype(str)))
+    extra = last_click_key(log) if by == "last-click" else None
+    with cell_sums(log, extra, memory=LARGE, dense_keys=1 << 40) as sums:
+        assert type(sums) is DenseSums
+    found = count_cells(log, extra, memory=LARGE, dense_keys=1 << 40)
+    assert cells(collapse(log, by)) == counted(rows, by)
+    assert len(found.document) == len(counted(rows, by))
+
+
+@every_by
 def test_more_cells_than_fit_in_32_bits(tmp_path: Path, by: Any) -> None:
     # Two cells per document, rank and last click: more documents make more of them than the ranks of a list can.
     most = MAX_RANKS if by == "rank" else MAX_RANKS * (MAX_RANKS + 1)

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from conftest import Ultr
 from flax import nnx
 
 from ultr import baselines, simulate, towers
@@ -182,3 +183,19 @@ def test_folds_hold_every_shown_query_once(tmp_path: Path, weak_log: ClickLog) -
         assert not set(part.query) & set(rest.query)
         assert len(part) + len(rest) == len(whole)
         assert len(data.sessions(fold)) + len(data.sessions(fold, held_out=True)) == len(weak_log)
+
+
+def test_a_log_whose_features_are_those_of_impressions_is_refused_with_the_reason(ultr: Ultr, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    lines = ["session,query,document,rank,click,price"]
+    for session in range(200):
+        for rank in (1, 2, 3):
+            lines.append(f"{session},q{session % 9},d{rank},{rank},{int(rng.random() < 0.4)},{rng.random():.3f}")
+    (tmp_path / "raw.csv").write_text("\n".join(lines))
+    made = ultr("prepare", tmp_path / "raw.csv", "--feature", "price", "--out", tmp_path / "log")
+    assert made.code == 0, made.err
+    for options in (["--safe"], ["--model", "auto"], ["--safe", "--relevance", "table"]):
+        said = ultr("train", tmp_path / "log", "--out", tmp_path / "run", *options)
+        assert said.code == 2
+        assert "this log has features of impressions" in said.err
+        assert not (tmp_path / "run").exists()

@@ -64,7 +64,7 @@ def train_by_folds(log: ClickLog, out: Path) -> dict[str, Any]:
         def folds(by: Unit) -> CrossFitting:
             if by not in known:
                 folder = Path(work) / by
-                folder.mkdir()
+                folder.mkdir(exist_ok=True)
                 known[by] = CrossFitting(log, by=by, seed=seed, work=folder, score=method.logger_score or None)
             return known[by]
 

@@ -164,7 +164,8 @@ class DenseSums:
         for start in range(0, len(self._total), _PIECE_KEYS):
             total = self._total[start : start + _PIECE_KEYS]
             key = np.flatnonzero(total != 0)
-            yield (key + start).view(np.uint64), total[key]
+            if len(key):  # as no group is empty
+                yield (key + start).view(np.uint64), total[key]
 
 
 def sum_by_key(columns: KeyedColumns) -> KeyedColumns:

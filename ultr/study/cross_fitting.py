@@ -78,8 +78,10 @@ class CrossFitting:
     ) -> None:
         if log.metadata["impression_features"]:
             raise ConfigError(
-                "choosing by unbiased ranking gains needs features of documents: this log has features of impressions, "
-                "so that a document has no one score"
+                "unbiased ranking gains on held-out queries, by which --model auto, --safe and grids choose, need "
+                "features of documents: this log has features of impressions, which may differ each time a document is "
+                "shown, so that a document has no one score. Prepare it with features that come with the documents "
+                "(LETOR files, or --vocabulary COLLECTION), or choose one model without --safe"
             )
         self.log, self.by, self.seed, self.work, self.score, self.stores = log, by, seed, work, score, stores
         self.notes: list[str] = []
