@@ -203,7 +203,7 @@ def test_rows_move_as_the_dense_gradient_says_and_only_where_they_are_read(name:
     trainer = Trainer(model, RowSparse(case.rule, optax.sgd(0.3)))
     state = trainer.init()
     scratch = trainer.scratch(state)
-    facts = {"weight": jnp.float32(0), "prior": jnp.float32(case.prior)}
+    facts = {"weight": jnp.float32(0), "prior": jnp.float32(case.prior), "prior_of_tables": jnp.float32(case.prior)}
     feed = one_pass(source, B, seed=None, length=B, rank_first=trainer.rank_first, check=lambda _: None,
                   put=jax.device_put)  # fmt: skip
     ever = {n: np.zeros(len(x), bool) for n, x in packed.items()}

@@ -75,6 +75,14 @@ class Ranker(Component):
         return "list"
 
     @property
+    def has_pure_loss(self) -> bool:
+        """Whether the loss of a list depends on parameters and that list alone, and changes nothing.
+
+        It depends on no running statistics, draws or other lists then, so that copies can be trained side by side.
+        """
+        return True
+
+    @property
     def weighs_impressions(self) -> bool:
         """Whether `impression_weights` says how the loss weighs impressions."""
         return False
@@ -92,6 +100,10 @@ class Ranker(Component):
     @abc.abstractmethod
     def loss(self, sessions: Sessions) -> jax.Array:
         """Computes the loss of each list, [B]."""
+
+    def held_out_loss(self, sessions: Sessions) -> jax.Array:
+        """Computes the loss [B] by which lists judge a training; that of lists that it did not learn from."""
+        return self.loss(sessions)
 
     @abc.abstractmethod
     def score(self, sessions: Sessions) -> jax.Array:

@@ -45,6 +45,7 @@ class RegressionEM(Baseline):
 
     sufficient_statistics = "rank"
     curve_source = "position-based"
+    has_pure_loss = False
     reads_whole_tables = True
 
     def __init__(self, *, relevance: TowerLike, examination: TowerLike, every: int = 100) -> None:

@@ -75,6 +75,7 @@ class PairDebias(Baseline):
     """
 
     curve_source = "ratios"
+    has_pure_loss = False
 
     def __init__(
         self, *, relevance: TowerLike, ranks: int, regularisation: float = 1.0, momentum: float = 0.05

@@ -85,6 +85,7 @@ class PolicyGradient(Baseline):
 
     sufficient_statistics = "query"
     curve_source = "given"
+    has_pure_loss = False
     metrics = ("clicks", "dcg")
 
     def __init__(

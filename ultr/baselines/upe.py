@@ -167,6 +167,7 @@ class UPE(Baseline):
 
     weighs_impressions = True
     curve_source = "ratios"
+    has_pure_loss = False
 
     def __init__(
         self,

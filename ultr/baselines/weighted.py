@@ -73,6 +73,10 @@ class Weighted(Formed):
         self.clip = checked_clip(clip)
         self.self_normalised = bool(self_normalised)
 
+    @property
+    def has_pure_loss(self) -> bool:
+        return not self.self_normalised
+
     @abc.abstractmethod
     def evidence(self, sessions: Sessions) -> jax.Array:
         """Computes what each impression says of relevance before it is weighed, [B, K]; 0 on padding."""

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from ultr import stopping
 from ultr.cli import json_option, output, ranks_option
 from ultr.cli.inputs import load_model, other_inputs
 from ultr.cli.options import FiniteRange, InVain, refuse_in_vain
@@ -76,9 +77,11 @@ def command(
     model = load_model(run)[0] if run else None
     source = open_counted(log, split=split)
     found = report(source, target=target, ranks=ranks, share=share, pairs=pairs)
+    stopping.check()
     result, text = found.to_json(), found.text()
     lists = None if candidates is None else Collection.open(candidates)
     unseen = diagnose_candidates(source, lists, share=share)
+    stopping.check()
     result["candidates"] = unseen.to_json()
     text = f"{text}\n\n{unseen.text()}"
     if model is not None:

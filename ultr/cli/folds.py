@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +13,8 @@ import click
 from ultr.cli import output
 from ultr.cli.method_options import METHOD_OPTIONS
 from ultr.cli.options import InVain, is_given
+from ultr.cli.training_data import hidden_widths
+from ultr.cli.training_report import candidates_text, percent, propensity_line
 from ultr.files import json_values, write_json
 from ultr.study.registry import AUTO
 from ultr.text import counted, table
@@ -21,7 +22,7 @@ from ultr.text import counted, table
 if TYPE_CHECKING:
     from ultr.data import ClickLog
 
-IN_VAIN = ("valid", "valid_split", "valid_fraction", "solver", "prior", "optimizer", "resume")
+IN_VAIN = ("valid", "valid_split", "valid_fraction", "folds", "solver", "prior", "optimizer", "resume")
 
 
 def in_vain_with_folds(chosen: bool) -> list[InVain]:
@@ -33,11 +34,11 @@ def in_vain_with_folds(chosen: bool) -> list[InVain]:
 def _given_settings() -> dict[str, Any]:
     """Collects the settings of a `StudyMethod` that the command was given; those left out have its defaults."""
     given = click.get_current_context().params
-    found = {name: given[name] for name in ("model", "relevance", "transform", "safe", "l2", "learning_rate")}
-    found |= {name: given[name] for name in ("rows", "propensity", "logger_score", "epochs") if given[name]}
+    found = {name: given[name] for name in ("model", "relevance", "transform", "safe", "learning_rate")}
+    found |= {name: given[name] for name in ("rows", "propensity", "logger_score", "epochs", "l2") if given[name]}
     found |= {name: given[name] for name in ("batch_size", "patience") if is_given(name)}
     found["options"] = {name: given[name] for name in METHOD_OPTIONS if given[name] not in (None, False)}
-    return found | {"hidden": tuple(int(width) for width in given["hidden"].split(","))}
+    return found | {"hidden": hidden_widths(given["hidden"])}
 
 
 def train_by_folds(log: ClickLog, out: Path) -> dict[str, Any]:
@@ -101,29 +102,14 @@ def output_by_folds(result: Mapping[str, Any], as_json: bool) -> None:
 def folds_report(result: Mapping[str, Any]) -> str:
     """Writes the result for people: the candidates, why one was chosen, and how far the guard trusts it."""
     chosen = result["chosen"]
-    rows = [["candidate", "gain", "standard error", "lower bound", "held-out loss", "seconds"]]
-    errors = []
-    for value in chosen["values"]:
-        name = ", ".join(f"{key} {x}" for key, x in value["settings"].items()) or result["config"]["model"]
-        if "error" in value:
-            errors.append(f"{name}: not trained: {value['error']}")
-            continue
-        mark = "*" if value["settings"] == chosen["settings"] else ""
-        part = "" if value["folds"] == chosen["folds"] else f" (given up after {counted(value['folds'], 'fold')})"
-        gains = [_percent(value[key]) for key in ("gain", "standard_error", "lower")]
-        loss = "-" if value["loss"] is None else f"{value['loss']:.5f}"
-        rows.append([name + mark + part, *gains, loss, f"{value['seconds']:.1f}"])
-    text = [table(rows), f"gain: {chosen['by']}, relative to the DCG of that order; lower bound: one-sided, 90 %"]
-    text += errors
-    if reason := chosen.get("reason"):
-        text.append(f"* chosen: {reason}")
+    text = candidates_text(chosen, name=result["config"]["model"])
     if guard := chosen.get("guard"):
         lines = [["correction of the logged order", "gain", "standard error", "lower bound"]]
         for value in guard["values"]:
             mark = "*" if value["correction"] == guard["correction"] else ""
             lines.append(
                 [f"{value['correction']:g}{mark}"]
-                + [_percent(value[key]) for key in ("gain", "standard_error", "lower")]
+                + [percent(value[key]) for key in ("gain", "standard_error", "lower")]
             )
         text += [table(lines), f"* {guard['reason']}"]
         if guard["agreement_with_logged_order"] is not None:
@@ -134,10 +120,5 @@ def folds_report(result: Mapping[str, Any]) -> str:
     epochs = counted(result["best_epoch"], "epoch")
     text.append(f"trained on all {result['sessions']:,} sessions for {epochs}; kept in {Path(result['out'], 'model')}")
     if "propensity" in result:
-        shown = ["-" if x is None or math.isnan(x) else f"{x:.3f}" for x in result["propensity"]]
-        text.append("propensity by rank, relative to rank 1: " + " ".join(shown))
+        text.append(propensity_line(result["propensity"]))
     return "\n".join(text + [f"note: {note}" for note in result["notes"]])
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{value:+.2%}"

@@ -15,23 +15,40 @@ from ultr.cli.inputs import match_notes
 from ultr.cli.keeping import says_what_is_kept
 from ultr.cli.method_options import METHOD_OPTIONS, given_options, method_options
 from ultr.cli.options import FiniteRange, InVain, Name, check_tables, is_given, refuse_in_vain
-from ultr.cli.training_data import check_clicks, check_out, split_sessions
+from ultr.cli.training_data import (
+    check_clicks,
+    check_out,
+    has_network,
+    hidden_widths,
+    judging_folds,
+    split_sessions,
+    tower_choice,
+)
+from ultr.cli.training_method import TRAINED, check_propensity, check_solver, nuisance_estimates, trained_method
 from ultr.cli.training_report import training_report
 from ultr.errors import ConfigError
 from ultr.files import json_values, write_json
 from ultr.study.effects import without_document_tower, without_effect
-from ultr.study.registry import AUTO, AUTO_MODELS, METHODS, method_spec
+from ultr.study.registry import AUTO, AUTO_MODELS
 from ultr.study.specs import NETWORKS, OPTIMIZERS, RELEVANCE_TOWERS, TABLES, MethodSpec
-from ultr.text import counted, did_you_mean
+from ultr.text import counted
 
 if TYPE_CHECKING:
     from ultr.data import ClickLog
-    from ultr.study.nuisance import NuisanceEstimates
 
 Solver = Literal["em", "lbfgs", "counting"]
 
-TRAINED = {name: spec for name, spec in METHODS.items() if spec.trained_on_log}
-GRADIENT_OPTIONS = ("patience", "batch_size", "optimizer", "learning_rate", "l2", "l2_unit", "collapse", "resume")
+GRADIENT_OPTIONS = (
+    "patience",
+    "batch_size",
+    "optimizer",
+    "learning_rate",
+    "l2",
+    "l2_unit",
+    "collapse",
+    "resume",
+    "folds",
+)
 ALL_CLICKED = "every impression was clicked, so that nothing tells examination from relevance"
 # Solver -> options that have no effect with it.
 WITHOUT_EFFECT = {
@@ -40,16 +57,6 @@ WITHOUT_EFFECT = {
     "lbfgs": GRADIENT_OPTIONS,
     "counting": (*GRADIENT_OPTIONS, "epochs"),
 }
-
-
-def _widths(text: str) -> tuple[int, ...]:
-    try:
-        widths = tuple(int(part) for part in text.split(","))
-    except ValueError as error:
-        raise click.BadParameter(f"expected widths such as 64,64; found '{text}'") from error
-    if any(w < 1 for w in widths):
-        raise click.BadParameter(f"expected widths of at least 1; found '{text}'")
-    return widths
 
 
 @click.command(cls=MethodsCommand, methods=TRAINED.values(), method_options=METHOD_OPTIONS)
@@ -77,7 +84,8 @@ def _widths(text: str) -> tuple[int, ...]:
 @click.option(
     "--relevance",
     default="auto",
-    help=f"The relevance tower: {', '.join(RELEVANCE_TOWERS[1:])}; auto: mlp where there are features, else table.",
+    help=f"The relevance tower: {', '.join(RELEVANCE_TOWERS[1:])}; auto: where there are features the better of linear "
+    "and mlp on held-out queries, else table.",
 )
 @click.option(
     "--rows", type=click.IntRange(min=1), help="Shared rows of a compressed table [a tenth of the documents]."
@@ -97,6 +105,12 @@ def _widths(text: str) -> tuple[int, ...]:
     type=FiniteRange(0, 1, max_open=True),
     help="Without --valid and --valid-split: the share that is held out (of the sessions for tables, of "
     "the queries for networks); 0: none.",
+)
+@click.option(
+    "--folds",
+    type=click.IntRange(min=0),
+    help="Judge the steps by cross-validation over so many folds of the queries, and learn from all sessions [5 for "
+    "networks, where no sessions are held out by one of the options above]; 0: no folds.",
 )
 @click.option(
     "--solver",
@@ -146,13 +160,18 @@ def _widths(text: str) -> tuple[int, ...]:
     default=0.003,
     help="Learning rate of networks; of tables ten times that, of document tables under lazy-adagrad a hundred times.",
 )
-@click.option("--l2", default=0.0, help="Strength of a Gaussian prior on the parameters.")
+@click.option(
+    "--l2",
+    type=FiniteRange(min=0),
+    help="Strength of a Gaussian prior on the parameters [of networks chosen by folds of the queries, with the tower; "
+    "of tables 0].",
+)
 @click.option(
     "--l2-unit",
     default="query",
     type=Name(("query", "session")),
-    help="query: the prior weighs as much beside the average query's sessions, however many there are; session: beside "
-    "all sessions, so that it fades.",
+    help="query: the prior on networks weighs as much beside the average query's sessions, however many there are; "
+    "session: that on all parameters beside all sessions, so that it fades.",
 )
 @click.option("--resume", is_flag=True, help="Continue the interrupted run in --out.")
 @seed_option
@@ -178,6 +197,7 @@ def command(
     valid: Path | None,
     valid_split: str,
     valid_fraction: float,
+    folds: int | None,
     solver: str,
     prior: float | None,
     epochs: int | None,
@@ -186,7 +206,7 @@ def command(
     collapse: str,
     optimizer: str,
     learning_rate: float,
-    l2: float,
+    l2: float | None,
     l2_unit: str,
     resume: bool,
     seed: int,
@@ -201,32 +221,34 @@ def command(
       ultr train log --out run --model ubm --relevance table --solver em
     """
     from ultr.data import QueryLists
-    from ultr.data import collapse as collapse_log
+    from ultr.data.remembered import counts_of
     from ultr.evaluation import check_satisfaction
     from ultr.models import PBM, Frailty
     from ultr.propensity import conditional_likelihood
     from ultr.study.assumptions import check_assumptions, fit_of
     from ultr.study.building import build_model, build_optimizer, resolve_optimizer
     from ultr.study.curves import learnt_curve
+    from ultr.study.settings import StudyMethod
     from ultr.study.steps import learnt_from, steps_for
     from ultr.study.support import check_support
+    from ultr.study.tower_choice import tower_settings
     from ultr.study.tower_factory import ModelConfig, resolve_relevance
     from ultr.towers import row_tables, withheld_ranks
     from ultr.training import fit, save, solve
     from ultr.training.checkpoint import facts_of
 
-    widths = _widths(hidden)
+    widths = hidden_widths(hidden)
     by_folds = safe or model == AUTO.name
     refuse_in_vain([*in_vain_with_folds(by_folds), InVain("logger_score", not safe, "without --safe")])
-    spec = _trained_method(model)
+    spec = trained_method(model)
     if not spec.by_gradient:
         solver = solver if is_given("solver") else spec.solvers[0]
     _check_options(solver)
     drawn = valid is None and valid_fraction > 0
     refuse_in_vain(_in_vain_without_log(spec, solver, valid, drawn))
-    _check_solver(spec, solver)
+    check_solver(spec, solver)
     if propensity is not None:
-        _check_propensity(spec, propensity)
+        check_propensity(spec, propensity)
     own = {"clip": clip, "delta": delta, "samples": samples, "metric": metric, "satisfaction": satisfaction}
     chosen = given_options(spec, own | {"frailty": frailty or None})
     check_tables(chosen, solver)
@@ -239,7 +261,14 @@ def command(
         output_by_folds(train_by_folds(whole, out), as_json)
         return
     relevance = relevance if spec.by_gradient else "table"
-    train, held_out = split_sessions(log, split, valid, valid_split, valid_fraction, seed, relevance)
+    parts = (log, split, valid, valid_split)
+    train, held_out = split_sessions(*parts, 0.0, seed, relevance)
+    found = resolve_relevance(relevance, train)
+    if solver == "gradient":
+        folds = judging_folds(spec, chosen, train, found, folds, judged=held_out is not None)
+    if folds is None:
+        train, held_out = split_sessions(*parts, valid_fraction, seed, relevance)
+    is_judged = held_out is not None or folds is not None
     vary = check_clicks(train)
     if not vary:
         click.echo(f"note: {ALL_CLICKED}", err=True)
@@ -249,8 +278,26 @@ def command(
             "list learns nothing. Give a log whose lists show more ranks",
             err=True,
         )
-    found = resolve_relevance(relevance, train)
-    refuse_in_vain(_in_vain(spec, train, found, judged=held_out is not None))
+    refuse_in_vain([*_in_vain(spec, train, found, judged=is_judged), InVain("l2_unit", l2 is None, "without --l2")])
+    choice = None
+    if has_network(spec, found) and solver == "gradient":
+        method = StudyMethod(
+            name=model,
+            model=model,
+            relevance=found,
+            hidden=widths,
+            transform=transform,
+            epochs=epochs or 20,
+            patience=patience,
+            learning_rate=learning_rate,
+            options=chosen,
+        )
+        choice = tower_choice(method, tower_settings(relevance, found, l2), train, seed=seed)
+        found = choice.setting.relevance
+        if l2 is None:
+            l2, l2_unit = choice.setting.l2, "query"
+        for note in choice.notes:
+            click.echo(f"note: {note}", err=True)
     config = ModelConfig(
         model=model,
         relevance=found,
@@ -270,8 +317,8 @@ def command(
         match = known.match(held_out.input_schema, required=None, name="validation data", file=held_out.path)
         for note in match_notes(match):
             click.echo(f"note: validation data: {note}", err=True)
-    nuisance = _nuisance(log, train, spec, propensity, seed)
-    counts = functools.cache(lambda: collapse_log(train, "last-click"))
+    nuisance = nuisance_estimates(log, train, spec, propensity, seed)
+    counts = functools.partial(counts_of, train, "last-click")
     countable = not train.metadata["impression_features"]  # which counts do not hold
     warning = None
     if spec.examination in ("learnt", "modelled"):
@@ -289,7 +336,12 @@ def command(
         refuse_in_vain([InVain("optimizer", by_rows, f"as {kind}: this model has no document table. Choose adam")])
         settings = options | {"optimizer": kind, "learning_rate": learning_rate}
         loop: dict[str, Any] = {"epochs": epochs or 20, "batch_size": batch_size, "patience": patience}
-        loop |= {"l2": l2, "l2_unit": l2_unit, "collapse": "auto" if collapse == "auto" else False}
+        loop |= {
+            "l2": l2 or 0.0,
+            "l2_unit": l2_unit,
+            "folds": folds,
+            "collapse": "auto" if collapse == "auto" else False,
+        }
         data, judged = learnt_from(untrained, train), None if held_out is None else learnt_from(untrained, held_out)
         if isinstance(data, QueryLists):
             steps = steps_for(
@@ -333,6 +385,7 @@ def command(
         "log": str(log),
         "sessions": len(train),
         "validation_sessions": len(held_out) if held_out is not None else 0,
+        "tower": None if choice is None else choice.facts,
         "best_judgement": fitted.best,
         "best_epoch": fitted.history[fitted.best - 1]["epoch"] if fitted.best else 0,
         "history": fitted.history,
@@ -403,68 +456,3 @@ def _in_vain(spec: MethodSpec, train: ClickLog, relevance: str, *, judged: bool)
         ),
         InVain("patience", not judged, unjudged),
     ]
-
-
-def _trained_method(model: str) -> MethodSpec:
-    """Finds a method that this command trains."""
-    if model == AUTO.name:
-        return AUTO
-    for name in [model] if model in METHODS else model.split("+"):
-        if name not in METHODS:
-            hint = did_you_mean(name, TRAINED)
-            raise ConfigError(f"unknown model '{name}'{hint}; known: {', '.join(TRAINED)}")
-    spec = method_spec(model)
-    if not spec.trained_on_log:
-        raise ConfigError(f"--model {model} is a method of `ultr compare` alone; known: {', '.join(TRAINED)}")
-    return spec
-
-
-def _check_solver(spec: MethodSpec, solver: str) -> None:
-    """Refuses a solver that cannot train the method, before any work."""
-    known = [*(["gradient"] if spec.by_gradient else []), *spec.solvers]
-    if solver not in known:
-        by_gradient = solver == "gradient"
-        solved = ", ".join(
-            name for name, other in TRAINED.items() if (other.by_gradient if by_gradient else solver in other.solvers)
-        )
-        *others, last = known
-        raise ConfigError(
-            f"--solver {solver} cannot train --model {spec.name}, only {solved}. Choose --solver "
-            + (f"{', '.join(others)} or {last}" if others else last)
-        )
-
-
-def _check_propensity(spec: MethodSpec, source: str) -> None:
-    from ultr.propensity import ESTIMATORS
-    from ultr.study.nuisance import TRUE, check_propensity_source
-
-    unused = f"--propensity has no effect with --model {spec.name}"
-    if not spec.takes_propensities and "displays" not in spec.needs:
-        weighted = ", ".join(name for name, other in TRAINED.items() if other.takes_propensities)
-        raise ConfigError(f"{unused}, only with {weighted}")
-    try:
-        check_propensity_source(source)
-    except ConfigError as error:
-        raise ConfigError(f"--propensity: {error}") from error
-    if not spec.takes_propensities:
-        raise ConfigError(f"{unused}, which weighs by how often documents are shown at which rank. Leave it out")
-    if "affine" in spec.needs and source in ESTIMATORS:
-        raise ConfigError(
-            f"--propensity {source} has no effect with --model {spec.name}, which needs trust parameters as well: "
-            f"expected {TRUE} or a .json file. Leave it out, and a trust model is fitted to the training sessions"
-        )
-    if source.endswith(".json") and not Path(source).is_file():
-        raise ConfigError(f"--propensity {source}: no such file. Write it with `ultr propensity LOG --json`")
-
-
-def _nuisance(log: Path, train: ClickLog, spec: MethodSpec, propensity: str | None, seed: int) -> NuisanceEstimates:
-    """Prepares what weighted methods are given beside the training sessions."""
-    from ultr.data import ClickLog
-    from ultr.study.nuisance import DEFAULT_ESTIMATOR, NuisanceEstimates
-
-    if spec.takes_propensities and propensity is None:
-        how = "a trust model" if "affine" in spec.needs else "the conditional likelihood"
-        click.echo(f"note: without --propensity, examination is estimated on the training sessions by {how}", err=True)
-    whole = ClickLog.open(log)  # with the sessions held out, whose queries have displays of their own
-    source, truth = propensity or DEFAULT_ESTIMATOR, whole.metadata.get("truth")
-    return NuisanceEstimates(train, source=source, truth=truth, shown=whole, seed=seed)

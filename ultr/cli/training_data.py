@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -16,6 +17,23 @@ from ultr.text import did_you_mean
 
 if TYPE_CHECKING:
     from ultr.data import ClickLog
+    from ultr.study.settings import StudyMethod
+    from ultr.study.specs import MethodSpec
+    from ultr.study.tower_choice import TowerChoice, TowerSetting
+
+MOST_LISTS = 200_000  # of a model that needs lists, which are judged once per fold at every judgement
+FOLDS = 5
+
+
+def hidden_widths(text: str) -> tuple[int, ...]:
+    """Reads the widths of hidden layers, such as "64,64"."""
+    try:
+        widths = tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise click.BadParameter(f"expected widths such as 64,64; found '{text}'") from error
+    if any(w < 1 for w in widths):
+        raise click.BadParameter(f"expected widths of at least 1; found '{text}'")
+    return widths
 
 
 def check_clicks(train: ClickLog) -> bool:
@@ -103,3 +121,72 @@ def split_sessions(
                 "Choose another share, 0 for no validation, or give a log with --valid"
             )
     return parts["train"], parts["valid"]
+
+
+def has_network(spec: MethodSpec, relevance: str) -> bool:
+    """Tells whether a method trains a network over features that starts at chance, which a prior around 0 suits."""
+    return spec.reads_documents and relevance not in TABLES and spec.builder != "policy-gradient"
+
+
+def judging_folds(
+    spec: MethodSpec, options: Mapping[str, Any], train: ClickLog, relevance: str, given: int | None, *, judged: bool
+) -> int | None:
+    """Decides how many folds of the queries judge the steps; None: sessions that are held out, or none.
+
+    Args:
+      options: of the method.
+      relevance: the tower, by name.
+      given: what was asked for; None leaves it open, 0 asks for none.
+      judged: whether the log, or another, has sessions that judge.
+
+    Raises:
+      ConfigError: folds where other sessions judge, or that can judge nothing.
+    """
+    from ultr.rankers import Ranker
+    from ultr.study.tower_choice import learns_from_counts
+
+    refuse_in_vain([InVain("folds", judged, "where other sessions judge the steps: leave it out, or --valid")])
+    if is_given("folds") and is_given("valid_fraction"):
+        raise ConfigError("--folds and --valid-fraction both say what judges the steps: give one of the two")
+    if given == 0 or judged or is_given("valid_fraction"):
+        return None
+    estimated = bool(set(spec.needs) - {"ranks", "propensity", "affine"}) or spec.builder in ("regression", "dropout")
+    declared: Any = spec.made_class.has_pure_loss if spec.makes and issubclass(spec.made_class, Ranker) else False
+    pure = declared is not False  # a property says it of an object
+    possible = pure and has_network(spec, relevance) and not estimated
+    if given is not None:
+        if not possible:
+            raise ConfigError(
+                f"--folds cannot judge --model {spec.name} with --relevance {relevance}: it needs a network over "
+                "features, and a loss without running statistics, draws and estimates of clicks. Leave it out"
+            )
+        return given
+    lists = train.metadata["impression_features"] or not learns_from_counts(spec, options)
+    if not possible or (lists and len(train) > MOST_LISTS) or not _shows_two_queries(train):
+        return None
+    return FOLDS
+
+
+def _shows_two_queries(log: ClickLog) -> bool:
+    first: int | None = None
+    for batch in log.columns(["query"]):
+        query = batch["query"].to_numpy()
+        if len(query):
+            first = int(query[0]) if first is None else first
+            if (query != first).any():
+                return True
+    return False
+
+
+def tower_choice(method: StudyMethod, settings: Sequence[TowerSetting], train: ClickLog, *, seed: int) -> TowerChoice:
+    """Chooses the tower of a method and the strength of its prior, where there is a choice.
+
+    Args:
+      settings: to choose from.
+      train: all sessions to learn from.
+    """
+    from ultr.study.tower_choice import TowerChoice, choose_tower_or_usual
+
+    if len(settings) == 1:
+        return TowerChoice(settings[0], {}, [])
+    return choose_tower_or_usual(method, settings, train, seed=seed)

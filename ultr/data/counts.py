@@ -156,7 +156,9 @@ class Counts(Dataset):
         return len(self._rows)
 
     def coverage(self) -> Coverage:
-        return Coverage(len(np.unique(self.query[self.query >= 0])), len(np.unique(self.document[self.document > 0])))
+        shown = np.zeros(self.vocabulary.queries, bool)
+        shown[self.query[self.query >= 0]] = True
+        return Coverage(int(shown.sum()), len(np.unique(self.document[self.document > 0])), shown)
 
     @cached_property
     def description(self) -> Description:

@@ -62,10 +62,16 @@ class Description:
 
 
 class Coverage(NamedTuple):
-    """How many distinct queries and documents a dataset shows: what a ranker can learn of, however many sessions."""
+    """How many distinct queries and documents a dataset shows: what a ranker can learn of, however many sessions.
+
+    Attributes:
+      queries, documents: their numbers.
+      shown: which queries of the vocabulary, [Q] bool; None: there is no vocabulary.
+    """
 
     queries: int
     documents: int
+    shown: np.ndarray | None = None
 
 
 class Dataset(abc.ABC):

@@ -124,7 +124,9 @@ class QueryLists(Dataset):
         )
 
     def coverage(self) -> Coverage:
-        return Coverage(len(self.query), len(np.unique(self.document)))
+        shown = np.zeros(self.vocabulary.queries, bool)
+        shown[self.query] = True
+        return Coverage(len(self.query), len(np.unique(self.document)), shown)
 
     @property
     def input_schema(self) -> InputSchema:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ultr import stopping
 from ultr.data import ClickLog, Counts
 from ultr.data.counting import CellCounts, merge_extra
 from ultr.errors import ConfigError
@@ -188,14 +189,18 @@ def report(
     every_rank = arm_counts_of_cells(source, counted)
     counts = first_ranks(every_rank, ranks)
     model = assume_model(counts)
+    stopping.check()
     error = smallest_standard_errors(model)
     unknown = float(counted.impressions.sum()) - float(every_rank.impressions.sum())
     tower = None
     if names.feature_names:
         document = item_documents(counted, source.documents)
+        stopping.check()
         tower = linear_tower_limits(counts, model.click_probability, document, names.feature_blocks())
+    stopping.check()
     plan = plan_swaps(model, names.query_names, target=target, sessions=counted.weight, share=share, pairs=pairs)
     cut = weakest_cut(model, error)
+    stopping.check()
     if np.array_equal(counts.clicks, counts.impressions):
         error = np.where(np.arange(len(error)) > 0, np.inf, error)
         plan = dataclasses.replace(plan, swaps=(), sessions=0, reached=False, reason=ALL_CLICKED)

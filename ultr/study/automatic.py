@@ -16,11 +16,10 @@ from ultr.study.guarding import guard
 from ultr.study.registry import AUTO, AUTO_MODELS
 from ultr.study.settings import StudyMethod
 from ultr.study.specs import TABLES
+from ultr.study.tower_choice import USUAL, TowerSetting, tower_settings
 from ultr.study.tower_factory import resolve_relevance
 from ultr.towers import record_schema, trained_schema
 from ultr.training.fitted import Fitted
-
-PRIOR = 0.3  # of l2, in the unit of one query's mean number of sessions
 
 Folds = Callable[[Unit], CrossFitting]
 
@@ -78,47 +77,45 @@ def choose_by_folds(
 
 
 def choose_automatically(method: StudyMethod, log: ClickLog, folds: Folds, *, seed: int, safe: bool) -> Chosen:
-    """Chooses click model or ranker, then its tower, then the strength of its prior, each by folds; arguments as above.
+    """Chooses click model or ranker, then its tower and the strength of its prior, by folds; arguments as above.
 
     Args:
       method: its settings hold for all candidates; model "auto" stands for those of `registry.AUTO_MODELS`, relevance
-        "auto" for a linear tower and an MLP where the log has features, and an l2 of 0 for one of 0 and one that weighs
-        as much as a share of a query.
+        "auto" for a linear tower and an MLP where the log has features, and an l2 of 0 for the strengths of
+        `tower_settings`.
     """
     tried: list[Candidate] = []
-    features = bool(log.metadata["features"])
-    first = "linear" if method.relevance == "auto" and features else method.relevance
     models = AUTO_MODELS if method.model == AUTO.name else (method.model,)
-    start = [
-        ({"model": m, "relevance": first, "l2": method.l2}, _with(method, model=m, relevance=first)) for m in models
-    ]
+    found = resolve_relevance(method.relevance, log)
+    settings: tuple[TowerSetting, ...] = ()
+    if found not in TABLES:
+        settings = tower_settings(method.relevance, found, method.l2 or None)
+    first = next((s for s in settings if s.l2 == USUAL), settings[0]) if settings else None
+    start = []
+    for model in models:
+        own = _with(method, model=model)
+        values = {"model": model} | ({"relevance": found, "l2": method.l2} if first is None else first._asdict())
+        start.append((values, own if first is None else first.of(own)))
     try:
         best = _choose(start, log, folds, tried, seed)
     except UltrError as error:
         if not safe:
             raise
         return _logged_alone(start[0][1], tried, log, folds, str(error))
-    if method.relevance == "auto" and features:
-        best = _compare(best, {"relevance": "mlp"}, log, folds, tried, seed)
-    if method.l2 == 0 and unit_of(best.method, log) == "query":
-        counts = folds("query").counts("rank")
-        l2 = PRIOR * float(counts.weight) / max(int((counts.query_weights > 0).sum()), 1)
-        best = _compare(best, {"l2": round(l2, 6)}, log, folds, tried, seed)
+    others = [
+        Candidate(setting.of(best.method), best.settings | setting._asdict())
+        for setting in settings
+        if setting != first
+    ]
+    if others:
+        tried += others
+        judge(others, folds("query"), seed)
+        best = choose([best, *others]).candidate
     return _finished(best, tried, log, folds, seed=seed, safe=safe)
 
 
 def _with(method: StudyMethod, **changes: Any) -> StudyMethod:
     return dataclasses.replace(method, **changes, grid={})
-
-
-def _compare(
-    best: Candidate, changes: dict[str, Any], log: ClickLog, folds: Folds, tried: list[Candidate], seed: int
-) -> Candidate:
-    """Tries the best candidate with other settings, and returns the better one."""
-    other = Candidate(_with(best.method, **changes), best.settings | changes)
-    tried.append(other)
-    judge([other], folds(unit_of(other.method, log)), seed)
-    return choose([best, other]).candidate
 
 
 def _choose(

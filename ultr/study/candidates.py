@@ -21,6 +21,7 @@ from ultr.study.nuisance import NuisanceEstimates
 from ultr.study.settings import StudyMethod
 from ultr.study.steps import fit_method, model_config
 from ultr.training.fitted import Fitted
+from ultr.training.folded import QueryFolds, can_fold, has_structure_of
 from ultr.training.sufficient import statistics_for
 
 CRITERION = "gain in DCG@10 over the logged order on held-out queries, by debiased clicks"
@@ -48,6 +49,7 @@ class Candidate:
       losses: per fold, the held-out loss per session.
       told: per fold, the gains on its queries.
       seconds: of its training.
+      fitted: of the training on all folds, where one training told of every fold; None: each fold had one.
       error: why it could not be trained; empty where it could.
     """
 
@@ -59,6 +61,7 @@ class Candidate:
     told: list[PerQuery] = dataclasses.field(default_factory=list)
     seconds: float = 0.0
     is_click_model: bool = False
+    fitted: Fitted | None = None
     error: str = ""
 
     @property
@@ -122,21 +125,72 @@ def judge_on_fold(candidate: Candidate, data: CrossFitting, fold: int, nuisance:
     except UltrError as error:
         candidate.error = " ".join(str(error).split())
         return
-    candidate.is_click_model = isinstance(fitted.model, ClickModel)
-    best = fitted.history[fitted.best - 1] if fitted.best else {"epoch": 0, "valid_loss": math.nan}
-    candidate.epochs.append(int(best["epoch"]))
-    candidate.losses.append(float(best["valid_loss"]))
+    _note_training(candidate, fitted)
     candidate.scores.append(scores)
     candidate.told.append(PerQuery(*query_gains(held_out.clicks, scores, held_out.logged)))
     candidate.seconds += time.perf_counter() - began
 
 
+def _note_training(candidate: Candidate, fitted: Fitted) -> None:
+    candidate.is_click_model = isinstance(fitted.model, ClickModel)
+    best = fitted.history[fitted.best - 1] if fitted.best else {"epoch": 0, "valid_loss": math.nan}
+    candidate.epochs.append(int(best["epoch"]))
+    candidate.losses.append(float(best["valid_loss"]))
+
+
+def judge_in_one_training(candidate: Candidate, data: CrossFitting, seed: int) -> bool:
+    """Trains a candidate on all folds, and beside it a copy without each fold (`FoldedRanker`), and judges all folds.
+
+    Copies of methods that take estimates of the log have those of their own folds.
+
+    Returns:
+      Whether that was possible: not for tables of documents, for rankers whose loss is not a function of the list
+      alone, and where the copies differ in more than numbers.
+    """
+    method, config = candidate.method, model_config(candidate.method, seed)
+    if data.by != "query" or not method.spec.by_gradient:
+        return False
+    began = time.perf_counter()
+
+    def built(fold: int | None) -> Any:
+        scaler, nuisance = data.scaler(config.transform), data.nuisance(method.propensity, fold)
+        return build_model(config, data.sessions(fold), nuisance, stored=data.stored, scaler=scaler)
+
+    try:
+        model = built(None)
+        if not can_fold(model):
+            return False
+        estimates = bool(set(method.spec.needs) - {"ranks"}) or method.spec.builder != "towers"
+        copies = tuple(built(fold) for fold in range(data.folds)) if estimates else ()
+        if not all(has_structure_of(copy, model) for copy in copies):  # estimates are in the structure of some
+            return False
+        train = data.sufficient(statistics_for(model, data.log))
+        fitted = fit_method(method, model, train, None, seed, folds=QueryFolds(data.fold_of_query, copies))
+        for fold, held_out_model in enumerate(fitted.held_out):
+            held_out = data.held_out(fold)
+            scores = document_scores(held_out_model, data.log.vocabulary, held_out.document)
+            candidate.scores.append(scores)
+            candidate.told.append(PerQuery(*query_gains(held_out.clicks, scores, held_out.logged)))
+    except UltrError as error:
+        candidate.error = " ".join(str(error).split())
+        return True
+    _note_training(candidate, fitted)
+    candidate.fitted = fitted
+    candidate.seconds += time.perf_counter() - began
+    return True
+
+
 def judge(candidates: Sequence[Candidate], data: CrossFitting, seed: int) -> None:
-    """Judges candidates fold by fold, and gives up those that fall far behind after two folds."""
+    """Judges candidates in one training each, or fold by fold; these are given up where two folds show them far behind.
+
+    What is judged fold by fold is compared with what is known of the others.
+    """
+    one_by_one = [candidate for candidate in candidates if not judge_in_one_training(candidate, data, seed)]
     for fold in range(data.folds):
-        alive = [c for c in candidates if not c.error and len(c.told) == fold]
-        if fold >= FOLDS_BEFORE_GIVING_UP and len(alive) > 1:
-            best = max(alive, key=lambda c: c.gain.value)
+        alive = [c for c in one_by_one if not c.error and len(c.told) == fold]
+        told = [c for c in candidates if not c.error and len(c.told) >= fold]
+        if fold >= FOLDS_BEFORE_GIVING_UP and len(told) > 1:
+            best = max(told, key=lambda c: c.gain.value)
             alive = [c for c in alive if c is best or not _far_behind(c, best)]
         for candidate in alive:
             judge_on_fold(candidate, data, fold, data.nuisance(candidate.method.propensity, fold), seed)
@@ -185,7 +239,12 @@ def choose(candidates: Sequence[Candidate]) -> Choice:
 
 
 def refit(candidate: Candidate, data: CrossFitting, seed: int) -> Fitted:
-    """Trains a candidate on all folds, for the median of the folds' best epochs: steadier than one held-out tenth."""
+    """Trains a candidate on all folds, for the median of the folds' best epochs: steadier than one held-out tenth.
+
+    Where one training told of all folds, its own parameters at the step that the folds chose are the result.
+    """
+    if candidate.fitted is not None:
+        return candidate.fitted
     method, config = candidate.method, model_config(candidate.method, seed)
     nuisance = data.nuisance(method.propensity)
     model = build_model(config, data.sessions(), nuisance, stored=data.stored, scaler=data.scaler(config.transform))

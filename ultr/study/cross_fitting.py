@@ -15,6 +15,7 @@ import numpy as np
 
 from ultr.baselines import EstimatedOrder, fit_logged_order
 from ultr.data import ClickLog, Counts, Dataset, collapse, query_folds
+from ultr.data.remembered import counts_of
 from ultr.errors import ConfigError, UltrError
 from ultr.evaluation.ranking_gains import DocumentClicks
 from ultr.propensity.goodness_of_fit import CLICK_ABOVE, LAST_CLICK, goodness_of_fit
@@ -127,7 +128,7 @@ class CrossFitting:
     def counts(self, how: Literal["rank", "last-click"], fold: int | None = None, *, held_out: bool = False) -> Counts:
         """Returns counts of the whole log, of all but one fold, or of that fold alone."""
         if fold is None:
-            return self._once(("counts", how), lambda: collapse(self.log, how))
+            return self._once(("counts", how), lambda: counts_of(self.log, how))
         if self.by == "query":
             chosen = (self.fold_of_query == fold) if held_out else (self.fold_of_query != fold)
             shown = self.fold_of_query >= 0

@@ -166,8 +166,8 @@ def _by_one_split(method: StudyMethod, log: PreparedLog, seed: int) -> TrainedMe
         fitted = fit_method(variant, model, train, valid, seed)
         seconds = time.perf_counter() - began
         if not fitted.best:
-            raise UltrError("no epoch improved on the start: lower the learning rate, or check the log")
-        score = fitted.history[fitted.best - 1]["valid_loss"]
+            notes += [note] if (note := _start_kept(settings)) not in notes else []
+        score = fitted.history[max(fitted.best, 1) - 1]["valid_loss"]
         criterion = "likelihood of held-out sessions" if isinstance(model, ClickModel) else "its own held-out loss"
         if len(variants) > 1 and not isinstance(model, ClickModel):
             weights, note = choosing_weights(nuisance)
@@ -186,6 +186,11 @@ def _by_one_split(method: StudyMethod, log: PreparedLog, seed: int) -> TrainedMe
         checked = check_satisfaction(best.fitted.model, *(log.distinct(p, best.by) for p in PARTS), seed=seed)
         trained.notes += checked.warnings if checked else ()
     return trained
+
+
+def _start_kept(settings: dict[str, Any]) -> str:
+    of = f" ({', '.join(f'{name} {value}' for name, value in settings.items())})" if settings else ""
+    return f"no step improved the held-out loss{of}, so that the ranker is as it was before training"
 
 
 def _examination(best: _Variant, log: PreparedLog, seed: int) -> dict[str, Any] | None:

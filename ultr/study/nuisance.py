@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ultr.baselines import Displays
-from ultr.data import ClickLog, Counts, collapse
+from ultr.data import ClickLog, Counts
+from ultr.data.remembered import counts_of
 from ultr.errors import ConfigError, DataError
 from ultr.propensity import ESTIMATORS, Propensities
 from ultr.propensity.affine import fit_affine
@@ -78,7 +79,7 @@ class NuisanceEstimates:
     @cached_property
     def counts(self) -> Counts:
         """Counts the log by rank."""
-        return collapse(self.log, "rank") if self._counts is None else self._counts
+        return counts_of(self.log, "rank") if self._counts is None else self._counts
 
     @cached_property
     def propensity(self) -> np.ndarray:

@@ -11,6 +11,7 @@ from ultr.study.specs import COMPRESSED_TABLES
 from ultr.study.tower_factory import ModelConfig
 from ultr.training import adam, fit, lazy_adam, solve
 from ultr.training.fitted import Fitted
+from ultr.training.folded import QueryFolds
 from ultr.training.optimizers import has_large_table
 from ultr.training.schedule import batch_size_for, passes_per_epoch
 
@@ -61,13 +62,21 @@ def model_config(method: StudyMethod, seed: int) -> ModelConfig:
 
 
 def fit_method(
-    method: StudyMethod, model: Any, train: Any, valid: Any, seed: int, *, epochs: int | None = None
+    method: StudyMethod,
+    model: Any,
+    train: Any,
+    valid: Any,
+    seed: int,
+    *,
+    epochs: int | None = None,
+    folds: QueryFolds | None = None,
 ) -> Fitted:
     """Trains a model with the settings of its method.
 
     Args:
       valid: what judges the epochs; None: nothing does.
       epochs: how many; None: those of the method, at most.
+      folds: of the queries, which judge the epochs where `valid` is None.
     """
     if not method.spec.by_gradient:
         return solve(model, train, valid, method="counting")
@@ -79,5 +88,5 @@ def fit_method(
         optimizer = adam(method.learning_rate, tables=method.table_rate)
     return fit(
         model, train, valid, optimizer=optimizer, seed=seed, l2=method.l2, l2_unit=method.l2_unit, progress=False,
-        collapse=False, **steps._asdict()
+        collapse=False, folds=folds, **steps._asdict()
     )  # fmt: skip

@@ -9,9 +9,10 @@ import jax
 import numpy as np
 
 from ultr import stopping
-from ultr.data import ClickLog, Dataset, collapse
+from ultr.data import ClickLog, Dataset
 from ultr.data.dataset import DatasetLike
 from ultr.data.input_schema import InputSchema
+from ultr.data.remembered import counts_of
 from ultr.errors import ConfigError
 from ultr.models import LatentVariableModel
 from ultr.sessions import Sessions
@@ -75,7 +76,7 @@ class DeviceData(Dataset):
         needed = self._model.sufficient_statistics
         if isinstance(data, ClickLog) and needed in ("rank", "last-click") and self._features <= {"document"}:
             if not data.metadata["impression_features"]:  # which counts cannot have, and no table reads
-                return collapse(data, "rank" if needed == "rank" else "last-click")
+                return counts_of(data, "rank" if needed == "rank" else "last-click")
         return data
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
-from ultr.data.dataset import Dataset, SufficientStatistics
+from ultr.data.dataset import Coverage, Dataset, SufficientStatistics
 from ultr.errors import ConfigError
 
 
@@ -29,10 +29,10 @@ class TrainedOn:
     documents: int | None
 
     @classmethod
-    def of(cls, data: Dataset, *, collapsed: bool = False) -> TrainedOn:
-        """Describes a dataset; of a log its queries and documents are counted by one pass over their columns."""
-        about, coverage = data.description, data.coverage()
-        queries, documents = (None, None) if coverage is None else coverage
+    def of(cls, data: Dataset, coverage: Coverage | None, *, collapsed: bool = False) -> TrainedOn:
+        """Describes a dataset by what it covers."""
+        about = data.description
+        queries, documents = (None, None) if coverage is None else (coverage.queries, coverage.documents)
         sessions = about.total_weight / about.rows_per_session
         return cls(about.sufficient_statistics, collapsed, about.rows, sessions, queries, documents)
 
@@ -108,6 +108,7 @@ class Fitted:
       best: the number of the judgement whose parameters `model` holds, from 1; 0 means the start, before any.
       resumed: how many judgements of the history an earlier call had made, which this one resumed.
       trained_on: the data that the model was trained on; None where `solve` made it.
+      held_out: where folds of the queries judged, the copies of the model that were trained without each fold.
     """
 
     model: Any
@@ -115,6 +116,7 @@ class Fitted:
     best: int
     resumed: int = 0
     trained_on: TrainedOn | None = None
+    held_out: tuple[Any, ...] = ()
 
     @property
     def turning(self) -> Turning | None:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
-from functools import wraps
+from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, ParamSpec, TypeVar, cast
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +20,6 @@ from ultr.data.dataset import Dataset, DatasetLike
 from ultr.data.input_schema import InputSchema
 from ultr.errors import ConfigError
 from ultr.files import recover
-from ultr.locks import locked
 from ultr.rankers import Ranker
 from ultr.sessions import Sessions
 from ultr.towers import (
@@ -37,7 +35,18 @@ from ultr.towers import (
 from ultr.training.checkpoint import facts_of, save, save_arrays
 from ultr.training.feed import BLOCK_SESSIONS, BatchBlock, largest_indices, one_pass, stream_blocks
 from ultr.training.fitted import Fitted, TrainedOn
-from ultr.training.inputs import batch_weight, count_rows, session_sums, training_data
+from ultr.training.folded import FoldedRanker, QueryFolds, check_foldable, folded
+from ultr.training.inputs import count_rows, training_data
+from ultr.training.loop_parts import (
+    alone_in_directory,
+    at_interrupt,
+    data_facts,
+    epoch_weights,
+    have_same_ids,
+    is_exhausted,
+    mean_loss,
+    timed_blocks,
+)
 from ultr.training.optimizers import adam, has_large_table
 from ultr.training.placement import placement
 from ultr.training.progress import advance, progress_bar
@@ -46,27 +55,13 @@ from ultr.training.rows import RowSparse, lazy_adam
 from ultr.training.schedule import FIRST_JUDGEMENT, batch_size_for, is_judgement_due, passes_per_epoch
 from ultr.training.steps import Trainer
 from ultr.training.sufficient import sufficient
-from ultr.training.weight_report import weight_facts
 
-P = ParamSpec("P")
-T = TypeVar("T")
 STATE_SECONDS = 10.0
+JUDGING_BYTES = 1 << 28  # of validation data that stays on the device
 CACHE_BYTES = 1 << 30  # of decoded rows of a log, so that later epochs find them in memory
 
 
-def _alone_in_directory(function: Callable[P, T]) -> Callable[P, T]:
-    """Has a function work alone in the folder that its argument `directory` names."""
-
-    @wraps(function)
-    def alone(*args: P.args, **kwargs: P.kwargs) -> T:
-        directory = cast(str | Path | None, kwargs.get("directory"))
-        with contextlib.nullcontext() if directory is None else locked(directory, inside=True):
-            return function(*args, **kwargs)
-
-    return alone
-
-
-@_alone_in_directory
+@alone_in_directory
 def fit(
     model: Any,
     train: DatasetLike,
@@ -86,6 +81,7 @@ def fit(
     mesh: Mesh | None = None,
     progress: bool | None = None,
     block_sessions: int = BLOCK_SESSIONS,
+    folds: int | QueryFolds | None = None,
 ) -> Fitted:
     """Trains a model: minimises the mean loss per session by minibatches, and keeps the best step that was judged.
 
@@ -95,9 +91,9 @@ def fit(
         decoded rows stay in memory between the epochs. The trained model knows the names of its features and their
         order; data that comes to it later is matched by these, and so is `train` where parts of the model were trained
         before.
-      valid: data by whose loss the best step is chosen; None: the last epoch counts as the best. It judges at the end
-        of every epoch, and within an epoch of many steps whenever half as many again were made as at the last judgement
-        (`ultr.training.schedule.is_judgement_due`; at least 128).
+      valid: data by whose loss the best step is chosen; None: the last epoch counts as the best. It judges the start,
+        at the end of every epoch, and within an epoch of many steps whenever half as many again were made as at the
+        last judgement (`ultr.training.schedule.is_judgement_due`; at least 128).
       optimizer: an optax transformation, or `ultr.training.lazy_adam` and its kind, whose steps cost what a batch
         touches of the tables; None: `adam()`, .003 for networks and .03 for tables, and `lazy_adam()`, the same row
         by row, where a table has more than 100,000 rows.
@@ -110,7 +106,8 @@ def fit(
       l2: strength of a Gaussian prior around 0 on every parameter: adds l2/2 sum(parameter^2) to the total loss.
       l2_unit: what the total loss is of. "session": of all sessions, so that the prior fades as sessions come in.
         "query": the mean loss per session times the number of distinct queries of `train`: all that a network can
-        learn of features is in so many queries, however often each is shown.
+        learn of features is in so many queries, however often each is shown. The prior is then on networks alone:
+        tables and constants, such as examination by rank, learn from every session.
       collapse: "auto": train and judge on the least of a click log that the model's loss depends on, where a pass over
         that reads fewer documents than one over the sessions (`ultr.training.sufficient.sufficient`): the same loss in
         less time. False: train on the data as it is.
@@ -121,6 +118,11 @@ def fit(
       mesh: devices to split each batch over; one axis (make it with `AxisType.Auto`).
       progress: progress bar on standard error; None: when that is a terminal.
       block_sessions: about how many sessions are handed to the device at a time.
+      folds: in place of `valid`: deal the queries out to so many folds (by `seed`; or as given) and judge by
+        cross-validation. For
+        each fold a copy of the model is trained by the same steps on the other folds' sessions, and judged by the
+        fold's; the best step is that at which they are best, on all of the data, and the result learns from all of it.
+        For models whose loss is a function of the list alone (`Ranker.has_pure_loss`), with no table over documents.
 
     Returns:
       `Fitted`. Sessions with weight w count as w sessions; sessions that the model cannot produce are left out
@@ -139,6 +141,12 @@ def fit(
     block_sessions = check_count("block_sessions", block_sessions)
     l2 = check_number("l2", l2, least=0)
     patience = None if patience is None else check_count("patience", patience)
+    if isinstance(folds, int):
+        folds = check_count("folds", folds, least=2)
+    if folds is not None and valid is not None:
+        raise ConfigError("valid and folds both judge the steps: give one of the two")
+    if folds is not None:
+        check_foldable(model)
     if resume and directory is None:
         raise ConfigError("resume needs directory=, the folder of the interrupted run")
     given = training_data(train, model, "training data")
@@ -155,22 +163,35 @@ def fit(
         schema = trained_schema(model, matched(model, given, name="training data"))
         used = matched(model, used, name="training data")
         judged = None if judged is None else matched(model, judged, name="validation data", schema=schema)
-        about, size = TrainedOn.of(used, collapsed=collapsed), batch_size or batch_size_for(len(used))
+        coverage, size = used.coverage(), batch_size or batch_size_for(len(used))
+        about = TrainedOn.of(used, coverage, collapsed=collapsed)
+        judges = None
+        if folds is not None:
+            shown = None if coverage is None else coverage.shown
+            judges, judged = folded(model, used, shown, folds, seed), used
         training = _Training(
             model,
             used,
             judged,
             logs=(given, judging),
+            judges=judges,
             optimizer=optimizer,
             batch_size=size,
             passes=passes_per_epoch(len(used), size) if collapsed else 1,
             l2=l2 * about.sessions_per(l2_unit),
+            l2_of_tables=l2_unit == "session",
             mesh=mesh,
             block_sessions=block_sessions,
             directory=None if directory is None else Path(directory),
         )
-        identities = [None if d is None or directory is None else d.content_identity() for d in (given, judging)]
-        numbers = {"seed": seed, "batch_size": size, "l2": l2 if l2_unit == "session" else {l2_unit: l2}}
+        compared = (given, judging if judges is None else given)
+        identities = [None if d is None or directory is None else d.content_identity() for d in compared]
+        numbers = {
+            "seed": seed,
+            "folds": None if judges is None else judges.folds,
+            "batch_size": size,
+            "l2": l2 if l2_unit == "session" else {l2_unit: l2},
+        }
         kind = about.statistics if collapsed else None
         setting = run_settings(model, schema, identities, settings, **numbers, statistics=kind)
         training.begin(setting, resume=resume)
@@ -185,8 +206,10 @@ class _Training:
       model: is left as it is.
       train, valid: data with the features that the model knows.
       logs: what the two were collapsed from, in whose rows errors say where a value is wrong.
+      judges: the model with its copies, where these judge; `valid` is then `train`.
       passes: over `train`, that make an epoch.
       l2: in the unit of a session.
+      l2_of_tables: whether it holds for tables and constants too.
       optimizer, batch_size, mesh, block_sessions: as for `fit`.
       directory: where model and state are kept; None: nowhere.
 
@@ -202,24 +225,28 @@ class _Training:
         valid: Dataset | None,
         *,
         logs: tuple[Dataset, Dataset | None],
+        judges: FoldedRanker | None,
         optimizer: optax.GradientTransformation | RowSparse | None,
         batch_size: int,
         passes: int,
         l2: float,
+        l2_of_tables: bool,
         mesh: Mesh | None,
         block_sessions: int,
         directory: Path | None,
     ) -> None:
         self.model, self.train, self.valid, self._logs = model, train, valid, logs
-        self.batch_size, self.l2, self.block_sessions, self.directory = batch_size, l2, block_sessions, directory
+        self.batch_size, self.block_sessions, self.directory = batch_size, block_sessions, directory
+        self._priors = (l2, l2 if l2_of_tables else 0.0)
         self.passes, self.sessions = passes, count_rows(train, "training data")
-        self.trainer = Trainer(model, optimizer or (lazy_adam() if has_large_table(model) else adam()))
+        self.trainer = Trainer(judges or model, optimizer or (lazy_adam() if has_large_table(model) else adam()))
         self.place, self._put = placement(mesh, batch_size, self.trainer.rank_first)
         self.state = self.place(self.trainer.init())
         self.best = self.trainer.parameters(self.state)
         self.facts: dict[str, Any] = {"history": [], "best": 0, "best_loss": None, "epochs": 0}
         self._setting: dict[str, Any] = {}
         self._shown = ShownRanks(model)
+        self._judges: list[BatchBlock] | None = None  # the validation data on the device
         self._epoch, self._steps, self._judged = 1, 0, 0
         # Of the epoch: the blocks so far, and the weight of their rows up to the last judgement.
         self._blocks, self._before = 0, 0.0
@@ -248,7 +275,7 @@ class _Training:
             self.state, self.best = self.place(state), self.place(best)
             self._take_up(partial)
         self._scratch = self.place(self.trainer.scratch(self.state))
-        self._of_data = self.place(_facts(self.train, self.batch_size, self.l2))
+        self._of_data = self.place(data_facts(self.train, self.batch_size, *self._priors))
         self._saved, self._saved_at = self._position, time.perf_counter()
         self._saved_epoch, self._resumed = self.facts["epochs"], len(self.facts["history"])
 
@@ -276,8 +303,10 @@ class _Training:
         first = self.facts["epochs"] + 1
         feed = self._feed(first, epochs, seed)
         self._epoch, going = first, True
-        with _at_interrupt(self._keep_interrupted), contextlib.closing(feed):
-            while going and self._epoch <= epochs and not _exhausted(self.facts, patience):
+        with at_interrupt(self._keep_interrupted), contextlib.closing(feed):
+            if self.facts["best_loss"] is None and first <= epochs:
+                self.facts["best_loss"] = self._validate()[0]  # of the start, which a ranker may have been given
+            while going and self._epoch <= epochs and not is_exhausted(self.facts, patience):
                 with progress_bar(progress, f"epoch {self._epoch}/{epochs}", self.sessions * self.passes) as bar:
                     going = self._train_epoch(feed, bar, patience)
                 self._keep(every=STATE_SECONDS)
@@ -292,13 +321,24 @@ class _Training:
           given: the training data as it was given.
           about: what it was trained on.
         """
-        fitted = self.trainer.model(self._chosen())
-        record_schema(fitted, schema)
-        if "shown_ranks" in self.facts:
-            note_shown_ranks(fitted, self.facts["shown_ranks"], self.facts.get("clicked_ranks"))
+        found = self.trainer.model(self._chosen())
+        fitted, held_out = found, tuple[Any, ...]()
+        if isinstance(found, FoldedRanker):
+            fitted, held_out = found.whole(), tuple(found.member(fold) for fold in range(found.folds))
+        for model in (fitted, *held_out):
+            record_schema(model, schema)
+            if "shown_ranks" in self.facts:
+                note_shown_ranks(model, self.facts["shown_ranks"], self.facts.get("clicked_ranks"))
         if self.directory is not None:
             save(fitted, self.directory / "model", extra=facts_of(given))
-        return Fitted(fitted, self.facts["history"], self.facts["best"], resumed=self._resumed, trained_on=about)
+        return Fitted(
+            fitted,
+            self.facts["history"],
+            self.facts["best"],
+            resumed=self._resumed,
+            trained_on=about,
+            held_out=held_out,
+        )
 
     def _feed(self, first: int, epochs: int, seed: int) -> Generator[BatchBlock | None, None, None]:
         """Streams the blocks of the epochs from the first on, without those of it that were trained before."""
@@ -328,7 +368,7 @@ class _Training:
             "put": self._put,
             "block_sessions": self.block_sessions,
             "share_features": shares,
-            "without": ("features",) if holds_features and _same_ids(data, self.train) else (),
+            "without": ("features",) if holds_features and have_same_ids(data, self.train) else (),
         }
 
     def _train_epoch(self, feed: Iterator[BatchBlock | None], bar: Any, patience: int | None) -> bool:
@@ -341,11 +381,11 @@ class _Training:
         if whole:
             self._began = time.perf_counter()
         for _ in range(self.passes):
-            for block, seconds in _timed(feed):
+            for block, seconds in timed_blocks(feed):
                 if self.valid is not None and is_judgement_due(self._steps, self._judged):
                     self._judge(ended=False)
                     self._keep(every=STATE_SECONDS)
-                    if _exhausted(self.facts, patience):
+                    if is_exhausted(self.facts, patience):
                         return False
                 # Between the end of a step and the count of its block nothing can be interrupted.
                 self.state, self._scratch, self._sums = self.trainer.block(
@@ -368,7 +408,7 @@ class _Training:
           whole: whether all blocks of an epoch were seen in this process, so that there should be clicks.
         """
         total = np.asarray(self._sums) / self.passes  # as of one pass, whose sums are those of the data
-        loss, counted, impossible = _mean(total[:3], "training data", self._epoch, self.train)
+        loss, counted, impossible = mean_loss(total[:3], "training data", self._epoch, self.train)
         if whole and isinstance(self.model, Ranker) and self.model.learns_from_clicks:
             self._shown.check_clicks("training data")
         seen = self._before + float(total[1]) + float(total[2])
@@ -384,7 +424,7 @@ class _Training:
             "impossible": impossible,
             "seconds": round(time.perf_counter() - self._began, 3),
             "waiting": round(self._waited, 3),
-        } | _weights(total[3:], counted + impossible, self.train)
+        } | epoch_weights(total[3:], counted + impossible, self.train)
         facts = self.facts | self._ranks() | {"history": [*self.facts["history"], entry]}
         best, best_loss = self.best, facts["best_loss"]
         if valid_loss is None or best_loss is None or valid_loss < best_loss:
@@ -404,10 +444,22 @@ class _Training:
             return None, None
         parameters = self.trainer.parameters(self.state)
         losses = self.place(jnp.zeros(3))
-        options = self._reading(self.valid, "validation data")
-        for block in one_pass(self.valid, self.batch_size, seed=None, **options):
+        for block in self._judging_blocks(self.valid):
             losses = self.trainer.evaluate(parameters, losses, block.batches, block.count)
-        return _mean(np.asarray(losses), "validation data", self._epoch, self.valid)[0], parameters
+        return mean_loss(np.asarray(losses), "validation data", self._epoch, self.valid)[0], parameters
+
+    def _judging_blocks(self, valid: Dataset) -> Iterator[BatchBlock]:
+        """Passes over the validation data; what is small stays on the device for the judgements to come."""
+        if self._judges is not None:
+            yield from self._judges
+            return
+        held: list[BatchBlock] = []
+        size = 0
+        for block in one_pass(valid, self.batch_size, seed=None, **self._reading(valid, "validation data")):
+            size += sum(x.nbytes for x in jax.tree.leaves(block.batches))
+            held = [*held, block] if size <= JUDGING_BYTES else []
+            yield block
+        self._judges = held if size <= JUDGING_BYTES else None
 
     def _chosen(self) -> Any:
         return self.trainer.parameters(self.state) if self.valid is None else self.best
@@ -442,55 +494,3 @@ class _Training:
         if (self.directory / "state" / "meta.json").exists():
             upto, how = self._saved_epoch, "Continue with --resume (in Python: resume=True)"
             stop.add_note(f"What was trained up to epoch {upto} is kept in {self.directory / 'state'}. {how}")
-
-
-@contextlib.contextmanager
-def _at_interrupt(keep: Callable[[KeyboardInterrupt], None]) -> Iterator[None]:
-    try:
-        yield
-    except KeyboardInterrupt as stop:
-        keep(stop)
-        raise
-
-
-def _same_ids(data: Dataset, train: Dataset) -> bool:
-    own, other = data.description.vocabulary, train.description.vocabulary
-    return own is not None and other is not None and own.identity == other.identity
-
-
-def _facts(train: Dataset, batch_size: int, l2: float) -> dict[str, jax.Array]:
-    """Computes what a step has to know of the whole dataset.
-
-    `weight`: that of an average batch where the rows have weights, since dividing by the weight of each batch itself
-    would make light those that hold much; 0 where they have none. `prior`: strength of l2 per session.
-    """
-    prior = l2 / max(train.description.total_weight, 1.0) if l2 else 0.0
-    return {"weight": jnp.float32(batch_weight(train, batch_size)), "prior": jnp.float32(prior)}
-
-
-def _timed(items: Iterator[BatchBlock | None]) -> Iterator[tuple[BatchBlock, float]]:
-    """Yields the blocks up to the next None, with the seconds that each was waited for."""
-    began = time.perf_counter()
-    while (block := next(items, None)) is not None:
-        yield block, time.perf_counter() - began
-        began = time.perf_counter()
-
-
-def _mean(sums: np.ndarray, name: str, epoch: int, data: Dataset) -> tuple[float, float, float]:
-    """Computes the loss per session, the sessions counted and the impossible sessions."""
-    unusable = (
-        f"the loss is {{}} in epoch {epoch}. Lower the learning rate, scale the features (towers.Scaler), or check "
-        "them for extreme values"
-    )
-    rows_per_session = data.description.rows_per_session
-    total, used, impossible = session_sums(sums, name, rows_per_session, if_not_finite=unusable)
-    return total / used, used, impossible
-
-
-def _weights(sums: np.ndarray, sessions: float, train: Dataset) -> dict[str, Any]:
-    whole = train.description.sufficient_statistics == "list"  # rows of counts are single documents
-    return weight_facts(sums, sessions, whole_lists=whole) if len(sums) else {}
-
-
-def _exhausted(run: dict[str, Any], patience: int | None) -> bool:
-    return patience is not None and bool(run["history"]) and len(run["history"]) - run["best"] >= max(patience, 1)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import jax
@@ -31,6 +33,11 @@ def adam(learning_rate: float = 0.003, *, tables: float = 10.0) -> optax.Gradien
     """
     if not (0 < learning_rate < math.inf and 0 < tables < math.inf):
         raise ConfigError(f"expected a learning rate above 0, found {learning_rate:g} (tables: {tables:g} times that)")
+    return _adam(float(learning_rate), float(tables))
+
+
+@cache  # what was compiled for an optimizer is found again by the object
+def _adam(learning_rate: float, tables: float) -> optax.GradientTransformation:
     rates = {"network": optax.adam(learning_rate), "table": optax.adam(learning_rate * tables)}
     return optax.partition(rates, _groups)
 
@@ -43,12 +50,27 @@ def mark_groups(model: nnx.Module) -> None:
             node.set_metadata(**{GROUP: groups[tuple(path)]})
 
 
-def _groups(params: Any) -> Any:
-    def group(leaf: Any) -> str:
-        marked = leaf.get_metadata() if isinstance(leaf, nnx.Variable) else {}
-        return str(marked.get(GROUP, "network"))
+def with_prior(gradient: Any, params: Any, strengths: Mapping[str, Any]) -> Any:
+    """Adds the gradient of a Gaussian prior around 0, of a strength for each learning-rate group, to a gradient."""
 
-    return jax.tree.map(group, params, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
+    def add(gradient: Any, leaf: Any) -> Any:
+        strength = strengths[_group(leaf)]
+        return jax.tree.map(lambda g, p: g + strength * p, gradient, leaf)
+
+    return jax.tree.map(add, gradient, params, is_leaf=_is_variable)
+
+
+def _groups(params: Any) -> Any:
+    return jax.tree.map(_group, params, is_leaf=_is_variable)
+
+
+def _is_variable(leaf: Any) -> bool:
+    return isinstance(leaf, nnx.Variable)
+
+
+def _group(leaf: Any) -> str:
+    marked = leaf.get_metadata() if _is_variable(leaf) else {}
+    return str(marked.get(GROUP, "network"))
 
 
 def has_large_table(model: nnx.Module) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from functools import partial
 from typing import Any
 
@@ -15,8 +16,8 @@ from ultr.rankers import Ranker
 from ultr.sessions import Sessions
 from ultr.towers import Component, read_by, row_tables
 from ultr.training.feed import StackedBatches
-from ultr.training.optimizers import mark_groups
-from ultr.training.rows import RowSparse, materialised, representatives, update_rows
+from ultr.training.optimizers import mark_groups, with_prior
+from ultr.training.rows import RowRule, RowSparse, materialised, representatives, update_rows
 from ultr.training.weight_report import WEIGHT_SUMS, weight_sums
 
 State = dict[str, Any]
@@ -26,7 +27,8 @@ class Trainer:
     """The compiled training of one model by one optimizer.
 
     Its state is a dict of arrays: `tables` (with their optimizer state, where that is row-sparse), `params`, `rest`
-    (what is not trained), `optimizer` and `count`, the number of steps.
+    (what is not trained), `optimizer` and `count`, the number of steps. Models of equal structure by the same optimizer
+    object share what was compiled.
 
     Attributes:
       optimizer: what the optimizer keeps between two steps, by the names of its parts.
@@ -35,23 +37,35 @@ class Trainer:
 
     def __init__(self, model: nnx.Module, optimizer: optax.GradientTransformation | RowSparse) -> None:
         self.rank_first = isinstance(model, Component) and model.pointwise
-        self._weighs = isinstance(model, Ranker) and model.weighs_impressions
-        self.sums = 3 + WEIGHT_SUMS if self._weighs else 3
+        weighs = isinstance(model, Ranker) and model.weighs_impressions
+        self.sums = 3 + WEIGHT_SUMS if weighs else 3
         self._rule = optimizer.tables if isinstance(optimizer, RowSparse) else None
         self._optax = optimizer.rest if isinstance(optimizer, RowSparse) else optimizer
-        paths = set(row_tables(model)) if self._rule else set()
-        self._filters = (lambda path, _: tuple(path) in paths, nnx.Param, ...)
+        paths = frozenset(tuple(path) for path in row_tables(model)) if self._rule else frozenset()
         self._unmarked = nnx.split(model)
         model = nnx.clone(model)
         mark_groups(model)
-        self._graph, *parts = nnx.split(model, *self._filters)
+        self._graph, *parts = nnx.split(model, *_filters(paths))
         # Copies without weak types, which would make the second block be compiled anew.
         self._parts = jax.tree.map(lambda x: jnp.array(x, x.dtype), tuple(parts))
-        self._names = _names(self._parts[0])
         self._shapes = [x.shape for x in jax.tree.leaves(self._parts[0])]
-        self.block = jax.jit(self._block, donate_argnums=(0, 1, 2))
-        self.evaluate = jax.jit(partial(evaluation_sums, self._graph), donate_argnums=(1,))
-        self._values = jax.jit(lambda x: x[:, 0])
+        decides = (self._graph, paths, _names(self._parts[0]), self._rule, self._optax, weighs)
+        try:
+            self._steps = _Steps(*decides)
+            hash(self._steps)
+        except TypeError:  # a module has an attribute that cannot be compared
+            self._steps = _OwnSteps(*decides)
+
+    def block(
+        self, state: State, scratch: jax.Array, sums: jax.Array, batches: StackedBatches, count: Any, facts: Any
+    ) -> Any:
+        """Makes one step on each of the first `count` of the stacked batches; uses up what it is given before them."""
+        return _block(self._steps, state, scratch, sums, batches, count, facts)
+
+    def evaluate(self, parameters: Any, sums: jax.Array, batches: StackedBatches, count: Any) -> jax.Array:
+        """Adds the losses of the first `count` batches to sums [3], which are used up (`evaluation_sums`)."""
+        found: jax.Array = _evaluate(self._steps, parameters, sums, batches, count)
+        return found
 
     def init(self) -> State:
         """Makes the state before the first step; once, since the first block uses its arrays up."""
@@ -85,10 +99,30 @@ class Trainer:
     def parameters(self, state: State) -> Any:
         """Copies (tables, other parameters, everything else) of the model, since a step uses its state up."""
         leaves, structure = jax.tree.flatten(state["tables"])
-        values = [self._values(x).reshape(shape) for x, shape in zip(leaves, self._shapes, strict=True)]
+        values = [_first_column(x).reshape(shape) for x, shape in zip(leaves, self._shapes, strict=True)]
         return jax.tree.unflatten(structure, values), *jax.tree.map(jnp.copy, (state["params"], state["rest"]))
 
-    def _block(
+
+@dataclasses.dataclass(frozen=True)
+class _Steps:
+    """What decides the compiled steps beside the shapes of arrays: equal ones are compiled once.
+
+    Attributes:
+      graph: the structure of the model.
+      paths: of the tables that are updated row by row. names: the same, dotted, in the order of the leaves.
+      rule: how rows are updated; None: there are no such tables.
+      rest: the optimizer of all other parameters.
+      weighs: whether the loss weighs impressions.
+    """
+
+    graph: Any
+    paths: frozenset[tuple[Any, ...]]
+    names: tuple[str, ...]
+    rule: RowRule | None
+    rest: optax.GradientTransformation
+    weighs: bool
+
+    def block(
         self, state: State, scratch: jax.Array, sums: jax.Array, batches: StackedBatches, count: Any, facts: Any
     ) -> Any:
         """Makes one step on each of the first `count` of the stacked batches."""
@@ -107,7 +141,7 @@ class Trainer:
         def objective(params: Any, moves: list[jax.Array] | None) -> Any:
             """Computes the mean loss, with an addend to each looked-up number: its gradient is that of the number."""
             absent = jax.tree.unflatten(structure, [_Absent() for _ in tables])
-            model = nnx.merge(self._graph, absent, params, state["rest"], copy=True)
+            model = nnx.merge(self.graph, absent, params, state["rest"], copy=True)
             numbers = self._numbers(model)
             lookups.clear()
             reads: list[tuple[jax.Array, jax.Array]] = []
@@ -138,13 +172,14 @@ class Trainer:
                 return values if moves is None else values + moves[len(reads) - 1].reshape(index.shape)
 
             with read_by(reader):
-                weights = [weight_sums(model, batch)] if isinstance(model, Ranker) and self._weighs else []
+                weights = [weight_sums(model, batch)] if isinstance(model, Ranker) and self.weighs else []
                 total, sums = losses(model, batch)
             scale = jnp.where(facts["weight"] > 0, facts["weight"], jnp.maximum(sums[1], 1.0))
-            _, _, _, rest = nnx.split(model, *self._filters)  # type: ignore[misc]
+            parts: Any = nnx.split(model, *_filters(self.paths))
+            rest = parts[-1]
             return total / scale, (jnp.concatenate([sums, *weights]) if weights else sums, rest, reads)
 
-        if self._rule is None:
+        if self.rule is None:
             gradient, (sums, rest, _) = jax.grad(objective, has_aux=True)(state["params"], [])
             moved: list[jax.Array] = []
             reads: list[tuple[jax.Array, jax.Array]] = []
@@ -156,17 +191,18 @@ class Trainer:
             )
         count = state["count"] + 1
         moved = materialised(moved, count)
-        gradient = jax.tree.map(lambda g, p: g + facts["prior"] * p, gradient, state["params"])
-        updates, optimizer = self._optax.update(gradient, state["optimizer"], state["params"])
+        strengths = {"network": facts["prior"], "table": facts["prior_of_tables"]}
+        gradient = with_prior(gradient, state["params"], strengths)
+        updates, optimizer = self.rest.update(gradient, state["optimizer"], state["params"])
         represented: dict[tuple[int, ...], jax.Array] = {}  # by the indices, which tables of a model often share
-        for number, rule in ((n, self._rule) for n in sorted({n for n, _ in lookups}) if self._rule):
+        for number, rule in ((n, self.rule) for n in sorted({n for n, _ in lookups}) if self.rule):
             own = [(*reads[i], moved[i]) for i, (n, _) in enumerate(lookups) if n == number]
             index, rows, slopes = (jnp.concatenate(parts) for parts in zip(*own, strict=True))
             by = tuple(place for n, place in lookups if n == number)
             if by not in represented:
                 scratch, represented[by] = representatives(scratch, index)
             tables[number] = update_rows(
-                rule, tables[number], represented[by], (index, rows, slopes), count, facts["prior"]
+                rule, tables[number], represented[by], (index, rows, slopes), count, facts["prior_of_tables"]
             )
         state = {
             "tables": jax.tree.unflatten(structure, tables),
@@ -180,7 +216,34 @@ class Trainer:
     def _numbers(self, model: Any) -> dict[int, int]:
         """Finds which leaf of `tables` each table of a merged model is."""
         places = {".".join(map(str, path)): id(table) for path, table in row_tables(model).items()}
-        return {places[name]: number for number, name in enumerate(self._names)}
+        return {places[name]: number for number, name in enumerate(self.names)}
+
+
+class _OwnSteps(_Steps):
+    """Steps that are equal to themselves alone."""
+
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
+
+@partial(jax.jit, static_argnums=0, donate_argnums=(1, 2, 3))
+def _block(steps: _Steps, *arguments: Any) -> Any:
+    return steps.block(*arguments)
+
+
+@partial(jax.jit, static_argnums=0, donate_argnums=2)
+def _evaluate(steps: _Steps, *arguments: Any) -> jax.Array:
+    return evaluation_sums(steps.graph, *arguments)
+
+
+@jax.jit
+def _first_column(rows: jax.Array) -> jax.Array:
+    return rows[:, 0]
+
+
+def _filters(paths: frozenset[tuple[Any, ...]]) -> tuple[Any, ...]:
+    """Returns what parts a model into tables that are updated row by row, other parameters, and everything else."""
+    return (lambda path, _: tuple(path) in paths), nnx.Param, ...
 
 
 def evaluation_sums(graph: Any, parameters: Any, sums: jax.Array, batches: StackedBatches, count: Any) -> jax.Array:
@@ -196,7 +259,9 @@ def evaluation_sums(graph: Any, parameters: Any, sums: jax.Array, batches: Stack
     def body(i: jax.Array, sums: jax.Array) -> jax.Array:
         model = nnx.merge(graph, *parameters, copy=True)
         model.eval()
-        return sums + losses(model, batches.at(i))[1]
+        batch = batches.at(i)
+        loss = model.held_out_loss(batch) if isinstance(model, Ranker) else model.loss(batch)
+        return sums + weighted_sums(loss, batch)[1]
 
     total: jax.Array = jax.lax.fori_loop(0, count, body, sums)
     return total
@@ -242,8 +307,8 @@ class _Absent:
         )
 
 
-def _names(tables: Any) -> list[str]:
+def _names(tables: Any) -> tuple[str, ...]:
     """Names the leaves by dotted paths, without what nnx appends for a variable's value."""
     flat, _ = jax.tree_util.tree_flatten_with_path(tables)
     names = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in flat]
-    return [name.removesuffix(".value") for name in names]
+    return tuple(name.removesuffix(".value") for name in names)

@@ -12,6 +12,7 @@ from ultr.data.click_log import ClickLog
 from ultr.data.collapsing import collapse
 from ultr.data.dataset import Dataset, SufficientStatistics
 from ultr.data.distinct import share_distinct
+from ultr.data.remembered import counts_of
 from ultr.rankers import Ranker
 
 COUNTED_FEATURES = frozenset({"document", "features"})  # what counts bring of a document, beside rank and last click
@@ -56,7 +57,7 @@ def sufficient(model: Any, data: Dataset) -> Iterator[Dataset]:
         yield collapse(data, "query")
     elif needed != "list":
         by: Literal["rank", "last-click"] = "rank" if needed == "rank" else "last-click"
-        counts, impressions = collapse(data, by), data.metadata["impressions"] / data.metadata["sessions"] * len(data)
+        counts, impressions = counts_of(data, by), data.metadata["impressions"] / data.metadata["sessions"] * len(data)
         yield counts if counts.rows < impressions else data
     elif share_distinct(data) <= LARGEST_SHARE:
         with tempfile.TemporaryDirectory(prefix="ultr-") as folder:
