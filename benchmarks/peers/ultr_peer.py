@@ -62,7 +62,7 @@ class _Windows:
         trainer = Trainer(model, optimizer())
         self._trainer, self._state = trainer, trainer.init()
         self._scratch, self._sums = trainer.scratch(self._state), jax.numpy.zeros(3)
-        self._facts = {"weight": jax.numpy.float32(0), "prior": jax.numpy.float32(0), "prior_of_tables": jax.numpy.float32(0)}
+        self._facts = {name: jax.numpy.float32(0) for name in ("weight", "prior", "prior_of_tables")}
         self._blocks = list(
             one_pass(
                 _Listed(batches),
