@@ -245,6 +245,16 @@ def test_train_chooses_tower_and_prior_by_folds(log: ClickLog, ultr: Ultr, tmp_p
     plain = ultr("train", log.path, "--out", tmp_path / "plain", "--relevance", "linear", "--folds", "0", "--json").json
     assert plain["config"]["folds"] is None
     assert plain["validation_sessions"] > 0
+    lines = ["session,query,document,rank,click,price"]
+    for session in range(300):
+        lines += [
+            f"{session},q{session % 30},d{k},{k},{int(session % (k + 1) == 0)},{session % 7 + k}" for k in (1, 2, 3)
+        ]
+    (tmp_path / "raw.csv").write_text("\n".join(lines))
+    assert ultr("prepare", tmp_path / "raw.csv", "--feature", "price", "--out", tmp_path / "impressions").code == 0
+    usual = ultr("train", tmp_path / "impressions", "--out", tmp_path / "usual", "--epochs", "2", "--json").json
+    assert (usual["config"]["relevance"], usual["config"]["l2"]) == ("mlp", 10.0)
+    assert "features of impressions" in usual["tower"]["reason"]
     both = ultr("train", log.path, "--out", tmp_path / "both", "--folds", "3", "--valid-fraction", ".1")
     assert both.code == 2
     assert "--folds and --valid-fraction both say" in both.err

@@ -108,6 +108,7 @@ def choose_tower_or_usual(
     try:
         return choose_tower(method, settings, log, seed=seed)
     except UltrError as error:
-        usual = next((setting for setting in settings if setting.l2 == USUAL), settings[0])
+        own = [setting for setting in settings if setting.relevance == method.relevance]
+        usual = next((setting for setting in own if setting.l2 == USUAL), own[0])
         reason = f"taken as it is, since held-out clicks cannot choose: {' '.join(str(error).split())}"
         return TowerChoice(usual, json_values({"settings": usual._asdict(), "reason": reason}), [])
