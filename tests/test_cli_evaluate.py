@@ -33,7 +33,7 @@ def test_calibration_and_frequency_are_those_of_the_functions(ultr, trained):
     result = ultr("evaluate", run, log.path, "--json", *options)
     assert result.code == 0, result.err
     found = result.json
-    assert set(found) == {"ndcg@5", "log_likelihood", "calibration", "by_frequency"}
+    assert set(found) == {"ndcg@5", "log_likelihood", "calibration", "by_frequency", "judged", "notes"}
     pairs = zip(found["calibration"]["by_rank"]["bins"], calibration(model, log).by_rank.to_json()["bins"], strict=True)
     assert all(a == pytest.approx(b) for a, b in pairs)
     each = per_query(model, log, metrics=["ndcg@5"], key=jax.random.key(0))

@@ -138,6 +138,7 @@ def command(
     _refuse_in_vain([parse_metric(name).metric for name in found], calibration, chosen=asked is not None)
     notes = match_notes(match)
     notes += [f"no {kind} metrics: {why}" for kind, why in found.not_computed.items()]
+    notes += found.notes
     if _saw_sessions(trained_on.get("train"), opened.identity):
         notes.append("the model was trained on sessions of this log; hold some out with `prepare --split`")
     for note in notes:
@@ -145,6 +146,11 @@ def command(
     result: dict[str, Any] = {name: estimate.to_json() for name, estimate in found.items()}
     if found.documents is not None:
         result["documents"] = dict(zip(("found_by_name", "unknown"), found.documents, strict=True))
+    if found.judged is not None:
+        result["judged"] = {"documents": found.judged.documents, "never_shown": found.judged.never_shown}
+    if found.candidates:
+        result["candidates"] = dict(found.candidates)
+    result["notes"] = notes
     if found.not_computed:
         result["not_computed"] = dict(found.not_computed)
     text = table([["metric", *_HEAD], *([name, *_estimate_row(e)] for name, e in found.items())])

@@ -73,8 +73,8 @@ def match_notes(match: InputMatch | None) -> list[str]:
     if match.documents is not None and match.documents[0]:  # where none is found, the model reads none
         found, unknown = match.documents
         notes.append(
-            f"the data has document ids of its own: {counted(found, 'document')} found by name among those of the "
-            f"training data, {unknown:,} unknown"
+            f"the data has document ids of its own: {counted(found, 'document')} found by name in the vocabulary of "
+            f"the training data, whether training showed them or not; {unknown:,} not in it"
         )
     for name, values in match.unknown.items():
         if values:

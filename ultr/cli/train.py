@@ -15,7 +15,7 @@ from ultr.cli.inputs import match_notes
 from ultr.cli.keeping import says_what_is_kept
 from ultr.cli.method_options import METHOD_OPTIONS, given_options, method_options
 from ultr.cli.options import FiniteRange, InVain, Name, check_tables, is_given, refuse_in_vain
-from ultr.cli.training_data import check_clicks, check_out, split_sessions
+from ultr.cli.training_data import check_clicks, check_out, split_sessions, unseen_splits
 from ultr.cli.training_report import training_report
 from ultr.errors import ConfigError
 from ultr.files import json_values, write_json
@@ -251,6 +251,8 @@ def command(
         )
     found = resolve_relevance(relevance, train)
     refuse_in_vain(_in_vain(spec, train, found, judged=held_out is not None))
+    if found in TABLES and spec.reads_documents and (apart := unseen_splits(log, train, split)) is not None:
+        click.echo(f"note: {apart}", err=True)
     config = ModelConfig(
         model=model,
         relevance=found,

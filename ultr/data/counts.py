@@ -156,7 +156,7 @@ class Counts(Dataset):
         return len(self._rows)
 
     def coverage(self) -> Coverage:
-        return Coverage(len(np.unique(self.query[self.query >= 0])), len(np.unique(self.document[self.document > 0])))
+        return Coverage.of(len(np.unique(self.query[self.query >= 0])), self.document[self.document > 0])
 
     @cached_property
     def description(self) -> Description:

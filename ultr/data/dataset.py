@@ -14,7 +14,8 @@ import numpy as np
 
 from ultr import stopping
 from ultr.arguments import check_count
-from ultr.data.input_schema import InputMatch, InputSchema
+from ultr.data.document_set import DocumentSet
+from ultr.data.input_schema import DOCUMENT, InputMatch, InputSchema
 from ultr.errors import ConfigError
 from ultr.sessions import Sessions, whole_feature
 
@@ -62,10 +63,23 @@ class Description:
 
 
 class Coverage(NamedTuple):
-    """How many distinct queries and documents a dataset shows: what a ranker can learn of, however many sessions."""
+    """The distinct queries and documents that a dataset shows: what a ranker can learn of, however many sessions.
+
+    Attributes:
+      queries, documents: how many there are.
+      shown: which documents these are.
+    """
 
     queries: int
     documents: int
+    shown: DocumentSet
+
+    @classmethod
+    def of(cls, queries: int, document: np.ndarray) -> Coverage:
+        """Makes it of the ids of documents as often as they come; 0, an unknown one, counts as a document."""
+        inside = np.zeros(int(document.max(initial=0)) + 1, bool)
+        inside[document] = True
+        return cls(queries, int(inside.sum()), DocumentSet.of(inside))
 
 
 class Dataset(abc.ABC):
@@ -113,7 +127,7 @@ class Dataset(abc.ABC):
         return self.description.identity
 
     def coverage(self) -> Coverage | None:
-        """Counts the distinct queries and documents that the rows show; None: not known."""
+        """Finds the distinct queries and documents that the rows show; None: not known."""
         return None
 
     def with_sessions(self) -> Dataset:
@@ -161,7 +175,7 @@ class InMemory(Dataset):
         if query is None or document is None:
             return None
         shown, mask = self.sessions.shown(), np.asarray(self.sessions.mask)
-        return Coverage(len(np.unique(query[shown])), len(np.unique(np.asarray(whole_feature(document))[mask])))
+        return Coverage.of(len(np.unique(query[shown])), np.asarray(whole_feature(document))[mask].astype(np.int64))
 
     def count_batches(self, batch_size: int) -> int:
         return -(-len(self) // batch_size)
@@ -232,7 +246,11 @@ class Matched(Dataset):
         return self._data.count_batches(batch_size)
 
     def coverage(self) -> Coverage | None:
-        return self._data.coverage()
+        """Finds the same queries and documents, these by the ids of the model."""
+        found, codes = self._data.coverage(), self._match.codes.get(DOCUMENT)
+        if found is None or codes is None:
+            return found
+        return found._replace(shown=Coverage.of(found.queries, codes[np.flatnonzero(found.shown.inside())]).shown)
 
     def cached(self, memory: int) -> Dataset:
         return Matched(self._data.cached(memory), self._match)

@@ -124,7 +124,7 @@ class QueryLists(Dataset):
         )
 
     def coverage(self) -> Coverage:
-        return Coverage(len(self.query), len(np.unique(self.document)))
+        return Coverage.of(len(self.query), self.document)
 
     @property
     def input_schema(self) -> InputSchema:

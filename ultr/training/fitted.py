@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
-from ultr.data.dataset import Dataset, SufficientStatistics
+from ultr.data.dataset import Coverage, Dataset, SufficientStatistics
 from ultr.errors import ConfigError
 
 
@@ -29,10 +29,16 @@ class TrainedOn:
     documents: int | None
 
     @classmethod
-    def of(cls, data: Dataset, *, collapsed: bool = False) -> TrainedOn:
-        """Describes a dataset; of a log its queries and documents are counted by one pass over their columns."""
-        about, coverage = data.description, data.coverage()
-        queries, documents = (None, None) if coverage is None else coverage
+    def of(cls, data: Dataset, coverage: Coverage | None, *, collapsed: bool = False) -> TrainedOn:
+        """Describes a dataset.
+
+        Args:
+          data: the dataset.
+          coverage: its own; of a log that takes a pass over the columns of queries and documents.
+          collapsed: whether `fit` made its statistics of a log.
+        """
+        about = data.description
+        queries, documents = (None, None) if coverage is None else coverage[:2]
         sessions = about.total_weight / about.rows_per_session
         return cls(about.sufficient_statistics, collapsed, about.rows, sessions, queries, documents)
 

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 
 from ultr import stopping
 from ultr.arguments import check_count, check_number
-from ultr.data.dataset import Dataset, DatasetLike
+from ultr.data.dataset import Coverage, Dataset, DatasetLike
 from ultr.data.input_schema import InputSchema
 from ultr.errors import ConfigError
 from ultr.files import recover
@@ -30,6 +30,7 @@ from ultr.towers import (
     ShownRanks,
     matched,
     needs_no_features,
+    note_shown_documents,
     note_shown_ranks,
     record_schema,
     trained_schema,
@@ -155,7 +156,8 @@ def fit(
         schema = trained_schema(model, matched(model, given, name="training data"))
         used = matched(model, used, name="training data")
         judged = None if judged is None else matched(model, judged, name="validation data", schema=schema)
-        about, size = TrainedOn.of(used, collapsed=collapsed), batch_size or batch_size_for(len(used))
+        coverage, size = used.coverage(), batch_size or batch_size_for(len(used))
+        about = TrainedOn.of(used, coverage, collapsed=collapsed)
         training = _Training(
             model,
             used,
@@ -175,7 +177,7 @@ def fit(
         setting = run_settings(model, schema, identities, settings, **numbers, statistics=kind)
         training.begin(setting, resume=resume)
         training.run(epochs, seed=seed, patience=patience, progress=progress)
-        return training.finished(schema, given, about)
+        return training.finished(schema, given, about, coverage)
 
 
 class _Training:
@@ -284,16 +286,17 @@ class _Training:
                 self._epoch = self.facts["epochs"] + 1
         self._keep()
 
-    def finished(self, schema: InputSchema | None, given: Dataset, about: TrainedOn) -> Fitted:
+    def finished(self, schema: InputSchema | None, given: Dataset, about: TrainedOn, seen: Coverage | None) -> Fitted:
         """Makes the trained model, which knows the names of its features, and saves it where there is a folder.
 
         Args:
           schema: the names.
           given: the training data as it was given.
-          about: what it was trained on.
+          about, seen: what it was trained on, and which documents.
         """
         fitted = self.trainer.model(self._chosen())
         record_schema(fitted, schema)
+        note_shown_documents(fitted, None if seen is None else seen.shown)
         if "shown_ranks" in self.facts:
             note_shown_ranks(fitted, self.facts["shown_ranks"], self.facts.get("clicked_ranks"))
         if self.directory is not None:
