@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import jax
 import numpy as np
 
-from ultr.arguments import check_number
+from ultr.arguments import LARGEST_GRADE, SCALE_GRADES, check_number
 from ultr.data import ClickLog, Collection
 from ultr.data.dataset import Dataset, DatasetLike
 from ultr.data.input_schema import FEATURES
@@ -206,7 +206,11 @@ class _Evaluation:
         if empty_queries not in EMPTY_QUERIES:
             raise ConfigError(f"unknown empty_queries {empty_queries!r}; known: {', '.join(EMPTY_QUERIES)}")
         if max_grade is not None:
-            check_number("max_grade", max_grade, above=0)
+            max_grade = check_number("max_grade", max_grade, above=0)
+            if max_grade > LARGEST_GRADE:
+                raise ConfigError(
+                    f"expected max_grade (--max-grade) of at most {LARGEST_GRADE}, found {max_grade:g}. {SCALE_GRADES}"
+                )
         requests = None if metrics is None else [parse_metric(name) for name in _metric_names(metrics)]
         dataset, batch_size = evaluation_data(data, batch_size)
         dataset = with_units(dataset, cluster)
