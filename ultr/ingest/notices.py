@@ -61,12 +61,14 @@ def grade_warnings(documents: pa.Table, report: Mapping[str, Any]) -> list[str]:
 
     Args:
       documents: with a column label, null where a document is not judged.
-      report: counts of what was read; `not_judged`: labels of -1 that were read so.
+      report: counts of what was read: `not_judged`, labels of -1 that were read so; `negative_read_as_0`, of the
+        `grades_read`, or of the rows where these have a grade each.
     """
     if "label" not in documents.column_names:
         return []
     grades = documents["label"].drop_null().to_numpy()
-    out, left_out, negative = [], report.get("not_judged", 0), int((grades < 0).sum())
+    counts = dict(report) | report.get("documents", {})
+    out, left_out, negative = [], counts.get("not_judged", 0), counts.get("negative_read_as_0", 0)
     if left_out and not (grades == 0).any():
         out.append(
             f"{left_out:,} of {left_out + len(grades):,} labels are -1 and none is 0: -1 is read as not judged, and "
@@ -78,9 +80,10 @@ def grade_warnings(documents: pa.Table, report: Mapping[str, Any]) -> list[str]:
             "documents that are not judged: metrics leave them out. Qrels and tables of labels are read otherwise, a "
             "grade below 0 counts as 0 there. If -1 means not relevant here, write 0 in its place"
         )
-    if negative and negative >= NOTICEABLE * len(grades):
+    read = counts.get("grades_read") or counts.get("rows", 0)
+    if negative and negative >= NOTICEABLE * read:
         out.append(
-            f"{negative:,} of {len(grades):,} grades are below 0 and count as 0, not relevant. If they stand for "
+            f"{negative:,} of {read:,} grades are below 0 and count as 0, not relevant. If they stand for "
             "documents that are not judged, as -1 does in LETOR and SVMlight files, leave these rows out"
         )
     return out

@@ -117,7 +117,7 @@ def write_log(
             *notes,
             *(grades.warnings if grades is not None else ()),
             *feature_warnings(counts),
-            *(grade_warnings(documents, {}) if graded_by is not None else ()),
+            *grade_warnings(documents, made),
             *log_warnings(made, shown=rows.found, splits=writer.splits, graded_by=graded_by),
             *view_warnings(lists.views, shown=rows.found, lists=sessions, pages=output.pages),
             *rank_warnings(made, repairs, shown=rows.found, lists=sessions),
