@@ -116,8 +116,14 @@ class Sessions(flax.struct.PyTreeNode):
         return self.replace(**fields)
 
     def __getitem__(self, rows: Any) -> Sessions:
-        """Picks lists by a slice, an index array or a boolean mask; the axis of lists stays."""
+        """Picks lists by a number, a slice, an index array or a boolean mask; the axis of lists stays.
+
+        Raises:
+          IndexError: the number of a list that there is not, which also ends a loop over the lists.
+        """
         if isinstance(rows, int | np.integer):
+            if not -len(self) <= rows < len(self):
+                raise IndexError(f"expected the number of a list from {-len(self)} to {len(self) - 1}, found {rows}")
             rows = slice(rows, rows + 1) if rows != -1 else slice(-1, None)
         return self._map((lambda x: x[rows]) if self.rank_axis else (lambda x: x[:, rows]), lambda x: x[rows])
 

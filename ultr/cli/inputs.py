@@ -24,9 +24,9 @@ def load_model(run: Path, *, vocabulary: Path | None = None) -> tuple[Any, dict[
       vocabulary: the log that the model was trained on, where it has moved.
     """
     from ultr.training import load
-    from ultr.training.checkpoint import read_meta
+    from ultr.training.checkpoint import model_folder, read_meta
 
-    folder = run / "model" if (run / "model").is_dir() else run
+    folder = model_folder(run)
     with warnings.catch_warnings(record=True) as raised:
         warnings.simplefilter("always", UserWarning)
         model = load(folder, vocabulary=vocabulary)

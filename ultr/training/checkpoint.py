@@ -274,13 +274,19 @@ def facts_of(train: Dataset) -> dict[str, Any]:
     return {"vocabulary": known, "train": train.description.identity}
 
 
+def model_folder(directory: str | Path) -> Path:
+    """Returns the folder of the saved model of a run, or the folder itself where it is no run's."""
+    inside = Path(directory) / "model"
+    return inside if inside.is_dir() else Path(directory)
+
+
 def load(
     directory: str | Path, *, like: nnx.Module | None = None, vocabulary: str | Path | HasVocabulary | None = None
 ) -> Any:
     """Loads a saved model with its parameters, feature statistics and the names of its inputs.
 
     Args:
-      directory: folder that `save` wrote.
+      directory: folder that `save` wrote, or the folder of a run of `fit` or `ultr train`, which has one inside.
       like: a model of the same structure; needed only when it has towers of your own classes.
       vocabulary: the training data, opened or its folder, where it is not in its place any more: its names tell which
         documents of data with other ids the model knows.
@@ -292,7 +298,7 @@ def load(
     Warns:
       UserWarning: an earlier version saved it, without the names of its features.
     """
-    directory = Path(directory)
+    directory = model_folder(directory)
     meta = read_meta(directory)
     if meta.get("format") != "ultr-model":
         raise CheckpointError(f"{directory}: expected a saved model, found format {meta.get('format')!r}")
