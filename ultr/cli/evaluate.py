@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from ultr.evaluation import Calibration, Estimate, FrequencyBucket
     from ultr.evaluation.metrics import Metric
 
+CONDITIONAL = "conditional_perplexity"
 _HEAD = ["value", "standard error", "95 % interval", "count", "excluded"]
 
 
@@ -153,7 +156,15 @@ def command(
     result["notes"] = notes
     if found.not_computed:
         result["not_computed"] = dict(found.not_computed)
-    text = table([["metric", *_HEAD], *([name, *_estimate_row(e)] for name, e in found.items())])
+    repeated = _repeated(found)
+    text = table(
+        [["metric", *_HEAD], *([name, *_estimate_row(e)] for name, e in found.items() if name not in repeated)]
+    )
+    if repeated:
+        text += (
+            f"\n{repeated[0]} is perplexity, at every rank: the model predicts the same whatever was clicked above "
+            "(--json has the rows)"
+        )
     if scaled := [name for name in found if parse_metric(name).metric.needs_max_grade]:
         scale, whence = _grade_scale(opened, judged, max_grade)
         result["max_grade"] = scale
@@ -179,6 +190,19 @@ def command(
             text += f"\n\n{name} by frequency of the query\n"
             text += table([["queries", "sessions each", "sessions", *_HEAD], *rows])
     output(result, text, as_json)
+
+
+def _repeated(found: Mapping[str, Estimate]) -> list[str]:
+    """Names the conditional perplexities where each is the perplexity without the condition, to 1 in 100,000."""
+    names = [name for name in found if name.startswith(CONDITIONAL)]
+    pairs = [(found[name], found.get(name.removeprefix("conditional_"))) for name in names]
+    same = (
+        plain is not None
+        and (own.count, own.excluded) == (plain.count, plain.excluded)
+        and math.isclose(own.value, plain.value, rel_tol=1e-5)
+        for own, plain in pairs
+    )
+    return names if len(names) > 1 and all(same) else []
 
 
 def _check_order(run: Path, data: Path) -> None:
