@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from itertools import cycle
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -85,7 +86,8 @@ def _by_prediction(axes: Any, bins: CalibrationBins) -> None:
         axes.legend(frameon=False, fontsize=9, loc="best")
 
 
-class RankGroup(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class RankGroup:
     """Bins of neighbouring ranks, joined until each has clicks enough to be drawn.
 
     Attributes:
