@@ -137,7 +137,9 @@ def test_what_is_wrong_with_a_table_is_said(text: str, error: str, log: ClickLog
 def test_candidates_of_other_queries_are_refused(model: Any, log: ClickLog, tmp_path: Path) -> None:
     (tmp_path / "c.csv").write_text("query,document,price,stock,label\nz,d0,1,1,1\n")
     other = read_candidates(tmp_path / "c.csv", ("price", "stock"))
-    with pytest.raises(DataError, match="lists of the same queries, found none in common"):
+    with pytest.raises(
+        DataError, match=r"expected lists of queries of .*log, such as 'q0', 'q1', 'q2', found none: those here"
+    ):
         evaluate(model, log, key=KEY, candidates=other)
 
 
@@ -202,3 +204,14 @@ def test_candidates_keep_the_scale_of_the_log(log: ClickLog, tmp_path: Path) -> 
     lists = read_candidates(file, ("price", "stock"), graded_by=log.vocabulary)
     assert np.nanmax(lists.labels) < lists.max_grade == log.vocabulary.max_grade == GRADES.max()
     assert read_candidates(file, ("price", "stock")).max_grade == np.nanmax(lists.labels)
+
+
+def test_candidates_of_other_queries_are_named_with_both_files(ultr: Ultr, log: ClickLog, tmp_path: Path) -> None:
+    by_document = models.PBM(relevance=towers.DocumentTable(log.documents), examination=towers.RankTable(4))
+    save(by_document, tmp_path / "run")
+    file = tmp_path / "other.csv"
+    file.write_text("query,document,label\nx0,d0,1\nx1,d1,0\n")
+    found = ultr("evaluate", tmp_path / "run", log.path, "--metrics", "mrr", "--candidates", file)
+    assert found.code == 2
+    assert f"{file}, field 'query': expected lists of queries of {log.path}, such as 'q0', 'q1', 'q2'" in found.err
+    assert "those here are such as 'x0', 'x1'. Name the queries in both files alike" in found.err

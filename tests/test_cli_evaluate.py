@@ -33,7 +33,7 @@ def test_calibration_and_frequency_are_those_of_the_functions(ultr, trained):
     result = ultr("evaluate", run, log.path, "--json", *options)
     assert result.code == 0, result.err
     found = result.json
-    assert set(found) == {"ndcg@5", "log_likelihood", "calibration", "by_frequency"}
+    assert set(found) == {"ndcg@5", "log_likelihood", "calibration", "by_frequency", "judged", "notes"}
     pairs = zip(found["calibration"]["by_rank"]["bins"], calibration(model, log).by_rank.to_json()["bins"], strict=True)
     assert all(a == pytest.approx(b) for a, b in pairs)
     each = per_query(model, log, metrics=["ndcg@5"], key=jax.random.key(0))
@@ -73,3 +73,21 @@ def test_calibration_of_a_ranker_is_an_error_before_any_work(ultr, trained, tmp_
     code, _, err = ultr("evaluate", tmp_path / "run", log.path, "--calibration")
     assert code == 2
     assert "needs a click log and a click model, found NaivePointwise, which predicts no clicks. Give a run" in err
+
+
+@pytest.mark.parametrize("by_rank", [True, False])
+def test_conditional_perplexities_that_say_nothing_more_are_one_line(ultr, trained, tmp_path, by_rank):
+    run, log, _ = trained
+    if not by_rank:  # the chance of a click depends on those above
+        model = models.DCM(relevance=towers.DocumentTable(log.documents), continuation=towers.RankTable(log.ranks))
+        save(model, tmp_path / "run", extra={"vocabulary": log.vocabulary.identity})
+        run = tmp_path / "run"
+    metrics = ("--metrics", "perplexity,perplexity/rank,conditional_perplexity,conditional_perplexity/rank")
+    code, out, err = ultr("evaluate", run, log.path, *metrics)
+    assert code == 0, err
+    assert ("conditional_perplexity is perplexity, at every rank" in out) == by_rank
+    assert ("conditional_perplexity/rank-2 " in out) != by_rank
+    assert "\nperplexity/rank-2 " in out
+    assert "conditional_perplexity/rank-2" in ultr("evaluate", run, log.path, *metrics, "--json").json
+    alone = ultr("evaluate", run, log.path, "--metrics", "conditional_perplexity").out
+    assert "conditional_perplexity  " in alone

@@ -24,7 +24,7 @@ from ultr import models, plots, towers
 from ultr.errors import ConfigError
 from ultr.evaluation import Estimate, calibration
 from ultr.evaluation.click_calibration import Calibration, CalibrationBins
-from ultr.plots.calibration_figure import root_ticks
+from ultr.plots.calibration_figure import rank_groups, root_ticks
 from ultr.study import collect_results, read_study, run_study
 from ultr.training import save
 
@@ -109,16 +109,16 @@ def test_calibration_by_rank_is_drawn_with_its_intervals() -> None:
     assert [text.get_text() for text in present(axes.get_legend()).get_texts()] == ["predicted", "observed"]
     reach = 0.03 - Estimate.of(0.03, 0.01, count=180).interval[0]
     title = (
-        f"by rank: calibration error 0.0300 (95 %: {0.03 - reach:.4f} to {0.03 + reach:.4f}),\nluck alone would give"
+        f"by rank: calibration error 0.0300\n(95 %: {0.03 - reach:.4f} to {0.03 + reach:.4f}), luck alone would give"
     )
     assert axes.get_title(loc="left") == f"{title} 0.0070"
 
 
-def test_calibration_by_prediction_has_a_line_per_rank_and_the_diagonal() -> None:
+def test_calibration_by_prediction_has_a_line_per_group_of_ranks_and_the_diagonal() -> None:
     rank, predicted, clicks, count = [1, 1, 3], [0.1, 0.5, 0.2], [20, 60, 9], [100, 100, 36]
     by_rank = cells([1, 3], [0.3, 0.2], [80, 9], [200, 36])
     figure = plots.calibration(Calibration(by_rank, cells(rank, predicted, clicks, count, binned=True)))
-    _, axes, bar = figure.axes
+    _, axes = figure.axes
     first, third = marked(axes)
     assert first.get_xydata().tolist() == [[0.1, 0.2], [0.5, 0.6]]
     assert third.get_xydata().tolist() == [[0.2, 0.25]]
@@ -130,7 +130,8 @@ def test_calibration_by_prediction_has_a_line_per_rank_and_the_diagonal() -> Non
     viridis = mpl.colormaps["viridis"]
     assert to_hex(first.get_color()) == to_hex(viridis(0.0))
     assert to_hex(third.get_color()) == to_hex(viridis(0.88))
-    assert bar.get_ylabel() == "rank"
+    assert (first.get_marker(), third.get_marker()) == ("o", "s")  # told apart in grey, too
+    assert [text.get_text() for text in present(axes.get_legend()).get_texts()] == ["rank 1", "rank 3"]
     (diagonal,) = [line for line in axes.lines if line not in (first, third)]
     assert np.asarray(diagonal.get_xydata()).tolist() == [[0, 0], [1, 1]]
     assert axes.get_xlim() == axes.get_ylim()
@@ -151,12 +152,38 @@ def test_ticks_are_round_and_apart(top: float) -> None:
         assert float(f"{value:.0e}") == value
 
 
+def test_neighbouring_ranks_and_bins_of_few_clicks_are_joined() -> None:
+    """Twenty-five ranks of ten bins: six lines of few points, whose impressions and clicks are those of the bins."""
+    ranks, bins = 25, 10
+    rank, number = (x.ravel().tolist() for x in np.mgrid[1 : ranks + 1, 1 : bins + 1])
+    predicted = [b / bins / r for r, b in zip(rank, number, strict=True)]
+    count = [1000 + 10 * b for b in number]
+    clicks = [round(p * n * 0.8) for p, n in zip(predicted, count, strict=True)]
+    found = cells(rank, predicted, clicks, count, binned=True)
+    groups = rank_groups(found)
+    names = ["rank 1", "rank 2", "ranks 3-5", "ranks 6-10", "ranks 11-20", "ranks 21-25"]
+    assert [group.name for group in groups] == names
+    assert all(3 <= len(group.count) <= 9 for group in groups)
+    assert all((group.count * group.observed >= 19.9).all() for group in groups)
+    assert all((np.diff(group.predicted) > 0).all() for group in groups)
+    for group, own in zip(groups, ([1], [2], [3, 4, 5], range(6, 11), range(11, 21), range(21, 26)), strict=True):
+        inside = np.isin(found.rank, own)
+        assert group.count.sum() == found.count[inside].sum()
+        for name in ("observed", "predicted"):
+            total = (getattr(found, name) * found.count)[inside].sum()
+            assert (getattr(group, name) * group.count).sum() == pytest.approx(total)
+    few = rank_groups(cells([1, 1, 1], [0.1, 0.2, 0.3], [1, 1, 1], [10, 10, 10], binned=True))
+    assert (few[0].count.tolist(), few[0].observed.tolist()) == ([30], [0.1])
+    figure = plots.calibration(Calibration(found, found))
+    assert len({line.get_marker() for line in marked(figure.axes[1])}) == 6
+
+
 def test_a_model_of_one_rank_has_no_scale_of_ranks() -> None:
     one = cells([1], [0.3], [3], [10])
     one = dataclasses.replace(one, error=Estimate(0.1, math.nan, (math.nan, math.nan), 10))
     figure = plots.calibration(Calibration(one, one))
     left, right = figure.axes
-    assert left.get_title(loc="left") == "by rank: calibration error 0.1000,\nluck alone would give 0.0070"
+    assert left.get_title(loc="left") == "by rank: calibration error 0.1000\nluck alone would give 0.0070"
     assert marked(right)[0].get_xydata().tolist() == [[0.3, 0.3]]
     assert left.get_xlim() == (0.4, 1.6)
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from ultr import models, simulate, towers
-from ultr.data import ClickLog, Collection, collapse
+from ultr.data import ClickLog, Collection, LogWriter, collapse, write_collection
 from ultr.errors import ConfigError, DataError
 from ultr.evaluation import evaluate
 from ultr.ingest import prepare
@@ -164,3 +166,55 @@ def test_the_commands_print_the_scale_and_older_folders_get_a_sentence(ultr, tmp
     file.write_text(json.dumps(metadata | {"max_grade": "4"}))
     with pytest.raises(DataError, match="field 'max_grade'"):
         Collection.open(tmp_path / "c")
+
+
+def documents_with(grade: float) -> pa.Table:
+    columns = {"query": pa.array([0, 0], pa.int32()), "document": ["a", "b"]}
+    return pa.table(columns | {"label": pa.array([0.0, grade], pa.float32())})
+
+
+def written(grade: float, folder: Path) -> None:
+    with LogWriter(folder / "log", queries=pa.array(["q"]), documents=documents_with(grade)):
+        pass
+
+
+def unchecked(grade: float, folder: Path) -> None:
+    lists = Sessions.from_lists(labels=[[0, 1]])
+    strange = lists.replace(labels=np.array([[0, grade]], np.float32))
+    source = type("Source", (), {"batches": lambda self, batch_size, seed=None: iter([strange])})()
+    evaluate(InOrder(), source, metrics=["err@5"], key=KEY)
+
+
+DOORS: dict[str, Callable[[float, Path], object]] = {
+    "from_lists": lambda grade, _: Sessions.from_lists(labels=[[0, grade]]),
+    "validate": lambda grade, _: (
+        Sessions.from_lists(labels=[[0, 1]]).replace(labels=np.array([[0, grade]], np.float32)).validate()
+    ),
+    "from_arrays": lambda grade, _: Collection.from_arrays(query=[0, 0], label=[0, grade]),
+    "write_collection": lambda grade, folder: write_collection(
+        folder / "lists", queries=pa.array(["q"]), documents=documents_with(grade)
+    ),
+    "LogWriter": written,
+    "evaluate": unchecked,
+}
+
+
+@pytest.mark.parametrize("grade", [31.5, 126.0, 1000.0])
+@pytest.mark.parametrize("door", DOORS)
+def test_a_grade_that_metrics_would_lose_is_refused(door: str, grade: float, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=rf"expected a grade of at most 31, found {grade:g}.*Scale the grades"):
+        DOORS[door](grade, tmp_path)
+
+
+@pytest.mark.parametrize("door", [name for name in DOORS if name != "LogWriter"])  # which wants sessions
+def test_the_highest_grade_there_may_be_is_taken(door: str, tmp_path: Path) -> None:
+    DOORS[door](31.0, tmp_path)
+
+
+def test_a_scale_that_err_would_lose_is_refused() -> None:
+    lists = Sessions.from_lists(labels=[[0, 1]])
+    assert evaluate(InOrder(), lists, metrics=["err@5"], key=KEY, max_grade=31)["err@5"].value > 0
+    with pytest.raises(ConfigError, match="of at most 31, found 126"):
+        evaluate(InOrder(), lists, metrics=["err@5"], key=KEY, max_grade=126)
+    with pytest.raises(ConfigError, match="at most 31, found 126"):
+        Collection.from_arrays(query=[0], label=[1], max_grade=126)

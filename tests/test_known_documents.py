@@ -186,7 +186,7 @@ def test_commands_say_how_many_were_found(ultr: Ultr, train: ClickLog, other: Cl
     found = ultr("evaluate", tmp_path / "run", other.path, "--json")
     assert found.code == 0, found.err
     assert found.json["documents"] == {"found_by_name": 6, "unknown": 4}
-    assert "6 documents found by name among those of the training data, 4 unknown" in found.err
+    assert "6 documents found by name in the vocabulary of the training data" in found.err
     assert "documents" not in ultr("evaluate", tmp_path / "run", train.path, "--json").json
     shutil.move(train.path, tmp_path / "moved")
     gone = ultr("evaluate", tmp_path / "run", other.path)
@@ -234,7 +234,8 @@ def test_a_comparison_finds_documents_by_name(ultr: Ultr, tmp_path: Path) -> Non
         for name in ("test", "strange")
     )
     assert found["metrics"]["ndcg@3"] == 1.0  # the clicked documents are those with grade 2
-    assert "4 documents of the test lists are in its log by name; the other 1 have one score" in found["notes"]
+    by_name = "4 documents of the test lists are in the vocabulary of its log by name; the other 1 have one score"
+    assert by_name in found["notes"]
     assert "a table of documents knows only those of its log" in strange["error"]
 
 

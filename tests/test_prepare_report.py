@@ -133,9 +133,41 @@ def test_clicks_on_what_was_not_shown_are_warned_about(tmp_path: Path) -> None:
 
 
 def test_repeated_graded_rows_are_warned_about(tmp_path: Path) -> None:
-    (tmp_path / "grades.txt").write_text("q 0 a 1\n" * 3)
+    (tmp_path / "grades.txt").write_text("q 0 a 1\n" * 4 + "q 0 b 0\n")
     made = prepare(tmp_path / "grades.txt", tmp_path / "out", format="qrels")
-    assert made.metadata["report"]["warnings"] == ["2 of 3 rows were dropped, 2 of them as repeated pairs"]
+    assert made.metadata["report"]["warnings"] == ["3 of 5 rows were dropped, 3 of them as repeated pairs"]
+
+
+LETOR = "{} qid:1 1:1\n{} qid:1 1:2\n{} qid:2 1:3\n{} qid:2 1:4\n"
+QRELS = "1 0 a {}\n1 0 b {}\n2 0 c {}\n2 0 d {}\n"
+
+
+@pytest.mark.parametrize(
+    ("kind", "grades", "expected"),
+    [
+        ("letor", (1, -1, 1, -1), ["2 of 4 labels are -1 and none is 0", "in 2 of 2 lists all judged documents have"]),
+        ("letor", (1, -1, 1, 0), ["1 of 4 labels are -1, which this format"]),
+        ("letor", (1, 0, 2, 0), []),
+        ("letor", (1, 1, 2, 0), []),  # one list of two
+        ("qrels", (1, -1, 1, -1), ["2 of 4 grades are below 0 and count as 0"]),
+        ("qrels", (0, -1, 0, -1), ["2 of 4 grades are below 0", "in 2 of 2 lists all judged documents have one grade"]),
+        ("qrels", (1, 0, 2, 0), []),
+    ],
+)
+def test_grades_that_say_little_are_warned_about(
+    kind: str, grades: tuple[int, ...], expected: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "raw.txt").write_text((LETOR if kind == "letor" else QRELS).format(*grades))
+    found = prepare(tmp_path / "raw.txt", tmp_path / "out", format=kind).metadata["report"]["warnings"]
+    assert len(found) == len(expected)
+    assert all(text in warning for text, warning in zip(expected, found, strict=True))
+
+
+def test_negative_grades_of_a_log_are_warned_about(tmp_path: Path) -> None:
+    raw = write(tmp_path / "log.csv", ROWS)
+    (tmp_path / "grades.txt").write_text("shoes 0 a 1\nshoes 0 b -1\n")
+    (found,) = prepare(raw, tmp_path / "out", labels=tmp_path / "grades.txt").metadata["report"]["warnings"]
+    assert "1 of 2 grades are below 0 and count as 0, not relevant" in found
 
 
 @pytest.mark.parametrize("text", ["shoes 0 a good\n", "query,document,label\nshoes,a,good\n"])

@@ -34,6 +34,10 @@ def test_ragged_lists_are_padded_at_the_end() -> None:
 def test_rows_keep_the_batch_axis() -> None:
     s = lists()
     assert s[1].shape == s[-1].shape == (1, 3)
+    for number in (len(s), -len(s) - 1):
+        with pytest.raises(IndexError, match=f"expected the number of a list from .* found {number}"):
+            s[number]
+    assert len(s[len(s) :]) == 0
     np.testing.assert_array_equal(s[np.array([2, 0])].query, [9, 7])
     np.testing.assert_array_equal(s[1:].weight, [2.0, 3.0])
     assert len(s[:0]) == 0

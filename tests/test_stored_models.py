@@ -246,3 +246,11 @@ def test_a_tower_of_two_slots_runs_once() -> None:
         calls.clear()
         model.loss(sessions())
         assert len(calls) == 1
+
+
+def test_the_folder_of_a_run_is_one_of_its_model(tmp_path: Path) -> None:
+    model = models.PBM(relevance=towers.DocumentTable(3), examination=towers.RankTable(2))
+    save(model, tmp_path / "run" / "model")
+    assert isinstance(load(tmp_path / "run"), models.PBM)
+    with pytest.raises(CheckpointError, match="expected a saved model"):
+        load(tmp_path)

@@ -11,6 +11,8 @@ import numpy as np
 
 from ultr.errors import ConfigError, DataError
 
+LARGEST_GRADE = 31  # nDCG computes the gain 2 ** grade - 1, err a share of 2 ** grade, in float32
+SCALE_GRADES = "Scale the grades: nDCG computes the gain 2 ** grade - 1."
 LARGEST_ID = 2**31 - 2  # ids and ranks are int32, and some have one added to them
 
 
@@ -131,6 +133,28 @@ def whole_array(given: Any, field: str, *, least: int = 0, most: int = LARGEST_I
             field=field,
         )  # fmt: skip
     return array if array.dtype.kind in "iu" else array.astype(np.int64)
+
+
+def check_grades(grades: np.ndarray, field: str, *, file: str | None = None) -> None:
+    """Checks that no grade is so high that metrics lose it; NaN is none.
+
+    Args:
+      grades: by row, along the first axis.
+      field, file: what errors call them.
+
+    Raises:
+      DataError: a grade above `LARGEST_GRADE`; names its 1-based row.
+    """
+    above = grades > LARGEST_GRADE
+    if above.any():
+        place = tuple(int(i) for i in np.argwhere(above)[0])
+        raise DataError(
+            f"expected a grade of at most {LARGEST_GRADE}, found {grades[place]:g}",
+            fix=SCALE_GRADES,
+            file=file,
+            row=place[0] + 1,
+            field=field,
+        )
 
 
 def not_whole_from(values: np.ndarray, least: int, most: int = LARGEST_ID) -> np.ndarray:

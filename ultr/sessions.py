@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ultr.arguments import LARGEST_ID, as_float32, not_whole, not_whole_from, number_array
+from ultr.arguments import LARGEST_ID, as_float32, check_grades, not_whole, not_whole_from, number_array
 from ultr.errors import DataError
 
 Array = jax.Array | np.ndarray
@@ -116,8 +116,14 @@ class Sessions(flax.struct.PyTreeNode):
         return self.replace(**fields)
 
     def __getitem__(self, rows: Any) -> Sessions:
-        """Picks lists by a slice, an index array or a boolean mask; the axis of lists stays."""
+        """Picks lists by a number, a slice, an index array or a boolean mask; the axis of lists stays.
+
+        Raises:
+          IndexError: the number of a list that there is not, which also ends a loop over the lists.
+        """
         if isinstance(rows, int | np.integer):
+            if not -len(self) <= rows < len(self):
+                raise IndexError(f"expected the number of a list from {-len(self)} to {len(self) - 1}, found {rows}")
             rows = slice(rows, rows + 1) if rows != -1 else slice(-1, None)
         return self._map((lambda x: x[rows]) if self.rank_axis else (lambda x: x[:, rows]), lambda x: x[rows])
 
@@ -163,13 +169,16 @@ class Sessions(flax.struct.PyTreeNode):
         width = max(size, default=0) or 1
         steps = np.arange(width, dtype=np.int32)
         default = np.broadcast_to(steps, (len(size), width)).copy()
+        grades = None if labels is None else _padded("labels", ragged["labels"], width, np.float32)
+        if grades is not None:
+            check_grades(np.where(np.isinf(grades), 0, grades), "labels")  # `validate` names what is not finite
         made = {name: _finite(_padded(name, ragged[name], width), name) for name in features or {}}
         return cls(
             mask=steps < np.asarray(size, np.int32)[:, None],
             position=default if positions is None else _padded("positions", ragged["positions"], width, np.int32),
             features=made,
             clicks=None if clicks is None else _padded("clicks", ragged["clicks"], width, np.int8),
-            labels=None if labels is None else _padded("labels", ragged["labels"], width, np.float32),
+            labels=grades,
             query=None if query is None else _per_session("query", query, len(size), np.int32),
             weight=None if weight is None else _per_session("weight", weight, len(size), np.float32),
             session=None if session is None else _per_session("session", session, len(size), np.int32),
@@ -251,6 +260,8 @@ class Sessions(flax.struct.PyTreeNode):
                 bad = bad.any(axis=tuple(range(2, bad.ndim)))
                 place = _place_in_list(array, at[0]) if len(at) else ""
                 self._reject((bad & mask).any(1), name, source, f"expected finite numbers{place}")
+            if name == "labels":
+                check_grades(np.where(mask, array, 0), name, file=source)
         for name in _PER_LIST:
             value = getattr(self, name)
             if value is None:

@@ -12,10 +12,19 @@ import numpy as np
 from ultr.arguments import check_count, check_number
 from ultr.baselines.base import clicks_of
 from ultr.data.dataset import STREAMED, Dataset, DatasetLike, SufficientStatistics, as_dataset
+from ultr.data.document_set import DocumentSet
 from ultr.errors import ConfigError, DataError
 from ultr.rankers import Ranker
 from ultr.sessions import Sessions
-from ultr.towers import IndexBound, Statistic, lookup_small, read_feature, record_schema, trained_schema
+from ultr.towers import (
+    IndexBound,
+    Statistic,
+    lookup_small,
+    note_shown_documents,
+    read_feature,
+    record_schema,
+    trained_schema,
+)
 
 Strength = Literal["held-out", "likely"]
 STRENGTHS = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, np.inf)  # in impressions
@@ -158,6 +167,7 @@ class ShrunkCTR(Ranker):
         found.rank_rate[...] = jnp.asarray(totals.rank_rate, jnp.float32)
         found.strength[...] = jnp.asarray(s, jnp.float32)
         record_schema(found, trained_schema(found, dataset))
+        note_shown_documents(found, DocumentSet.of(shown))
         return found
 
     def _document(self, sessions: Sessions) -> jax.Array:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from ultr.evaluation import Calibration, Estimate, FrequencyBucket
     from ultr.evaluation.metrics import Metric
 
+CONDITIONAL = "conditional_perplexity"
 _HEAD = ["value", "standard error", "95 % interval", "count", "excluded"]
 
 
@@ -138,6 +141,7 @@ def command(
     _refuse_in_vain([parse_metric(name).metric for name in found], calibration, chosen=asked is not None)
     notes = match_notes(match)
     notes += [f"no {kind} metrics: {why}" for kind, why in found.not_computed.items()]
+    notes += found.notes
     if _saw_sessions(trained_on.get("train"), opened.identity):
         notes.append("the model was trained on sessions of this log; hold some out with `prepare --split`")
     for note in notes:
@@ -145,9 +149,22 @@ def command(
     result: dict[str, Any] = {name: estimate.to_json() for name, estimate in found.items()}
     if found.documents is not None:
         result["documents"] = dict(zip(("found_by_name", "unknown"), found.documents, strict=True))
+    if found.judged is not None:
+        result["judged"] = {"documents": found.judged.documents, "never_shown": found.judged.never_shown}
+    if found.candidates:
+        result["candidates"] = dict(found.candidates)
+    result["notes"] = notes
     if found.not_computed:
         result["not_computed"] = dict(found.not_computed)
-    text = table([["metric", *_HEAD], *([name, *_estimate_row(e)] for name, e in found.items())])
+    repeated = _repeated(found)
+    text = table(
+        [["metric", *_HEAD], *([name, *_estimate_row(e)] for name, e in found.items() if name not in repeated)]
+    )
+    if repeated:
+        text += (
+            f"\n{repeated[0]} is perplexity, at every rank: the model predicts the same whatever was clicked above "
+            "(--json has the rows)"
+        )
     if scaled := [name for name in found if parse_metric(name).metric.needs_max_grade]:
         scale, whence = _grade_scale(opened, judged, max_grade)
         result["max_grade"] = scale
@@ -173,6 +190,19 @@ def command(
             text += f"\n\n{name} by frequency of the query\n"
             text += table([["queries", "sessions each", "sessions", *_HEAD], *rows])
     output(result, text, as_json)
+
+
+def _repeated(found: Mapping[str, Estimate]) -> list[str]:
+    """Names the conditional perplexities where each is the perplexity without the condition, to 1 in 100,000."""
+    names = [name for name in found if name.startswith(CONDITIONAL)]
+    pairs = [(found[name], found.get(name.removeprefix("conditional_"))) for name in names]
+    same = (
+        plain is not None
+        and (own.count, own.excluded) == (plain.count, plain.excluded)
+        and math.isclose(own.value, plain.value, rel_tol=1e-5)
+        for own, plain in pairs
+    )
+    return names if len(names) > 1 and all(same) else []
 
 
 def _check_order(run: Path, data: Path) -> None:

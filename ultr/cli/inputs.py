@@ -24,9 +24,9 @@ def load_model(run: Path, *, vocabulary: Path | None = None) -> tuple[Any, dict[
       vocabulary: the log that the model was trained on, where it has moved.
     """
     from ultr.training import load
-    from ultr.training.checkpoint import read_meta
+    from ultr.training.checkpoint import model_folder, read_meta
 
-    folder = run / "model" if (run / "model").is_dir() else run
+    folder = model_folder(run)
     with warnings.catch_warnings(record=True) as raised:
         warnings.simplefilter("always", UserWarning)
         model = load(folder, vocabulary=vocabulary)
@@ -73,8 +73,8 @@ def match_notes(match: InputMatch | None) -> list[str]:
     if match.documents is not None and match.documents[0]:  # where none is found, the model reads none
         found, unknown = match.documents
         notes.append(
-            f"the data has document ids of its own: {counted(found, 'document')} found by name among those of the "
-            f"training data, {unknown:,} unknown"
+            f"the data has document ids of its own: {counted(found, 'document')} found by name in the vocabulary of "
+            f"the training data, whether training showed them or not; {unknown:,} not in it"
         )
     for name, values in match.unknown.items():
         if values:

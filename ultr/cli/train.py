@@ -23,6 +23,7 @@ from ultr.cli.training_data import (
     judging_folds,
     split_sessions,
     tower_choice,
+    unseen_splits,
 )
 from ultr.cli.training_method import TRAINED, check_propensity, check_solver, nuisance_estimates, trained_method
 from ultr.cli.training_report import training_report
@@ -279,6 +280,8 @@ def command(
             err=True,
         )
     refuse_in_vain([*_in_vain(spec, train, found, judged=is_judged), InVain("l2_unit", l2 is None, "without --l2")])
+    if found in TABLES and spec.reads_documents and (apart := unseen_splits(log, train, split)) is not None:
+        click.echo(f"note: {apart}", err=True)
     choice = None
     if has_network(spec, found) and solver == "gradient":
         method = StudyMethod(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
+import numpy as np
 
 from ultr.cli.inputs import open_known
 from ultr.cli.options import InVain, is_given, refuse_in_vain
@@ -66,6 +67,32 @@ def check_out(out: Path, resume: bool) -> None:
         raise ConfigError(f"{out} holds a finished run without a state to resume from: choose another --out")
     if not finished and not resumable:
         check_output_folder(out)
+
+
+def unseen_splits(path: Path, train: ClickLog, split: str) -> str | None:
+    """Says which other splits of a log have queries alone that a table is not trained on; None: none.
+
+    Args:
+      path: the log.
+      train: the sessions to train on.
+      split: the split that they are of.
+    """
+    from ultr.data import ClickLog
+    from ultr.evaluation.graded import shown_queries
+
+    trained = shown_queries(train)
+    others = [name for name, sessions in train.metadata["splits"].items() if sessions and name != split]
+    parts = {name: shown_queries(ClickLog.open(path, split=name)) for name in others}
+    apart = [name for name, queries in parts.items() if len(queries) and not np.isin(queries, trained).any()]
+    if not apart:
+        return None
+    several = len(apart) > 1
+    return (
+        f"the split{'s' if several else ''} {', '.join(apart)} {'have' if several else 'has'} no query that is trained "
+        "on. A table knows documents by their ids alone: it has no opinion on those of other queries, and its rankings "
+        "there would be chance. Prepare the log with --split-by session or time, or train a network over features "
+        "(--relevance mlp)"
+    )
 
 
 def split_sessions(

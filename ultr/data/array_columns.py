@@ -11,7 +11,8 @@ import numpy as np
 import pyarrow as pa
 
 from ultr.arguments import as_float32, number_array, whole_array
-from ultr.data.vocabulary import Vocabulary, grade_scale
+from ultr.data.grade_scale import grade_scale
+from ultr.data.vocabulary import Vocabulary
 from ultr.errors import DataError
 
 LARGEST_QUERY = (1 << 26) - 1  # id of a query; all below it get names

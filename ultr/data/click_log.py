@@ -223,7 +223,7 @@ class ClickLog(Dataset):
         for batch in self.columns(["query", "documents"]):
             queries[batch["query"].to_numpy()] = True
             documents[batch["documents"].flatten().to_numpy()] = True
-        return Coverage(int(queries.sum()), int(documents[1:].sum()), queries)
+        return Coverage.of(queries, np.flatnonzero(documents[1:]) + 1)
 
     def cached(self, memory: int) -> ClickLog:
         """Returns the same view, whose passes leave up to `memory` bytes of decoded row groups for later ones."""

@@ -280,8 +280,16 @@ class Collection(Dataset):
         places = name_places(self.vocabulary.query_names, vocabulary.query_names)
         part = self.select(places[self.query] >= 0)
         if not len(part):
+            own, others = (
+                ", ".join(f"'{name}'" for name in names.slice(0, 3).to_pylist())
+                for names in (self.query_names, vocabulary.query_names)
+            )
             raise DataError(
-                "expected lists of the same queries, found none in common", file=self.vocabulary.path, field="query"
+                f"expected lists of queries of {vocabulary.path}, such as {others}, found none: those here are such as "
+                f"{own}",
+                fix="Name the queries in both files alike",
+                file=self.vocabulary.path,
+                field="query",
             )
         part._query_ids = places.astype(np.int32)
         return part

@@ -156,9 +156,9 @@ class Counts(Dataset):
         return len(self._rows)
 
     def coverage(self) -> Coverage:
-        shown = np.zeros(self.vocabulary.queries, bool)
-        shown[self.query[self.query >= 0]] = True
-        return Coverage(int(shown.sum()), len(np.unique(self.document[self.document > 0])), shown)
+        queries = np.zeros(self.vocabulary.queries, bool)
+        queries[self.query[self.query >= 0]] = True
+        return Coverage.of(queries, self.document[self.document > 0])
 
     @cached_property
     def description(self) -> Description:

@@ -14,7 +14,8 @@ import numpy as np
 
 from ultr import stopping
 from ultr.arguments import check_count
-from ultr.data.input_schema import InputMatch, InputSchema
+from ultr.data.document_set import DocumentSet
+from ultr.data.input_schema import DOCUMENT, InputMatch, InputSchema
 from ultr.errors import ConfigError
 from ultr.sessions import Sessions, whole_feature
 
@@ -62,16 +63,32 @@ class Description:
 
 
 class Coverage(NamedTuple):
-    """How many distinct queries and documents a dataset shows: what a ranker can learn of, however many sessions.
+    """The distinct queries and documents that a dataset shows: what a ranker can learn of, however many sessions.
 
     Attributes:
-      queries, documents: their numbers.
-      shown: which queries of the vocabulary, [Q] bool; None: there is no vocabulary.
+      queries, documents: how many there are.
+      shown: which documents these are.
+      queries_shown: which queries of the vocabulary, [Q] bool; None: there is no vocabulary.
     """
 
     queries: int
     documents: int
-    shown: np.ndarray | None = None
+    shown: DocumentSet
+    queries_shown: np.ndarray | None = None
+
+    @classmethod
+    def of(cls, queries: int | np.ndarray, document: np.ndarray) -> Coverage:
+        """Makes it of the ids of documents as often as they come; 0, an unknown one, counts as a document.
+
+        Args:
+          queries: how many, or which of the vocabulary, [Q] bool.
+          document: ids.
+        """
+        inside = np.zeros(int(document.max(initial=0)) + 1, bool)
+        inside[document] = True
+        which = None if isinstance(queries, int) else queries
+        count = queries if which is None else int(which.sum())
+        return cls(int(count), int(inside.sum()), DocumentSet.of(inside), which)
 
 
 class Dataset(abc.ABC):
@@ -119,7 +136,7 @@ class Dataset(abc.ABC):
         return self.description.identity
 
     def coverage(self) -> Coverage | None:
-        """Counts the distinct queries and documents that the rows show; None: not known."""
+        """Finds the distinct queries and documents that the rows show; None: not known."""
         return None
 
     def with_sessions(self) -> Dataset:
@@ -167,7 +184,7 @@ class InMemory(Dataset):
         if query is None or document is None:
             return None
         shown, mask = self.sessions.shown(), np.asarray(self.sessions.mask)
-        return Coverage(len(np.unique(query[shown])), len(np.unique(np.asarray(whole_feature(document))[mask])))
+        return Coverage.of(len(np.unique(query[shown])), np.asarray(whole_feature(document))[mask].astype(np.int64))
 
     def count_batches(self, batch_size: int) -> int:
         return -(-len(self) // batch_size)
@@ -238,7 +255,11 @@ class Matched(Dataset):
         return self._data.count_batches(batch_size)
 
     def coverage(self) -> Coverage | None:
-        return self._data.coverage()
+        """Finds the same queries and documents, these by the ids of the model."""
+        found, codes = self._data.coverage(), self._match.codes.get(DOCUMENT)
+        if found is None or codes is None:
+            return found
+        return found._replace(shown=Coverage.of(found.queries, codes[np.flatnonzero(found.shown.inside())]).shown)
 
     def cached(self, memory: int) -> Dataset:
         return Matched(self._data.cached(memory), self._match)

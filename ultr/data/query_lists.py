@@ -124,9 +124,9 @@ class QueryLists(Dataset):
         )
 
     def coverage(self) -> Coverage:
-        shown = np.zeros(self.vocabulary.queries, bool)
-        shown[self.query] = True
-        return Coverage(len(self.query), len(np.unique(self.document)), shown)
+        queries = np.zeros(self.vocabulary.queries, bool)
+        queries[self.query] = True
+        return Coverage.of(queries, self.document)
 
     @property
     def input_schema(self) -> InputSchema:

@@ -10,13 +10,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ultr.data.grade_scale import grade_scale
 from ultr.data.storage import DOCUMENTS_FILE, PARQUET_OPTIONS, QUERIES_FILE, file_record, type_name
 from ultr.data.vocabulary import (
     HasVocabulary,
     Vocabulary,
     VocabularyLike,
     feature_rows,
-    grade_scale,
     identity_of,
     names_fingerprint,
 )

@@ -63,6 +63,10 @@ class CompiledModel:
         found = None if self._match is None else self._match.documents
         return found if found is not None and found[0] else None
 
+    def matched(self, batch: Sessions) -> Sessions:
+        """Returns a batch of the dataset with the features and ids of the model."""
+        return batch if self._match is None else self._match.apply(batch)
+
     def __call__(self, function: Callable[..., Any], batch: Sessions, *options: Hashable) -> Any:
         """Computes `function(model, batch, *options)`; a function is compiled once for each value of the options.
 
@@ -70,7 +74,7 @@ class CompiledModel:
           DataError: an id or a rank beyond the tables of the model.
         """
         stopping.check()
-        batch = batch if self._match is None else self._match.apply(batch)
+        batch = self.matched(batch)
         if self._split is None or not isinstance(self.model, nnx.Module):
             return function(self.model, batch, *options)
         # Scores do not depend on positions, so lists of candidates may be longer than the tables over ranks.
@@ -101,7 +105,7 @@ class CompiledModel:
             return True
         if not callable(self.model):
             return False
-        batch = batch if self._match is None else self._match.apply(batch)
+        batch = self.matched(batch)
         if self._split is None:
             return isinstance(self.model(batch), PredictedClicks)
         graph, state = self._split

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import jax
 import numpy as np
 
-from ultr.arguments import check_number
+from ultr.arguments import LARGEST_GRADE, SCALE_GRADES, check_number
 from ultr.data import ClickLog, Collection
 from ultr.data.dataset import Dataset, DatasetLike
 from ultr.data.input_schema import FEATURES
@@ -17,7 +17,8 @@ from ultr.evaluation.clusters import check_cluster, unit_ids, with_units
 from ultr.evaluation.compiled import CompiledModel, evaluation_data, fitted_batch_size
 from ultr.evaluation.contracts import ClickPredictor, Scorer
 from ultr.evaluation.estimate import Estimate
-from ultr.evaluation.graded import GradedLists, candidate_lists, grade_scale_of, graded_lists
+from ultr.evaluation.graded import GradedLists, candidate_lists, candidate_notes, grade_scale_of, graded_lists
+from ultr.evaluation.judged import Judged, judged_documents
 from ultr.evaluation.metrics import (
     ClickMetric,
     Metric,
@@ -37,11 +38,19 @@ class Estimates(dict[str, Estimate]):
     Attributes:
       not_computed: "ranking" where the data has grades and the metrics of rankings can still not be computed -> why.
       documents: of data with document ids of its own, how many documents were found by name among those of the training
-        data and how many are unknown; None: the ids are those of the training data, or do not matter.
+        data's vocabulary, whether training showed them or not, and how many are not in it; None: the ids are those of
+        the training data, or do not matter.
+      judged: what the judged documents tell; None: no ranking metric was asked for, or there are none.
+      candidates: what candidates that were given leave out, and where they grade otherwise (`candidate_notes`).
+      notes: what a reader of the ranking metrics should know: that training never showed what is judged, that all
+        judged documents of a query have one grade, that queries have no candidates.
     """
 
     not_computed: Mapping[str, str] = {}
     documents: tuple[int, int] | None = None
+    judged: Judged | None = None
+    candidates: Mapping[str, int] = {}
+    notes: Sequence[str] = ()
 
 
 def evaluate(
@@ -93,11 +102,13 @@ def evaluate(
         are per impression has none for its judged candidates: here they are.
 
     Returns:
-      Metric name -> estimate; `not_computed` says which of the metrics that the data is made for are missing, and why.
+      Metric name -> estimate; `not_computed` says which of the metrics that the data is made for are missing, and why,
+      `notes` what the ranking metrics leave out.
 
     Raises:
       ConfigError: an unknown metric or option, or a metric name that is empty or no string.
-      DataError: data or model cannot give a metric that was asked for, a document id or rank lies beyond the model's
+      DataError: data or model cannot give a metric that was asked for, such as one of rankings by a table of documents
+        none of which training showed, a document id or rank lies beyond the model's
         tables, the model gives NaN, or the data lacks a feature or context that the model was trained on.
     """
     check_cluster(cluster)
@@ -114,6 +125,7 @@ def evaluate(
     )
     estimates = Estimates()
     estimates.not_computed, estimates.documents = evaluation.not_computed, evaluation.documents
+    estimates.judged, estimates.candidates, estimates.notes = evaluation.judged, evaluation.about, evaluation.notes
     for name, metric, at in evaluation.names():
         if isinstance(metric, RankingMetric):
             estimates[name] = Estimate.mean(evaluation.ranking[metric, at], bounds=metric.bounds)
@@ -175,7 +187,7 @@ class _Evaluation:
       query: ids [Q] of the queries with graded lists, ascending; empty where no ranking metric was asked for.
       ranking: (metric, cutoff) -> values [Q].
       clicks: totals of the click metrics; without sessions where none was asked for.
-      not_computed, documents: as of `Estimates`.
+      not_computed, documents, judged, notes: as of `Estimates`; about: its `candidates`.
     """
 
     def __init__(
@@ -194,7 +206,11 @@ class _Evaluation:
         if empty_queries not in EMPTY_QUERIES:
             raise ConfigError(f"unknown empty_queries {empty_queries!r}; known: {', '.join(EMPTY_QUERIES)}")
         if max_grade is not None:
-            check_number("max_grade", max_grade, above=0)
+            max_grade = check_number("max_grade", max_grade, above=0)
+            if max_grade > LARGEST_GRADE:
+                raise ConfigError(
+                    f"expected max_grade (--max-grade) of at most {LARGEST_GRADE}, found {max_grade:g}. {SCALE_GRADES}"
+                )
         requests = None if metrics is None else [parse_metric(name) for name in _metric_names(metrics)]
         dataset, batch_size = evaluation_data(data, batch_size)
         dataset = with_units(dataset, cluster)
@@ -205,6 +221,15 @@ class _Evaluation:
         self.documents = compiled.documents
         graded = graded_lists(dataset, first) if candidates is None else candidate_lists(candidates, dataset)
         why = _why_no_ranking(compiled, graded, dataset if candidates is None else None)
+        self.judged: Judged | None = None
+        self.about: dict[str, int] = {}
+        self.notes: list[str] = []
+        if why is None and graded is not None and _asks_for_ranking(requests):
+            self.judged = judged_documents(compiled, graded, batch_size)
+            why, self.notes = self.judged.obstacle, self.judged.notes
+            if candidates is not None:
+                self.about, found = candidate_notes(candidates, dataset)
+                self.notes += found
         self.not_computed = {RankingMetric.kind: why} if why is not None and graded is not None else {}
         obstacles = {RankingMetric.kind: why, ClickMetric.kind: _why_no_clicks(compiled, first)}
         self._requests = _possible(requests, obstacles)
@@ -246,6 +271,10 @@ class _Evaluation:
                 )
             for rank in ranks if at is None else [at]:
                 yield f"{metric.name}/rank-{rank}", metric, rank
+
+
+def _asks_for_ranking(requests: list[MetricRequest] | None) -> bool:
+    return requests is None or any(isinstance(request.metric, RankingMetric) for request in requests)
 
 
 def _metric_names(metrics: Iterable[str] | str) -> list[str]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from ultr.data import ClickLog, Collection
 from ultr.data.dataset import Dataset
-from ultr.data.vocabulary import HasVocabulary
+from ultr.data.vocabulary import HasVocabulary, name_places
 from ultr.sessions import Sessions
 
 
@@ -45,6 +45,49 @@ def candidate_lists(candidates: Collection, data: Dataset) -> GradedLists:
     queries = data.query if isinstance(data, Collection) else None
     queries = shown_queries(data) if isinstance(data, ClickLog) else queries
     return GradedLists(candidates.with_queries_of(data.vocabulary), queries)
+
+
+def candidate_notes(candidates: Collection, data: Dataset) -> tuple[dict[str, int], list[str]]:
+    """Says what candidates leave out of the judged queries of data, and where they grade otherwise.
+
+    Returns:
+      Counts: `queries`, those of the data that are judged, or where it has no grades those that it has; of these
+      `without_candidates`; and `contradictions`, documents with another grade in the data. And what to say of them.
+    """
+    if not isinstance(data, HasVocabulary):
+        return {}, []
+    own = data if isinstance(data, Collection) else data.collection() if isinstance(data, ClickLog) else None
+    shown = shown_queries(data) if isinstance(data, ClickLog) else None
+    queries = shown if own is None else own.query if shown is None else np.intersect1d(own.query, shown)
+    notes, facts = [], {}
+    if queries is not None:
+        there = name_places(candidates.query_names, data.vocabulary.query_names)
+        without = np.setdiff1d(queries, there)
+        facts = {"queries": len(queries), "without_candidates": len(without)}
+        if len(without):
+            kind = "judged queries" if own is not None else "queries"
+            first = data.vocabulary.query_names[int(without[0])].as_py()
+            notes.append(
+                f"{len(without):,} of the {len(queries):,} {kind} of {data.vocabulary.path} have no candidates, the "
+                f"first of them '{first}': ranking metrics leave them out. Add their candidates, or take the metrics "
+                "for those of the other queries alone"
+            )
+    if (grades := data.vocabulary.labels) is not None:
+        ids = candidates.vocabulary.ids_in(data.vocabulary)[candidates.document]
+        theirs = np.where(ids > 0, grades[ids], np.float32(np.nan))
+        other = ~np.isnan(theirs) & ~np.isnan(candidates.labels)
+        other &= np.maximum(theirs, 0) != np.maximum(candidates.labels, 0)
+        facts["contradictions"] = int(other.sum())
+        if other.any():
+            at = int(other.argmax())
+            document = candidates.document_names[at].as_py()
+            query = candidates.query_names[int(np.searchsorted(candidates.offsets, at, "right")) - 1].as_py()
+            notes.append(
+                f"{facts['contradictions']:,} candidates have another grade than in {data.vocabulary.path}, the first "
+                f"of them document '{document}' of query '{query}' ({candidates.labels[at]:g}, there {theirs[at]:g}): "
+                "the grades of the candidates are used. Leave out their column label to use those of the data"
+            )
+    return facts, notes
 
 
 def shown_queries(log: ClickLog) -> np.ndarray:

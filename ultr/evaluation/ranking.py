@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ultr.arguments import check_grades
 from ultr.errors import DataError
 from ultr.evaluation.metrics import RankedLists, RankingMetric
 from ultr.evaluation.moments import sum_rows_by_key
@@ -117,6 +118,7 @@ def query_metrics(
             continue
         where = mask & ~np.isnan(labels)
         grades = np.where(where, np.maximum(labels, 0), 0).astype(np.float32)
+        check_grades(grades, "labels")
         if grades.max() > max_grade:
             raise DataError(
                 f"expected grades of at most {max_grade:g}, the highest of the scale, found {grades.max():g}",

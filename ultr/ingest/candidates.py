@@ -100,7 +100,7 @@ def read_candidates(
         )
     kept = rows.filter(pa.array(there))
     columns = [kept[FEATURE + name].to_numpy() for name in features]
-    return Collection.from_arrays(
+    found = Collection.from_arrays(
         query=kept["query"].to_pylist(),
         label=label[there],
         features=np.stack(columns, 1) if columns else None,
@@ -108,6 +108,8 @@ def read_candidates(
         feature_names=list(features) if columns else None,
         max_grade=scale,
     )
+    found.vocabulary.path = file  # for errors
+    return found
 
 
 def _name(column: Any) -> Any:

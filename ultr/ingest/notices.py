@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+
 from ultr.ingest.packing import Repairs
 from ultr.ingest.view_rules import ViewCounts
 from ultr.ingest.views import FEW
 from ultr.text import counted
+
+NOTICEABLE = 0.02  # share of the grades
 
 
 def log_warnings(
@@ -49,6 +54,55 @@ def collection_warnings(report: Mapping[str, Any], *, splits: Mapping[str, int])
     reasons = ("rows_without_keys", "duplicate_documents", "without_query_document_or_grade", "repeated_pairs")
     read = report["rows"] if "rows" in report else report["grades_read"]
     return _mostly("rows", read, counts, reasons) + _empty(splits)
+
+
+def grade_warnings(documents: pa.Table, report: Mapping[str, Any]) -> list[str]:
+    """Writes the warnings about grades below 0, which some formats have for unjudged documents and some for others.
+
+    Args:
+      documents: with a column label, null where a document is not judged.
+      report: counts of what was read: `not_judged`, labels of -1 that were read so; `negative_read_as_0`, of the
+        `grades_read`, or of the rows where these have a grade each.
+    """
+    if "label" not in documents.column_names:
+        return []
+    grades = documents["label"].drop_null().to_numpy()
+    counts = dict(report) | report.get("documents", {})
+    out, left_out, negative = [], counts.get("not_judged", 0), counts.get("negative_read_as_0", 0)
+    if left_out and not (grades == 0).any():
+        out.append(
+            f"{left_out:,} of {left_out + len(grades):,} labels are -1 and none is 0: -1 is read as not judged, and "
+            "metrics leave these documents out. If -1 means not relevant, write 0 in its place"
+        )
+    elif left_out >= NOTICEABLE * (left_out + len(grades)):
+        out.append(
+            f"{left_out:,} of {left_out + len(grades):,} labels are -1, which this format (LETOR, SVMlight) has for "
+            "documents that are not judged: metrics leave them out. Qrels and tables of labels are read otherwise, a "
+            "grade below 0 counts as 0 there. If -1 means not relevant here, write 0 in its place"
+        )
+    read = counts.get("grades_read") or counts.get("rows", 0)
+    if negative and negative >= NOTICEABLE * read:
+        out.append(
+            f"{negative:,} of {read:,} grades are below 0 and count as 0, not relevant. If they stand for "
+            "documents that are not judged, as -1 does in LETOR and SVMlight files, leave these rows out"
+        )
+    return out
+
+
+def one_grade_warnings(documents: pa.Table) -> list[str]:
+    """Writes the warning about lists that tell nothing of a ranker; arguments as of `grade_warnings`."""
+    if "label" not in documents.column_names:
+        return []
+    judged = documents.select(["query", "label"]).filter(documents["label"].is_valid())
+    lists = judged.group_by("query").aggregate([("label", "min"), ("label", "max")])
+    least, most = (np.maximum(lists[name].to_numpy(), 0) for name in ("label_min", "label_max"))
+    same = int((least == most).sum())
+    if 2 * same <= len(lists):
+        return []
+    return [
+        f"in {same:,} of {counted(len(lists), 'list')} all judged documents have one grade: metrics of rankings are "
+        "the same there for every ranker. Grade the documents that are not relevant as well, with 0"
+    ]
 
 
 def feature_warnings(counts: Mapping[str, int]) -> list[str]:

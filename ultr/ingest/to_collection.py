@@ -15,7 +15,7 @@ from ultr.data.splits import assign_split
 from ultr.data.storage import NAMED_BY_PLACE
 from ultr.ingest.engine import Engine
 from ultr.ingest.ids import assign_ids, vocabulary_tables
-from ultr.ingest.notices import collection_warnings, feature_warnings
+from ultr.ingest.notices import collection_warnings, feature_warnings, grade_warnings, one_grade_warnings
 from ultr.ingest.output import Output, split_names
 from ultr.ingest.readers.base import DocumentFeatures
 
@@ -56,11 +56,14 @@ def write_graded_lists(
         splits = split_names(codes, output.split)
         if own is not None:
             splits = pc.if_else(pa.array(own), splits, None)
+    graded = documents if own is None else documents.filter(pa.array(own[documents["query"].to_numpy()]))
     counted = split_counts(documents, splits, list(output.split or ()))
     made["warnings"] = [
         *report.get("warnings", ()),
         *feature_warnings(counts),
         *collection_warnings(made, splits=counted),
+        *grade_warnings(graded, made),
+        *one_grade_warnings(graded),
     ]
     write_collection(
         output.path,

@@ -11,6 +11,7 @@ from typing import Any
 import ibis
 import ibis.expr.types as ir
 
+from ultr.arguments import LARGEST_GRADE, SCALE_GRADES
 from ultr.data.columns import MAX_RANKS
 from ultr.errors import DataError
 from ultr.ingest.engine import Engine
@@ -18,7 +19,6 @@ from ultr.ingest.positions import FileRow
 
 LARGEST_FLOAT32 = 3.4028234e38
 LARGEST_FEATURE = 1 << 16  # number of a feature
-LARGEST_GRADE = 31  # nDCG computes the gain 2 ** grade - 1
 
 
 def trimmed(text: Any) -> Any:
@@ -159,7 +159,7 @@ VALUE_TYPES: Mapping[str, ValueType] = {
         lambda x: (x >= -LARGEST_GRADE) & (x <= LARGEST_GRADE),
         "float32",
         f"a grade of at most {LARGEST_GRADE}, or nothing",
-        "Scale the grades: nDCG computes the gain 2 ** grade - 1.",
+        SCALE_GRADES,
         optional=True,
         fix_word="Write the grades as numbers, such as 0 to 4.",
     ),

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ultr.plots.style import COLOURS, GRID, NOTE, styled_figure
+from ultr.plots.style import COLOURS, GRID, MARKS, NOTE, styled_figure
+from ultr.text import ranks_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from ultr.evaluation.click_calibration import Calibration, CalibrationBins
 
+LAST_RANKS = (1, 2, 5, 10, 20)  # of the groups of ranks; those below are one more
+BINS, CLICKS = 8, 20  # bins of a group, at most about, and clicks in each, at least
 LIGHTEST = 0.88  # the end of the colour map that is used: lighter points are hard to see on white
 
 
@@ -29,8 +34,12 @@ def calibration(result: Calibration) -> Figure:
     with styled_figure(10.4, 5.0) as figure:
         left, right = figure.subplots(1, 2, width_ratios=(1.0, 1.05))
         _by_rank(left, result.by_rank)
-        _by_prediction(figure, right, result.by_prediction)
-        figure.supxlabel("bars: 95 % binomial intervals (Wilson). All chances on square-root scales", **NOTE)
+        _by_prediction(right, result.by_prediction)
+        figure.supxlabel(
+            "bars: 95 % binomial intervals (Wilson). All chances on square-root scales. On the right, neighbouring "
+            "ranks and bins with few clicks are joined",
+            **NOTE,
+        )
     return figure
 
 
@@ -50,22 +59,22 @@ def _by_rank(axes: Any, bins: CalibrationBins) -> None:
     axes.legend(frameon=False, fontsize=9)
 
 
-def _by_prediction(figure: Figure, axes: Any, bins: CalibrationBins) -> None:
+def _by_prediction(axes: Any, bins: CalibrationBins) -> None:
     from matplotlib import colormaps
-    from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import LinearSegmentedColormap, Normalize
-    from matplotlib.ticker import MaxNLocator
 
-    ranks = np.unique(bins.rank)
-    colours = LinearSegmentedColormap.from_list("ranks", colormaps["viridis"](np.linspace(0, LIGHTEST, 64)))
-    scale = Normalize(ranks[0], max(ranks[-1], ranks[0] + 1))
-    low, high = bins.interval()
-    most = max(bins.predicted.max(), bins.observed.max())
+    from ultr.evaluation.estimate import wilson_interval
+
+    groups = rank_groups(bins)
+    most = max(max(group.predicted.max(), group.observed.max()) for group in groups)
+    tones = colormaps["viridis"](np.linspace(0, LIGHTEST, max(len(groups), 2)))
     axes.plot([0, 1], [0, 1], color="#888888", lw=1.0, ls="--", zorder=1)
-    for rank in ranks:
-        own, colour = bins.rank == rank, colours(scale(rank))
-        axes.plot(bins.predicted[own], bins.observed[own], "o-", color=colour, ms=3.6, lw=0.8, label=f"rank {rank}")
-        axes.vlines(bins.predicted[own], low[own], high[own], color=colour, lw=1.0, alpha=0.6)
+    for group, tone, mark in zip(groups, tones, cycle(MARKS), strict=False):
+        low, high = wilson_interval(group.observed, group.count)
+        axes.vlines(group.predicted, low, high, color=tone, lw=0.9, alpha=0.7)
+        axes.plot(
+            group.predicted, group.observed, mark, ls="-", color=tone, ms=5.2, lw=0.8, mec="white", mew=0.6,
+            label=group.name,
+        )  # fmt: skip
     for which in "xy":  # intervals of bins with few impressions may leave the picture
         _square_root_scale(axes, which, most)
     axes.set_box_aspect(1)
@@ -73,11 +82,60 @@ def _by_prediction(figure: Figure, axes: Any, bins: CalibrationBins) -> None:
     axes.set_xlabel("predicted chance of a click")
     axes.set_ylabel("clicks per impression")
     axes.set_title(_title("by rank and prediction", bins), loc="left", **NOTE)
-    if len(ranks) > 1:
-        bar = figure.colorbar(ScalarMappable(scale, colours), ax=axes, label="rank", aspect=30)
-        bar.ax.invert_yaxis()
-        bar.ax.yaxis.set_major_locator(MaxNLocator(nbins=12, integer=True, min_n_ticks=1))
-        bar.outline.set_visible(False)
+    if len(groups) > 1:
+        axes.legend(frameon=False, fontsize=9, loc="best")
+
+
+@dataclasses.dataclass(frozen=True)
+class RankGroup:
+    """Bins of neighbouring ranks, joined until each has clicks enough to be drawn.
+
+    Attributes:
+      name: of the ranks.
+      predicted, observed, count: [C] of the bins, by rising prediction, as of `CalibrationBins`.
+    """
+
+    name: str
+    predicted: np.ndarray
+    observed: np.ndarray
+    count: np.ndarray
+
+
+def rank_groups(bins: CalibrationBins) -> list[RankGroup]:
+    """Joins the bins of neighbouring ranks: 1, 2, 3-5, 6-10, 11-20 and those below, of at most `BINS` bins each."""
+    number = np.searchsorted(LAST_RANKS, bins.rank)
+    groups = []
+    for own in (np.flatnonzero(number == n) for n in np.unique(number)):
+        own = own[np.argsort(bins.predicted[own], kind="stable")]
+        count = bins.count[own]
+        sums = np.stack([count, count * bins.predicted[own], count * bins.observed[own]])
+        impressions, predicted, clicks = _joined(sums).T
+        name = ranks_text(np.unique(bins.rank[own]).tolist())
+        groups.append(RankGroup(name, predicted / impressions, clicks / impressions, impressions))
+    return groups
+
+
+def _joined(sums: np.ndarray) -> np.ndarray:
+    """Joins neighbouring bins to at most `BINS` of about equally many impressions, with `CLICKS` clicks each.
+
+    Args:
+      sums: [3, C] impressions, predictions and clicks of the bins.
+
+    Returns:
+      [C', 3] those of the joined bins.
+    """
+    found: list[np.ndarray] = []
+    full = True
+    for bin, so_far in zip(sums.T, np.cumsum(sums[0]) / sums[0].sum(), strict=True):
+        if full:
+            found.append(bin.copy())
+        else:
+            found[-1] += bin
+        full = so_far >= len(found) / BINS - 1e-9 and found[-1][2] >= CLICKS
+    if not full and len(found) > 1:
+        last = found.pop()
+        found[-1] += last
+    return np.stack(found)
 
 
 def _square_root_scale(axes: Any, which: str, most: float) -> None:
@@ -113,5 +171,5 @@ def root_ticks(top: float) -> list[float]:
 
 def _title(by: str, bins: CalibrationBins) -> str:
     low, high = bins.error.interval
-    span = f" (95 %: {low:.4f} to {high:.4f})" if math.isfinite(low) and math.isfinite(high) else ""
-    return f"{by}: calibration error {bins.error.value:.4f}{span},\nluck alone would give {bins.floor:.4f}"
+    span = f"(95 %: {low:.4f} to {high:.4f}), " if math.isfinite(low) and math.isfinite(high) else ""
+    return f"{by}: calibration error {bins.error.value:.4f}\n{span}luck alone would give {bins.floor:.4f}"

@@ -17,7 +17,7 @@ from ultr.rankers import Ranker
 from ultr.study.candidates import Candidate, PerQuery, pooled
 from ultr.study.cross_fitting import CrossFitting
 from ultr.study.held_out import document_scores, spread_within, standardised
-from ultr.towers import record_schema, trained_schema
+from ultr.towers import note_shown_documents, record_schema, trained_schema
 
 CORRECTIONS = (0.0, 0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 0.85, 1.0)  # 0: the logged order alone, 1: the ranker alone
 
@@ -146,5 +146,6 @@ def guard(ranker: Ranker, candidate: Candidate, data: CrossFitting) -> Guarded:
     if made.documents:
         made.known[...] = jnp.asarray(data.trained_on(None)[: made.documents + 1])
     record_schema(made, trained_schema(made, whole))
+    note_shown_documents(made, whole.coverage().shown)
     agreement = logged.agreement if math.isfinite(logged.agreement) else math.nan
     return Guarded(made, correction, gains, reason, agreement, over_chance)

@@ -12,6 +12,9 @@ from ultr import stopping
 from ultr.data import Collection
 from ultr.errors import ConfigError, DataError, UltrError
 from ultr.evaluation import evaluate, per_query
+from ultr.evaluation.compiled import CompiledModel
+from ultr.evaluation.graded import GradedLists
+from ultr.evaluation.judged import judged_documents
 from ultr.evaluation.trec import write_run
 from ultr.exhaustion import memory_problem
 from ultr.files import folder_name
@@ -117,6 +120,7 @@ def _judge_ranking(
 ) -> tuple[Facts, Values]:
     """Computes the ranking metrics on the test lists, and writes the rankings as a TREC file."""
     notes = _vocabulary_notes(trained.model, log, test)
+    notes += judged_documents(CompiledModel(trained.ranker), GradedLists(test)).notes
     key = jax.random.key(run.seed)
     values = per_query(trained.ranker, test, metrics=study.metrics, key=key)
     facts: Facts = {"queries": len(values["query"]), "notes": notes}
@@ -152,4 +156,7 @@ def _vocabulary_notes(model: Any, log: PreparedLog | None, test: Collection) -> 
     if match is None or match.documents is None:
         return []
     found, unknown = match.documents
-    return [f"{found:,} documents of the test lists are in its log by name; the other {unknown:,} have one score"]
+    return [
+        f"{found:,} documents of the test lists are in the vocabulary of its log by name; the other {unknown:,} have "
+        "one score"
+    ]

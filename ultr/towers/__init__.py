@@ -20,6 +20,7 @@ from ultr.towers.lookup import lookup, lookup_small, read_by, row_tables
 from ultr.towers.monotone import Increasing
 from ultr.towers.networks import DCNV2, MLP, FeatureNetwork, Linear
 from ultr.towers.scaling import Scaler, Statistic
+from ultr.towers.shown_documents import note_shown_documents, ranks_by_table, shown_documents
 from ultr.towers.shown_ranks import ShownRanks, note_shown_ranks, supported_curve, withheld_ranks
 from ultr.towers.tables import (
     Constant,
@@ -80,13 +81,16 @@ __all__ = [
     "lookup_small",
     "matched",
     "needs_no_features",
+    "note_shown_documents",
     "note_shown_ranks",
     "parameter_groups",
+    "ranks_by_table",
     "read_by",
     "read_feature",
     "record_schema",
     "row_tables",
     "schema_of",
+    "shown_documents",
     "supported_curve",
     "trained_schema",
     "withheld_ranks",

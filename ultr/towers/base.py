@@ -12,6 +12,7 @@ import numpy as np
 from flax import nnx
 
 from ultr.arguments import not_whole_from, number_array
+from ultr.data.document_set import DocumentSet
 from ultr.data.input_schema import InputSchema
 from ultr.errors import ConfigError, DataError
 from ultr.sessions import Array, Sessions, SharedFeature, whole_feature
@@ -51,6 +52,8 @@ class Component(nnx.Module):
       shown_ranks: the 1-based ranks that training showed a module with a table by rank (`note_shown_ranks`); None: not
         known.
       clicked_ranks: those of them with a click; None: not known.
+      shown_documents: the documents that training showed a module that reads their ids (`note_shown_documents`); None:
+        not known.
     """
 
     parameter_group: ClassVar[ParameterGroup] = "network"
@@ -65,6 +68,7 @@ class Component(nnx.Module):
 
     shown_ranks: tuple[int, ...] | None = None
     clicked_ranks: tuple[int, ...] | None = None
+    shown_documents: DocumentSet | None = None
 
     @property
     def pointwise(self) -> bool:

@@ -22,12 +22,13 @@ from flax import nnx
 from ultr import baselines, models, towers
 from ultr.background import complete
 from ultr.data.dataset import Dataset
+from ultr.data.document_set import DocumentSet
 from ultr.data.input_schema import InputSchema
 from ultr.data.known_documents import KnownVocabulary, open_vocabulary
 from ultr.data.vocabulary import HasVocabulary
 from ultr.errors import CheckpointError, ConfigError
 from ultr.files import check_room, file_digest, new_folder
-from ultr.towers import Component, record_schema, schema_of
+from ultr.towers import Component, note_shown_documents, record_schema, schema_of, shown_documents
 from ultr.towers.base import CallableTower
 from ultr.training.stored_meta import ARRAYS, SCHEMA, check_meta
 
@@ -38,6 +39,7 @@ UNNAMED = (
     "number: give data that was prepared as the training data, or train again"
 )
 _CLASS, _SHARED = "class", "shared"
+_SHOWN = "shown_documents"
 _RANKS = ("shown_ranks", "clicked_ranks")  # attributes of components
 _VARIABLES: dict[str, Any] = {"Param": nnx.Param, "Variable": nnx.Variable, "array": jnp.asarray}
 
@@ -259,6 +261,8 @@ def save(model: nnx.Module, directory: str | Path, *, extra: dict[str, Any] | No
     directory = Path(directory)
     schema = schema_of(model)
     meta = {"format": "ultr-model", "model": description, "extra": extra or {}}
+    if (shown := shown_documents(model)) is not None:
+        meta[_SHOWN] = shown.to_text()
     save_arrays(directory, nnx.state(model), meta | {"inputs": None if schema is None else schema.to_json()})
     return directory
 
@@ -270,13 +274,19 @@ def facts_of(train: Dataset) -> dict[str, Any]:
     return {"vocabulary": known, "train": train.description.identity}
 
 
+def model_folder(directory: str | Path) -> Path:
+    """Returns the folder of the saved model of a run, or the folder itself where it is no run's."""
+    inside = Path(directory) / "model"
+    return inside if inside.is_dir() else Path(directory)
+
+
 def load(
     directory: str | Path, *, like: nnx.Module | None = None, vocabulary: str | Path | HasVocabulary | None = None
 ) -> Any:
     """Loads a saved model with its parameters, feature statistics and the names of its inputs.
 
     Args:
-      directory: folder that `save` wrote.
+      directory: folder that `save` wrote, or the folder of a run of `fit` or `ultr train`, which has one inside.
       like: a model of the same structure; needed only when it has towers of your own classes.
       vocabulary: the training data, opened or its folder, where it is not in its place any more: its names tell which
         documents of data with other ids the model knows.
@@ -288,7 +298,7 @@ def load(
     Warns:
       UserWarning: an earlier version saved it, without the names of its features.
     """
-    directory = Path(directory)
+    directory = model_folder(directory)
     meta = read_meta(directory)
     if meta.get("format") != "ultr-model":
         raise CheckpointError(f"{directory}: expected a saved model, found format {meta.get('format')!r}")
@@ -305,12 +315,14 @@ def load(
     model = nnx.merge(graphdef, restore_arrays(directory, state))
     try:
         schema = _saved_schema(meta)
+        shown = DocumentSet.from_text(str(meta[_SHOWN])) if _SHOWN in meta else None
     except ConfigError as error:
         raise CheckpointError(f"{directory / 'meta.json'}: the file is damaged: {error}") from error
     if vocabulary is not None and schema.documents is not None:
         names = vocabulary.vocabulary if isinstance(vocabulary, HasVocabulary) else open_vocabulary(vocabulary)
         schema = dataclasses.replace(schema, documents=schema.documents.at(names))
     record_schema(model, schema)
+    note_shown_documents(model, shown)
     reads = model.reads if isinstance(model, Component) else None
     if "inputs" not in meta and (reads is None or reads - {"document"}):
         warnings.warn(UNNAMED.format(directory), stacklevel=2)

@@ -30,9 +30,15 @@ class TrainedOn:
 
     @classmethod
     def of(cls, data: Dataset, coverage: Coverage | None, *, collapsed: bool = False) -> TrainedOn:
-        """Describes a dataset by what it covers."""
+        """Describes a dataset.
+
+        Args:
+          data: the dataset.
+          coverage: its own; of a log that takes a pass over the columns of queries and documents.
+          collapsed: whether `fit` made its statistics of a log.
+        """
         about = data.description
-        queries, documents = (None, None) if coverage is None else (coverage.queries, coverage.documents)
+        queries, documents = (None, None) if coverage is None else coverage[:2]
         sessions = about.total_weight / about.rows_per_session
         return cls(about.sufficient_statistics, collapsed, about.rows, sessions, queries, documents)
 

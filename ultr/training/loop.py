@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from ultr import stopping
 from ultr.arguments import check_count, check_number
-from ultr.data.dataset import Dataset, DatasetLike
+from ultr.data.dataset import Coverage, Dataset, DatasetLike
 from ultr.data.input_schema import InputSchema
 from ultr.errors import ConfigError
 from ultr.files import recover
@@ -28,6 +28,7 @@ from ultr.towers import (
     ShownRanks,
     matched,
     needs_no_features,
+    note_shown_documents,
     note_shown_ranks,
     record_schema,
     trained_schema,
@@ -167,7 +168,7 @@ def fit(
         about = TrainedOn.of(used, coverage, collapsed=collapsed)
         judges = None
         if folds is not None:
-            shown = None if coverage is None else coverage.shown
+            shown = None if coverage is None else coverage.queries_shown
             judges, judged = folded(model, used, shown, folds, seed), used
         training = _Training(
             model,
@@ -196,7 +197,7 @@ def fit(
         setting = run_settings(model, schema, identities, settings, **numbers, statistics=kind)
         training.begin(setting, resume=resume)
         training.run(epochs, seed=seed, patience=patience, progress=progress)
-        return training.finished(schema, given, about)
+        return training.finished(schema, given, about, coverage)
 
 
 class _Training:
@@ -313,13 +314,13 @@ class _Training:
                 self._epoch = self.facts["epochs"] + 1
         self._keep()
 
-    def finished(self, schema: InputSchema | None, given: Dataset, about: TrainedOn) -> Fitted:
+    def finished(self, schema: InputSchema | None, given: Dataset, about: TrainedOn, seen: Coverage | None) -> Fitted:
         """Makes the trained model, which knows the names of its features, and saves it where there is a folder.
 
         Args:
           schema: the names.
           given: the training data as it was given.
-          about: what it was trained on.
+          about, seen: what it was trained on, and which documents.
         """
         found = self.trainer.model(self._chosen())
         fitted, held_out = found, tuple[Any, ...]()
@@ -327,6 +328,7 @@ class _Training:
             fitted, held_out = found.whole(), tuple(found.member(fold) for fold in range(found.folds))
         for model in (fitted, *held_out):
             record_schema(model, schema)
+            note_shown_documents(model, None if seen is None else seen.shown)
             if "shown_ranks" in self.facts:
                 note_shown_ranks(model, self.facts["shown_ranks"], self.facts.get("clicked_ranks"))
         if self.directory is not None:

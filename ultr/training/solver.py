@@ -16,9 +16,10 @@ from flax import nnx
 from ultr.arguments import check_count, check_number
 from ultr.baselines import ShrunkCTR
 from ultr.data.dataset import DatasetLike
+from ultr.data.document_set import DocumentSet
 from ultr.errors import ConfigError
 from ultr.models import DCM, DCTR, GCTR, RCTR, RDCTR, SDBN, CascadeModel, LatentVariableModel
-from ultr.towers import RankTable, note_shown_ranks
+from ultr.towers import DocumentTable, RankDocumentTable, RankTable, note_shown_documents, note_shown_ranks
 from ultr.training.counted import count_rates
 from ultr.training.device_data import DeviceData, SolverMemory
 from ultr.training.e_step import ExpectedOutcomes
@@ -115,6 +116,9 @@ def solve(
     for slot, place in zip(model.slots, objective.tables.places, strict=True):
         if isinstance(table := fitted.tower_in(slot), RankTable):
             note_shown_ranks(table, np.flatnonzero(search.data[place] > 0) + 1, objective.shown.clicked)
+        elif isinstance(table, DocumentTable | RankDocumentTable) and "document" in table.reads:
+            outcomes = search.data[place].reshape(table.documents + 1, -1).sum(1)
+            note_shown_documents(fitted, DocumentSet.of(outcomes > 0))
     return Fitted(fitted, search.history, search.best_epoch)
 
 

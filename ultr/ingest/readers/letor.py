@@ -10,13 +10,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ultr.arguments import LARGEST_GRADE
 from ultr.data.storage import NAMED_BY_PLACE
 from ultr.errors import DataError
 from ultr.ingest.engine import Engine
 from ultr.ingest.positions import file_and_row, file_start
 from ultr.ingest.readers.base import ColumnRequest, DocumentFeatures, GradedPairs
 from ultr.ingest.text_files import BLOCK_BYTES, line_blocks
-from ultr.ingest.values import LARGEST_FEATURE, LARGEST_FLOAT32, LARGEST_GRADE
+from ultr.ingest.values import LARGEST_FEATURE, LARGEST_FLOAT32
 
 NOT_JUDGED = -1
 FORM = "grade qid:query 1:value 2:value ..."
