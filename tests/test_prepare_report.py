@@ -116,11 +116,12 @@ def test_a_log_without_clicks_and_dropped_rows_are_warned_about(tmp_path: Path) 
     with pytest.raises(DataError, match="found 1 of 2 rows at a rank that another row"):
         prepare(write(tmp_path / "b.csv", rows), tmp_path / "b")
     lossy = prepare(tmp_path / "b.csv", tmp_path / "b", pages="first")
-    first, second = lossy.metadata["report"]["warnings"]
+    _, first, second = lossy.metadata["report"]["warnings"]
     assert first == "3 of 4 rows were dropped, 2 of them as rows without keys"
     assert second.startswith("1 of 4 rows stand at a rank of their list that an earlier row has with another document")
     half = prepare(write(tmp_path / "c.csv", "s,q,a,1,1\n,q,b,1,0\n"), tmp_path / "c")
-    assert half.metadata["report"]["warnings"] == []
+    [alone] = half.metadata["report"]["warnings"]
+    assert alone.startswith("every impression of the log was clicked")
 
 
 def test_clicks_on_what_was_not_shown_are_warned_about(tmp_path: Path) -> None:
@@ -192,6 +193,12 @@ def test_splits_are_named_once(tmp_path: Path, ultr: Any, text: Any, message: An
     assert (code, out) == (2, "")
     assert message in err
     assert left(tmp_path) == ["log.csv"]
+
+
+def test_a_log_of_clicked_rows_alone_is_warned_about(tmp_path: Path) -> None:
+    made = prepare(write(tmp_path / "a.csv", "s,q,a,1,1\ns,q,b,2,1\nt,q,b,1,1\n"), tmp_path / "a")
+    [warning] = made.metadata["report"]["warnings"]
+    assert warning.startswith("every impression of the log was clicked: probably only the clicked rows were exported")
 
 
 def test_the_command_says_everything_once(tmp_path: Path, ultr: Any) -> None:

@@ -31,6 +31,11 @@ def log_warnings(
         )
     if not report["clicks"]:
         out.append("the log has not a single click: nothing can be learned from it")
+    elif report["clicks"] == report["impressions"]:
+        out.append(
+            "every impression of the log was clicked: probably only the clicked rows were exported. Propensities and "
+            "relevance need the documents that were shown and not clicked as well"
+        )
     rows = ("rows_without_keys", "duplicate_ranks", "duplicate_documents")
     out += _mostly("rows", shown, dropped, rows)
     if "events_without_keys" in dropped:
