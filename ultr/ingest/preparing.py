@@ -145,7 +145,9 @@ def prepare(
             if grades is not None:
                 raise ConfigError("the files are graded annotations themselves: labels do not apply to them")
             report |= {"rows": rows.read, "dropped": rows.dropped, "warnings": list(rows.warnings)}
-            return write_graded_lists(engine, output, rows.table, found.features, unique_pairs=False, report=report)
+            return write_graded_lists(
+                engine, output, rows.table, found.features, unique_pairs=False, report=report, where=found.where
+            )
         graded_by = None if grades_file is None else grades_file.name
         return write_log(engine, output, found, rows, request, grades=grades, graded_by=graded_by, report=report)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from ultr.data.raw_files import DOCUMENT, LABEL, QUERY
 from ultr.errors import DataError
 from ultr.ingest.csv_files import csv_file
 from ultr.ingest.engine import Engine, EngineError
-from ultr.ingest.positions import file_and_row
+from ultr.ingest.notices import differing_grades
+from ultr.ingest.positions import FileRow, file_and_row
 from ultr.ingest.readers.base import ColumnRequest, GradedPairs
 from ultr.ingest.sources import ScannedFiles, is_parquet, scan_table
 from ultr.ingest.text_files import LINES, read_lines
@@ -72,8 +74,10 @@ def _read_tables(engine: Engine, files: list[Path], quote: bool | None) -> Grade
     except EngineError as error:
         raise scanned.explain(error) from error
     warnings = scanned.check_line_breaks(engine, staged) if scanned.may_break else []
-    raise_first_bad(engine, staged, lambda at: file_and_row(files, at, scanned.reported_row), chosen)
-    return replace(_first_grades(engine, staged), warnings=warnings)
+    where = partial(file_and_row, files, reported_row=scanned.reported_row)
+    raise_first_bad(engine, staged, where, chosen)
+    found = _first_grades(engine, staged, where)
+    return replace(found, warnings=[*warnings, *found.warnings])
 
 
 def graded_columns(file: Path, found: Sequence[str], *, optional: Collection[str] = ()) -> dict[str, str]:
@@ -109,11 +113,12 @@ def _read_lines(engine: Engine, files: list[Path]) -> GradedPairs:
         )
     table = lines.select("at", query=part[0], document=part[2], label=part[3])
     staged = engine.stage("grades_read", convert_columns(table, {"label": "label"}))
-    raise_first_bad(engine, staged, lambda at: file_and_row(files, at), {})
-    return _first_grades(engine, staged)
+    where = partial(file_and_row, files)
+    raise_first_bad(engine, staged, where, {})
+    return _first_grades(engine, staged, where)
 
 
-def _first_grades(engine: Engine, table: ir.Table) -> GradedPairs:
+def _first_grades(engine: Engine, table: ir.Table, where: Callable[[int], FileRow]) -> GradedPairs:
     """Keeps the first grade of each pair; grades below 0 (junk pages) become 0, as in trec_eval."""
     table = table.select("at", "label", query=as_name(table["query"]), document=as_name(table["document"]))
     read = engine.record(table.agg(read=table.count(), negative=(table.label < 0).sum().fill_null(0)))
@@ -140,4 +145,9 @@ def _first_grades(engine: Engine, table: ir.Table) -> GradedPairs:
         "repeated_pairs": counts["rows"] - counts["pairs"],
         "pairs_with_differing_grades": counts["differing"],
     }
-    return GradedPairs(pairs.select("at", "query", "document", "label"), {k: int(v) for k, v in report.items()})
+    warnings: list[str] = []
+    if counts["differing"]:
+        first = engine.record(pairs.filter(pairs.low != pairs.high).order_by("at").limit(1))
+        warnings = [differing_grades(int(counts["differing"]), first, where(first["at"]))]
+    graded = pairs.select("at", "query", "document", "label")
+    return GradedPairs(graded, {k: int(v) for k, v in report.items()}, warnings=warnings)
