@@ -201,7 +201,17 @@ def test_lists_are_called_lists(tmp_path: Path, ultr: Ultr) -> None:
     assert code == 0
     assert {"lists: 3", "sessions: 2"} < {line.strip() for line in out.splitlines()}
     made = ultr("prepare", raw, "--out", tmp_path / "again", "--json").json
-    assert (made["sessions"], made["distinct_sessions"]) == (3, 2)
+    assert (made["sessions"], made["lists"], made["distinct_sessions"]) == (3, 3, 2)
+
+
+def test_the_counts_of_views_say_what_they_count(tmp_path: Path, ultr: Ultr) -> None:
+    page = "".join(f"s{i},q,{d},{r},0,{t}\n" for i in range(9) for t in (1, 500) for r, d in ((1, "a"), (2, "b")))
+    raw = write(tmp_path / "log.csv", page, f"{HEADER},time")
+    code, out, _ = ultr("prepare", raw, "--out", tmp_path / "out")
+    assert code == 0
+    lines = {line.strip() for line in out.splitlines()}
+    assert "views: queries of a session with several lists: 9" in lines
+    assert "views: queries of a session whose repeated ranks time explains, as views or copies: 9" in lines
 
 
 @pytest.mark.parametrize("timed", [False, True])

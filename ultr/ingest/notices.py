@@ -126,7 +126,8 @@ def view_warnings(counts: ViewCounts | None, *, shown: int, lists: int, pages: s
         out.append(
             f"ranks start again with other documents within a session and query: {counts.pages:,} of {lists:,} lists "
             "were made of such rows. If they are further pages of one list, add --pages joined. If they are lists of "
-            "their own, --pages separate keeps them so; --pages first drops them (in Python: pages='joined', ...)"
+            "their own, --pages separate keeps them so; --pages first drops them (in Python: "
+            "pages='joined', ...). It then makes one list of reloads, too"
         )
     if 0 < counts.copies < FEW * shown:
         out.append(f"{counted(counts.copies, 'row')} of {shown:,} were dropped as copies of others")
