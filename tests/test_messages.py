@@ -95,6 +95,21 @@ def test_a_table_that_lacks_a_column_is_still_a_table(tmp_path: Path) -> None:
     assert "--format" not in str(caught.value)
 
 
+def test_all_values_of_a_field_that_cannot_be_read_are_counted(tmp_path: Path) -> None:
+    rows = "s,q,a,one,0\ns,q,b,2,0\nt,q,a,0,0\nt,q,b,one,0\nu,q,a,,0\n"
+    with pytest.raises(
+        DataError, match=r"found 'one' \(4 rows have such a value there, such as 'one', '0'\)"
+    ) as caught:
+        prepare(write(tmp_path / "log.csv", rows), tmp_path / "out")
+    assert caught.value.row == 2
+    with pytest.raises(DataError) as caught:
+        prepare(
+            write(tmp_path / "log.csv", rows.replace("one", "1", 1).replace("one", "2").replace(",,", ",1,")),
+            tmp_path / "o",
+        )
+    assert "rows have such" not in str(caught.value)
+
+
 def test_all_missing_columns_are_named_at_once(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         prepare(write(tmp_path / "log.csv", "s,q,a,1,0\n", "visit,q,document,place,click"), tmp_path / "out")

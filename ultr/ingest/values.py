@@ -237,7 +237,19 @@ def raise_first_bad(engine: Engine, table: ir.Table, where: Callable[[int], File
             found, fix = f"{found}, which is not a number", kind.fix_word
         else:
             fix = kind.fix
+        found += _others(engine, table.filter(table.bad == first["bad"]))
         raise DataError(f"expected {kind.expected}, found {found}", fix=fix, field=field, **where(first["at"]))
+
+
+def _others(engine: Engine, bad: ir.Table) -> str:
+    """Says how many rows have such values, and which, where there are several."""
+    rows = engine.number(bad.count())
+    if rows < 2:
+        return ""
+    values = bad.filter(bad.found.notnull()).group_by("found").agg(at=bad["at"].min())
+    some = engine.table(values.order_by("at").limit(3))["found"].to_pylist()
+    such = f", such as {', '.join(repr(value[:40]) for value in some)}" if len(some) > 1 else ""
+    return f" ({rows:,} rows have such a value there{such})"
 
 
 def _is_word(text: str | None) -> bool:
