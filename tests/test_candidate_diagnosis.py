@@ -146,6 +146,27 @@ def test_candidates_of_a_collection_are_found_by_name(
     assert "expected candidates of queries of the log, found none" in found.err
 
 
+def test_candidates_of_a_table_are_those_of_a_collection(
+    ultr: Ultr, world: tuple[ClickLog, np.ndarray], tmp_path: Path
+) -> None:
+    log, _ = world
+    assert log.vocabulary.features is not None
+    names, queries = log.vocabulary.document_names.to_pylist(), log.vocabulary.query_names.to_pylist()
+    features = log.vocabulary.feature_names
+    rows = [",".join(["query", "url", "title", *features])]
+    for i, name in enumerate(names, 1):
+        values = [repr(float(x)) for x in log.vocabulary.features[i]]
+        rows.append(",".join([queries[log.vocabulary.document_query[i]], name, "text", *values]))
+    (tmp_path / "table.csv").write_text("\n".join(rows) + "\n")
+    found = ultr("diagnose", log.path, "--candidates", tmp_path / "table.csv", "--json")
+    assert found.code == 0, found.err
+    assert json.loads(found.out)["candidates"]["loss"] == pytest.approx(diagnose_candidates(log).loss)
+    (tmp_path / "table.csv").write_text("\n".join(row.rsplit(",", 1)[0] for row in rows) + "\n")
+    found = ultr("diagnose", log.path, "--candidates", tmp_path / "table.csv")
+    assert found.code == 2
+    assert "expected the features that the log has" in found.err
+
+
 def test_the_command_says_what_is_not_shown(ultr: Ultr, world: tuple[ClickLog, np.ndarray]) -> None:
     log, _ = world
     text = ultr("diagnose", log.path).out

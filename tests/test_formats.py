@@ -289,7 +289,12 @@ def test_ubi_fields_can_be_mapped(tmp_path: Path) -> None:
         ("e.ndjson", json.dumps(event("impression", "q", "a", "top")), 1, "found 'top'"),
         ("e.ndjson", json.dumps(event("impression", "q", "a", None)), 1, "found nothing"),
         ("e.ndjson", '{"name": "x"}', None, r"found the columns \['name'\]"),
-        ("e.csv", "action_name,query_id\nclick,1\n", None, "expected a column 'event_attributes.object.object_id'"),
+        (
+            "e.csv",
+            "action_name,query_id\nclick,1\n",
+            None,
+            "object_id' for 'document', 'event_attributes.position.ordinal'",
+        ),
         ("e.ndjson", json.dumps(QUERIES[0]), None, "found only queries"),
     ],
 )
@@ -532,6 +537,40 @@ def test_qrels(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="found 'yes'") as caught:
         prepare(bad, tmp_path / "bad", format="qrels")
     assert caught.value.row == 2
+
+
+@pytest.mark.parametrize("sign", [",", "\t", ";", "parquet"])
+def test_a_table_of_grades_is_a_collection(tmp_path: Path, sign: str) -> None:
+    rows = [("topic", "url", "grade", "price"), ("301", "FR-1", "1", "8"), ("302", "FR-2", "2", "9"),
+            ("301", "FR-3", "0", "7")]  # fmt: skip
+    if sign == "parquet":
+        raw = tmp_path / "grades.parquet"
+        columns = {name: [row[i] for row in rows[1:]] for i, name in enumerate(rows[0])}
+        pq.write_table(pa.table(columns), raw)
+    else:
+        raw = text(tmp_path / "grades.csv", "".join(f"{sign.join(row)}\n" for row in rows))
+    found = prepare_collection(raw, tmp_path / "out", format="qrels")
+    assert found.query_names.to_pylist() == ["301", "302"]
+    assert found.document_names.to_pylist() == ["FR-1", "FR-3", "FR-2"]
+    assert found.labels.tolist() == [1, 0, 2]
+
+
+def test_tables_of_grades_in_several_files_and_with_quotes(tmp_path: Path) -> None:
+    first = text(tmp_path / "a.csv", 'query,document,label\n"a, b",x,1\n')
+    second = text(tmp_path / "b.csv", "doc_id,qid,rating\ny,q,2\nz,q,3\n")
+    found = prepare_collection([first, second], tmp_path / "out", format="qrels")
+    assert found.query_names.to_pylist() == ["a, b", "q"]
+    assert found.labels.tolist() == [1, 2, 3]
+    tabs = text(tmp_path / "t.tsv", 'query\tdocument\tlabel\n"q"\tx\t1\n')
+    quoted = prepare_collection(tabs, tmp_path / "q", format="qrels", quote=True)
+    assert quoted.query_names.to_pylist() == ["q"]
+    bad = text(tmp_path / "bad.csv", "doc_id,qid,rating\ny,q,much\n")
+    with pytest.raises(DataError, match="field 'rating': expected a grade") as caught:
+        prepare([second, bad], tmp_path / "bad", format="qrels")
+    assert (Path(str(caught.value.file)).name, caught.value.row) == ("bad.csv", 2)
+    lines = text(tmp_path / "c.txt", "301 0 FR-1 1\n")
+    with pytest.raises(DataError, match=r"expected a table like a.csv, found lines without a header"):
+        prepare([first, lines], tmp_path / "mixed", format="qrels")
 
 
 # The real collections

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from conftest import Ultr
 from raw_logs import HEADER, ROWS, left, prepare_log, write
@@ -21,6 +22,9 @@ from ultr.data.input_schema import InputSchema
 from ultr.errors import ConfigError, DataError
 from ultr.evaluation.metrics import parse_metric
 from ultr.ingest import prepare
+from ultr.models import PBM
+from ultr.towers import Constant, RankTable
+from ultr.training import save
 
 MANY = "".join(f"s{s},q{s % 3},d{r},{r},{(s + r) % 2}\n" for s in range(40) for r in (1, 2, 3))
 
@@ -91,13 +95,50 @@ def test_a_table_that_lacks_a_column_is_still_a_table(tmp_path: Path) -> None:
     assert "--format" not in str(caught.value)
 
 
+def test_all_values_of_a_field_that_cannot_be_read_are_counted(tmp_path: Path) -> None:
+    rows = "s,q,a,one,0\ns,q,b,2,0\nt,q,a,0,0\nt,q,b,one,0\nu,q,a,,0\n"
+    with pytest.raises(
+        DataError, match=r"found 'one' \(4 rows have such a value there, such as 'one', '0'\)"
+    ) as caught:
+        prepare(write(tmp_path / "log.csv", rows), tmp_path / "out")
+    assert caught.value.row == 2
+    with pytest.raises(DataError) as caught:
+        prepare(
+            write(tmp_path / "log.csv", rows.replace("one", "1", 1).replace("one", "2").replace(",,", ",1,")),
+            tmp_path / "o",
+        )
+    assert "rows have such" not in str(caught.value)
+
+
+def test_all_missing_columns_are_named_at_once(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        prepare(write(tmp_path / "log.csv", "s,q,a,1,0\n", "visit,q,document,place,click"), tmp_path / "out")
+    text = str(caught.value)
+    assert "expected the columns 'session', 'query', 'rank', found the columns" in text
+    assert "Name them with --session COLUMN and --query COLUMN and --rank COLUMN" in text
+    grades = write(tmp_path / "grades.csv", "q,1\n", "query,price")
+    with pytest.raises(DataError, match="expected 'query iteration document grade'"):
+        prepare(grades, tmp_path / "out", format="qrels")
+    with pytest.raises(DataError, match=r"a column for the query, one of .*, and a column for the document, one of"):
+        prepare(
+            tmp_path / "log.csv",
+            tmp_path / "out",
+            columns={"session": "visit", "query": "q", "rank": "place"},
+            labels=pq_table(tmp_path / "grades.parquet", price=[1], label=[1]),
+        )
+
+
+def pq_table(path: Path, **columns: Any) -> Path:
+    pq.write_table(pa.table(columns), path)
+    return path
+
+
 @pytest.mark.parametrize(
     ("arguments", "command"),
     [
         (("train", "RAW", "--out", "OUT"), "ultr prepare RAW --out log"),
         (("diagnose", "RAW"), "ultr prepare RAW --out log"),
         (("propensity", "RAW"), "ultr prepare RAW --out log"),
-        (("simulate", "RAW", "--out", "OUT"), "ultr prepare RAW --format letor --out collection"),
     ],
 )
 def test_a_raw_file_is_to_be_prepared_first(tmp_path: Path, ultr: Ultr, arguments: Any, command: str) -> None:
@@ -106,6 +147,41 @@ def test_a_raw_file_is_to_be_prepared_first(tmp_path: Path, ultr: Ultr, argument
     code, _, err = ultr(*(places.get(argument, argument) for argument in arguments))
     assert code == 2
     assert "found a file. Prepare it first: `" + command.replace("RAW", str(raw)) in err
+
+
+LETOR = "2 qid:1 1:0.5 2:0.1 # docid = a\n1 qid:1 1:0.2\n"
+GRADES = "query,document,label\nshoes,a,2\nshoes,b,0\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "arguments", "hint"),
+    [
+        (GRADES, ("evaluate", "RUN", "RAW"), "Prepare it first: `ultr prepare RAW --format qrels --out collection`"),
+        (GRADES.replace(",", "\t"), ("simulate", "RAW", "--out", "OUT"), "--format qrels --out collection`"),
+        (
+            GRADES.replace("label", "label,price").replace(",2", ",2,7"),
+            ("evaluate", "RUN", "RAW"),
+            "price are not kept",
+        ),
+        (GRADES, ("train", "RAW", "--out", "OUT"), "It looks like grades, of which clicks can only be simulated"),
+        (LETOR, ("simulate", "RAW", "--out", "OUT"), "Prepare it first: `ultr prepare RAW --format letor --out coll"),
+        ("1 0 a 2\n1 0 b 1\n", ("simulate", "RAW", "--out", "OUT"), "`ultr prepare RAW --format qrels --out coll"),
+        (f"{HEADER}\n{ROWS}", ("simulate", "RAW", "--out", "OUT"), "It does not look like graded lists"),
+        (LETOR, ("diagnose", "LOG", "--candidates", "RAW"), "`ultr prepare RAW --format letor --out collection`"),
+        (GRADES, ("prepare", "RAW", "--out", "OUT"), "--format qrels makes a collection of it, and --labels FILE"),
+    ],
+)
+def test_hints_go_by_the_first_line_of_a_file(tmp_path: Path, ultr: Ultr, text: str, arguments: Any, hint: str) -> None:
+    raw, log = tmp_path / "raw.txt", tmp_path / "log"
+    raw.write_text(text)
+    places = {"RAW": raw, "OUT": tmp_path / "out", "LOG": log, "RUN": tmp_path / "run"}
+    if "LOG" in arguments:
+        prepare(write(tmp_path / "log.csv", ROWS), log)
+    if "RUN" in arguments:
+        save(PBM(relevance=Constant(0.0), examination=RankTable(3)), tmp_path / "run" / "model")
+    code, _, err = ultr(*(places.get(argument, argument) for argument in arguments))
+    assert code == 2
+    assert hint.replace("RAW", str(raw)) in err
 
 
 def test_swapped_arguments_of_evaluate(tmp_path: Path, ultr: Ultr) -> None:
@@ -140,7 +216,17 @@ def test_lists_are_called_lists(tmp_path: Path, ultr: Ultr) -> None:
     assert code == 0
     assert {"lists: 3", "sessions: 2"} < {line.strip() for line in out.splitlines()}
     made = ultr("prepare", raw, "--out", tmp_path / "again", "--json").json
-    assert (made["sessions"], made["distinct_sessions"]) == (3, 2)
+    assert (made["sessions"], made["lists"], made["distinct_sessions"]) == (3, 3, 2)
+
+
+def test_the_counts_of_views_say_what_they_count(tmp_path: Path, ultr: Ultr) -> None:
+    page = "".join(f"s{i},q,{d},{r},0,{t}\n" for i in range(9) for t in (1, 500) for r, d in ((1, "a"), (2, "b")))
+    raw = write(tmp_path / "log.csv", page, f"{HEADER},time")
+    code, out, _ = ultr("prepare", raw, "--out", tmp_path / "out")
+    assert code == 0
+    lines = {line.strip() for line in out.splitlines()}
+    assert "views: queries of a session with several lists: 9" in lines
+    assert "views: queries of a session whose repeated ranks time explains, as views or copies: 9" in lines
 
 
 @pytest.mark.parametrize("timed", [False, True])

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from misfit_logs import DOCUMENTS, EXAMINATION, RANKS, RELEVANCE, count, draw
+from misfit_logs import DOCUMENTS, EXAMINATION, RANKS, RELEVANCE, Drawn, count, draw
 from scipy.stats import kstest
 
 from ultr.holm import holm
@@ -25,7 +25,15 @@ from ultr.propensity.clicks_above import (
     nearness,
     stratified_score,
 )
-from ultr.propensity.goodness_of_fit import CHECKS, LEVEL, NOT_IN_CASCADE, Check, GoodnessOfFit
+from ultr.propensity.goodness_of_fit import (
+    ALWAYS_OR_NEVER,
+    CHECKS,
+    LEVEL,
+    NOT_IN_CASCADE,
+    TOO_FEW_UNCLICKED,
+    Check,
+    GoodnessOfFit,
+)
 
 SESSIONS = 6000
 KINDS = {"ubm": "ubm", "dbn": "dbn", "trust": "trust", "noise": "trust"}  # and the model that is recommended
@@ -294,6 +302,46 @@ def test_checks_without_power_are_not_made() -> None:
     assert {check.reason for check in found.checks} == {"too few clicks to notice a doubling"}
     assert found.text().startswith("Whether the position-based model fits cannot be checked")
     assert found.to_json()["fits"] is None
+
+
+def certain(kind: str) -> Drawn:
+    """Returns sessions whose clicks leave nothing to chance."""
+    drawn = draw("pbm", 3, 4000)
+    clicks = {
+        "all": np.ones_like(drawn.clicks),
+        "documents": drawn.shown % 2 == 0,
+        "ranks": np.broadcast_to(np.arange(RANKS) < 2, drawn.clicks.shape),
+    }
+    return drawn._replace(clicks=clicks[kind])
+
+
+@pytest.mark.parametrize("by", ["rank", "last-click"])
+def test_a_log_of_clicks_alone_is_not_checked(by: str) -> None:
+    found = goodness_of_fit(count(certain("all"), by=by))
+    assert [check.reason for check in found.checks] == ["every impression was clicked"] * 4
+    assert "(every impression was clicked)" in found.checks[0].sentence
+    assert found.text() == "Whether the position-based model fits cannot be checked: every impression was clicked."
+
+
+@pytest.mark.parametrize("kind", ["documents", "ranks"])
+def test_clicks_without_chance_have_no_p_value(kind: str) -> None:
+    found = goodness_of_fit(count(certain(kind)))
+    assert all(np.isnan(check.p_value) for check in found.checks)
+    assert {check.reason for check in found.checks} == {ALWAYS_OR_NEVER}
+
+
+def test_a_handful_of_impressions_without_a_click_is_no_evidence() -> None:
+    drawn = certain("all")
+    clicks = drawn.clicks.copy()
+    clicks[:5, -1] = False
+    found = goodness_of_fit(count(drawn._replace(clicks=clicks)))
+    assert {check.reason for check in found.checks[2:]} == {TOO_FEW_UNCLICKED}
+
+
+def test_ranks_that_no_document_connects_are_not_called_too_few() -> None:
+    drawn = draw("pbm", 3, 4000)
+    still = drawn._replace(shown=np.broadcast_to(np.arange(RANKS), drawn.shown.shape))
+    assert by_name(goodness_of_fit(count(still)))["trust"].reason == "no document with clicks connects two ranks"
 
 
 def test_whole_weights_count_as_sessions_and_others_are_refused() -> None:

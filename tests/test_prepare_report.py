@@ -116,11 +116,13 @@ def test_a_log_without_clicks_and_dropped_rows_are_warned_about(tmp_path: Path) 
     with pytest.raises(DataError, match="found 1 of 2 rows at a rank that another row"):
         prepare(write(tmp_path / "b.csv", rows), tmp_path / "b")
     lossy = prepare(tmp_path / "b.csv", tmp_path / "b", pages="first")
-    first, second = lossy.metadata["report"]["warnings"]
-    assert first == "3 of 4 rows were dropped, 2 of them as rows without keys"
+    _, first, second = lossy.metadata["report"]["warnings"]
+    assert first.startswith("2 of 4 rows (50%) were dropped, 2 of them as rows without a session, query or document")
+    assert "from 2% on" in first
     assert second.startswith("1 of 4 rows stand at a rank of their list that an earlier row has with another document")
     half = prepare(write(tmp_path / "c.csv", "s,q,a,1,1\n,q,b,1,0\n"), tmp_path / "c")
-    assert half.metadata["report"]["warnings"] == []
+    alone, _ = half.metadata["report"]["warnings"]
+    assert alone.startswith("every impression of the log was clicked")
 
 
 def test_clicks_on_what_was_not_shown_are_warned_about(tmp_path: Path) -> None:
@@ -128,14 +130,16 @@ def test_clicks_on_what_was_not_shown_are_warned_about(tmp_path: Path) -> None:
     raw.write_text("1\t0\tQ\tq\t0\ta\tb\n1\t1\tC\ta\n1\t2\tC\tx\n1\t3\tC\ty\n")
     log = prepare(raw, tmp_path / "out", format="yandex")
     assert log.metadata["report"]["warnings"] == [
-        "2 of 3 clicks were dropped, 2 of them as clicks on documents not shown"
+        "2 of 3 clicks (67%) were dropped, 2 of them as clicks on documents not shown (from 2% on, this is a warning)"
     ]
 
 
 def test_repeated_graded_rows_are_warned_about(tmp_path: Path) -> None:
     (tmp_path / "grades.txt").write_text("q 0 a 1\n" * 4 + "q 0 b 0\n")
     made = prepare(tmp_path / "grades.txt", tmp_path / "out", format="qrels")
-    assert made.metadata["report"]["warnings"] == ["3 of 5 rows were dropped, 3 of them as repeated pairs"]
+    assert made.metadata["report"]["warnings"] == [
+        "3 of 5 rows (60%) were dropped, 3 of them as repeated pairs (from 2% on, this is a warning)"
+    ]
 
 
 LETOR = "{} qid:1 1:1\n{} qid:1 1:2\n{} qid:2 1:3\n{} qid:2 1:4\n"
@@ -168,6 +172,48 @@ def test_negative_grades_of_a_log_are_warned_about(tmp_path: Path) -> None:
     (tmp_path / "grades.txt").write_text("shoes 0 a 1\nshoes 0 b -1\n")
     (found,) = prepare(raw, tmp_path / "out", labels=tmp_path / "grades.txt").metadata["report"]["warnings"]
     assert "1 of 2 grades are below 0 and count as 0, not relevant" in found
+
+
+@pytest.mark.parametrize(("lost", "warned"), [(1, False), (2, True)])
+def test_losses_are_warned_about_from_two_per_cent_on(tmp_path: Path, lost: int, warned: bool) -> None:
+    rows = "".join(f"s{i},{'' if i < lost else 'q'},a,1,{i % 2}\n" for i in range(100))
+    made = prepare(write(tmp_path / "a.csv", rows), tmp_path / "a")
+    assert bool(made.metadata["report"]["warnings"]) == warned
+    (tmp_path / "grades.csv").write_text(
+        "query,document,label\n" + "".join(f"q{i},a,{'' if i < lost else 1}\n" for i in range(100))
+    )
+    made = prepare(tmp_path / "grades.csv", tmp_path / "b", format="qrels")
+    assert any("were dropped" in warning for warning in made.metadata["report"]["warnings"]) == warned
+
+
+def test_grades_that_are_not_used_are_warned_about(tmp_path: Path) -> None:
+    raw, grades = write(tmp_path / "log.csv", ROWS), tmp_path / "grades.csv"
+    grades.write_text("query,document,label\nshoes,a,2\nhats,nowhere,1\nshoes,b,1\n,b,1\n")
+    first, second = prepare(raw, tmp_path / "a", labels=grades).metadata["report"]["warnings"]
+    assert first.startswith(
+        "1 of 4 grades in grades.csv (25%) were dropped, 1 of them as rows without a query, document"
+    )
+    assert second.startswith("1 of the 3 graded pairs in grades.csv (33%) are not in the data")
+
+
+@pytest.mark.parametrize("place", ["table", "qrels", "column"])
+def test_differing_grades_name_the_first_pair_and_which_grade_counts(tmp_path: Path, place: str) -> None:
+    grades = tmp_path / "grades.csv"
+    if place == "column":
+        header = "session,query,document,rank,click,label"
+        raw = write(grades, "s,shoes,b,1,0,1\ns,shoes,a,2,1,2\nt,shoes,a,1,0,0\nt,shoes,b,2,0,1\n", header)
+        made, row = prepare(raw, tmp_path / "out"), 3
+    elif place == "table":
+        grades.write_text("query,document,label\nshoes,b,1\nshoes,a,2\nshoes,a,0\n")
+        made, row = prepare(write(tmp_path / "log.csv", ROWS), tmp_path / "out", labels=grades), 3
+    else:
+        grades.write_text("shoes 0 b 1\nshoes 0 a 2\nshoes 0 a 0\n")
+        made, row = prepare(grades, tmp_path / "out", format="qrels"), 2
+    warning = next(w for w in made.metadata["report"]["warnings"] if "differing" in w)
+    assert warning == (
+        "a pair of query and document has differing grades, of which the first counts: query 'shoes' with document 'a' "
+        f"(grades.csv, row {row}) has 0 to 2, and 2 counts"
+    )
 
 
 @pytest.mark.parametrize("text", ["shoes 0 a good\n", "query,document,label\nshoes,a,good\n"])
@@ -224,6 +270,12 @@ def test_splits_are_named_once(tmp_path: Path, ultr: Any, text: Any, message: An
     assert (code, out) == (2, "")
     assert message in err
     assert left(tmp_path) == ["log.csv"]
+
+
+def test_a_log_of_clicked_rows_alone_is_warned_about(tmp_path: Path) -> None:
+    made = prepare(write(tmp_path / "a.csv", "s,q,a,1,1\ns,q,b,2,1\nt,q,b,1,1\n"), tmp_path / "a")
+    [warning] = made.metadata["report"]["warnings"]
+    assert warning.startswith("every impression of the log was clicked: probably only the clicked rows were exported")
 
 
 def test_the_command_says_everything_once(tmp_path: Path, ultr: Any) -> None:

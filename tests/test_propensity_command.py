@@ -37,11 +37,11 @@ def test_the_command_prints_what_the_function_finds(ultr: Ultr, devices: ClickLo
     (curve,) = found["propensities"]
     assert curve == json.loads(json.dumps(propensity.conditional_likelihood(devices).to_json()))
     assert set(curve["ranks"][0]) == {
-        "rank", "propensity", "standard_error", "interval", "impressions", "unsupported"
+        "rank", "propensity", "standard_error", "interval", "impressions", "compared", "unsupported"
     }  # fmt: skip
     _, text, _ = ultr("propensity", devices.path, "--no-check")
     head, _, first, second, *_ = text.splitlines()
-    assert head.split() == ["rank", "propensity", "standard", "error", "95", "%", "interval", "impressions"]
+    assert head.split() == ["rank", "propensity", "standard", "error", "95", "%", "interval", "impressions", "compared"]
     assert first.split()[:2] == ["1", "1.0000"]
     assert second.split()[1] == f"{curve['ranks'][1]['propensity']:.4f}"
 

@@ -34,7 +34,7 @@ from ultr import propensity
 from ultr.data.columns import MAX_RANKS
 from ultr.errors import ConfigError, DataError
 from ultr.propensity import ESTIMATORS
-from ultr.propensity.arm_counts import as_arm_counts
+from ultr.propensity.arm_counts import ArmCounts, as_arm_counts
 from ultr.propensity.bootstrap import group_queries
 from ultr.propensity.propensities import NO_CLICK_VARIATION, ZERO_COUNT_LIMIT
 
@@ -375,3 +375,27 @@ def test_weights_count_as_so_many_sessions(name: str, tmp_path: Path) -> None:
     found = [estimate(name, write_small(tmp_path / str(i), some)) for i, some in enumerate((many, weighted))]
     for field in ("value", "standard_error", "interval", "impressions"):
         np.testing.assert_allclose(getattr(found[1], field), getattr(found[0], field), rtol=1e-7, atol=1e-12)
+
+
+def fixed(first: int) -> ArmCounts:
+    """Documents of one rank each, from rank `first` to 4, of which the last is never clicked."""
+    arm = np.arange(first - 1, 4)
+    clicks = np.where(arm == 3, 0.0, 5.0)
+    return ArmCounts(arm - arm[0], arm, np.full(len(arm), 50.0), clicks, np.zeros(len(arm), np.int64), 4)
+
+
+def test_a_deterministic_logger_shows_impressions_that_nothing_compares() -> None:
+    found = propensity.conditional_likelihood(fixed(1))
+    assert found.unsupported == dict.fromkeys((2, 3, 4), "no document connects it with rank 1")
+    assert found.impressions.tolist() == [0] * 4
+    rows = found.to_json()["ranks"]
+    assert [row["impressions"] for row in rows] == [50] * 4
+    assert [row["compared"] for row in rows] == [0] * 4
+    assert [row[4:6] for row in found.table_rows()[:2]] == [["impressions", "compared"], ["50", "0"]]
+
+
+@pytest.mark.parametrize("method", ["conditional_likelihood", "all_pairs", "ctr"])
+def test_a_rank_without_documents_was_not_shown_rather_than_not_clicked(method: str) -> None:
+    found = getattr(propensity, method)(fixed(2))
+    assert found.unsupported[1] == "no document was shown there"
+    assert found.unsupported[2] == "rank 1, which it is compared with, was never shown"

@@ -485,3 +485,28 @@ def test_documents_that_are_not_judged_have_features_and_no_grade(tmp_path: Path
     np.testing.assert_array_equal(present(both.vocabulary.labels)[1:], [2, 1, 0, np.nan])
     with pytest.raises(DataError, match="expected graded documents, found none"):
         prepare(write(tmp_path / "none.txt", "", "-1 qid:1 1:1"), tmp_path / "none", format="letor")
+
+
+@pytest.mark.parametrize("blank", ["\u00a0", "\u2003", "\u3000", "\ufeff", " \u00a0\t"])
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_blanks_of_unicode_are_no_part_of_names(tmp_path: Path, blank: str, kind: str) -> None:
+    names = ["session", "query", "document", "rank", "click"]
+    rows = [
+        ("s", "röd hat", "a", 1, 0),
+        ("t", f"{blank}röd hat{blank}", f"a{blank}", 1, 1),
+        (f"t{blank}", "x", "b", 1, 0),
+    ]
+    raw = tmp_path / f"log.{kind}"
+    if kind == "csv":
+        quoted = [",".join(f'"{value}"' for value in row) for row in rows]
+        raw.write_text("\n".join([",".join(names), *quoted]) + "\n", encoding="utf-8")
+    else:
+        columns = {name: [row[i] for row in rows] for i, name in enumerate(names)}
+        pq.write_table(pa.table(columns), raw)
+    grades = tmp_path / "grades.csv"
+    grades.write_text(f"query,document,label\nröd hat{blank},{blank}a,2\n", encoding="utf-8")
+    log = prepare_log(raw, tmp_path / "out", labels=grades)
+    assert log.vocabulary.query_names.to_pylist() == ["röd hat", "x"]
+    assert log.vocabulary.document_names.to_pylist() == ["a", "b"]
+    assert log.metadata["report"]["distinct_sessions"] == 2
+    assert log.metadata["report"]["documents"]["pairs_graded"] == 1

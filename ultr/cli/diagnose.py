@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -11,6 +12,9 @@ from ultr.cli import json_option, output, ranks_option
 from ultr.cli.inputs import load_model, other_inputs
 from ultr.cli.options import FiniteRange, InVain, refuse_in_vain
 from ultr.errors import UltrError
+
+if TYPE_CHECKING:
+    from ultr.data import ClickLog, Collection, Counts
 
 
 @click.command()
@@ -33,8 +37,9 @@ from ultr.errors import UltrError
 @click.option(
     "--candidates",
     type=click.Path(path_type=Path),
-    help="Collection of the lists that rankings are made of, to say what of them the log never shows [the documents "
-    "that the log knows of its queries].",
+    help="The lists that rankings are made of, to say what of them the log never shows: a prepared collection, or a "
+    "table with the columns query, document and the features of the log [the documents that the log knows of its "
+    "queries].",
 )
 @click.option("--run", type=click.Path(path_type=Path), help="Run of `ultr train` whose bias curve to compare.")
 @click.option(
@@ -69,7 +74,7 @@ def command(
     Example:
       ultr diagnose log --target 0.05
     """
-    from ultr.data import Collection, open_counted
+    from ultr.data import open_counted
     from ultr.identifiability import agreement, diagnose_candidates, report
     from ultr.propensity import conditional_likelihood
 
@@ -79,7 +84,7 @@ def command(
     found = report(source, target=target, ranks=ranks, share=share, pairs=pairs)
     stopping.check()
     result, text = found.to_json(), found.text()
-    lists = None if candidates is None else Collection.open(candidates)
+    lists = None if candidates is None else _read_candidates(candidates, source)
     unseen = diagnose_candidates(source, lists, share=share)
     stopping.check()
     result["candidates"] = unseen.to_json()
@@ -97,3 +102,17 @@ def command(
             sentence = f"The learned curve cannot be compared: {str(e).rstrip('.')}."
         text = f"{sentence}\n\n{text}"
     output(result, text, as_json)
+
+
+def _read_candidates(path: Path, source: ClickLog | Counts) -> Collection:
+    """Opens a prepared collection, or reads a table with the features that the log has."""
+    from ultr.data import Collection
+    from ultr.ingest.candidates import read_candidates
+    from ultr.ingest.sources import table_columns
+
+    if not path.is_file():
+        return Collection.open(path)
+    features = source.vocabulary.feature_names
+    if not features:  # those of impressions are in a log what a table of candidates has
+        features = tuple(sorted(set(source.input_schema.features) & set(table_columns(path))))
+    return read_candidates(path, features, graded=False)

@@ -104,7 +104,8 @@ def _column_options(command: Callable[..., None]) -> Callable[..., None]:
     "--pages",
     type=click.Choice(["separate", "joined", "first"]),
     help="Where ranks start again with other documents within a session and query: lists of their own, further pages "
-    "whose ranks go on, or rows to drop [separate with a warning; UBI logs need an answer].",
+    "whose ranks go on, or rows to drop: first keeps one list per session and query, the first row at each rank, so "
+    "that reloads are not told apart either [separate with a warning; UBI logs need an answer].",
 )
 @click.option("--memory-limit", help="Most memory of the query engine, such as 4GB; beyond it, disk is used.")
 @seed_option
@@ -185,13 +186,23 @@ def command(
     lines += [f"split {name}: {count:,}" for name, count in facts["splits"].items()]
     # The report without the warnings, which go to standard error, and without what is printed above.
     lines += _report_lines({n: v for n, v in facts["report"].items() if n != "warnings" and facts.get(n) != v})
+    if isinstance(made, ClickLog):
+        facts["lists"] = facts["sessions"]  # by the name that the text has
     output(facts, "\n".join([f"wrote {out}", *lines]), as_json)
     for warning in facts["report"]["warnings"]:
         click.echo(f"warning: {warning}", err=True)
 
 
 # What the numbers of a log are called for people: its rows are lists, of which a session may have several.
-_LABELS = {"sessions": "lists", "distinct_sessions": "sessions"}
+_LABELS = {
+    "sessions": "lists",
+    "distinct_sessions": "sessions",
+    "queries_with_several_views": "queries of a session with several lists",
+    "by_time": "queries of a session whose repeated ranks time explains, as views or copies",
+    "by_order": "queries of a session whose repeated ranks the order of rows explains, as views or copies",
+    "by_column": "queries of a session with several lists by the column of views",
+    "pages": "lists of these that show other documents than the lists above them",
+}
 
 
 def _report_lines(report: dict[str, Any], prefix: str = "") -> list[str]:

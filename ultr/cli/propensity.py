@@ -200,13 +200,24 @@ def _check_ranks(shown: int, ranks: int | None) -> None:
 def _csv(found: Mapping[str, Propensities]) -> str:
     """Writes one row per curve and rank; values that are not known stay empty."""
     contexts = list(dict.fromkeys(name for curve in found.values() for name in curve.context))
-    head = ["method", *contexts, "rank", "propensity", "standard_error", "low", "high", "impressions", "unsupported"]
+    head = [
+        "method",
+        *contexts,
+        "rank",
+        "propensity",
+        "standard_error",
+        "low",
+        "high",
+        "impressions",
+        "compared",
+        "unsupported",
+    ]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(head)
     for curve in found.values():
         for row in curve.to_json()["ranks"]:
-            numbers = [row["propensity"], row["standard_error"], *row["interval"], row["impressions"]]
+            numbers = [row["propensity"], row["standard_error"], *row["interval"], row["impressions"], row["compared"]]
             where = [curve.context.get(name, "") for name in contexts]
             writer.writerow([curve.method, *where, row["rank"], *numbers, row["unsupported"] or ""])
     return text.getvalue()
@@ -217,7 +228,11 @@ def _report(found: Mapping[str, Propensities], fits: Mapping[str, GoodnessOfFit]
     first, *others = found.values()
     if not others:
         rows = [row[:-1] for row in first.table_rows()]
-        lines = [table(rows), "propensity: how much a rank is examined, relative to rank 1"]
+        lines = [
+            table(rows),
+            "propensity: how much a rank is examined, relative to rank 1; compared: impressions of the documents that "
+            "compare ranks",
+        ]
     else:
         rows = [["rank", *found]]
         rows += [[str(rank), *(_cell(curve, i) for curve in found.values())] for i, rank in enumerate(first.rank)]

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ultr import stopping
+from ultr.data.raw_files import preparing_hint
 from ultr.data.schema import CollectionMetadata, CountsMetadata, LogMetadata, check_schema
 from ultr.errors import DataError
 from ultr.exhaustion import memory_problem
@@ -112,11 +113,13 @@ def read_metadata(path: str | os.PathLike[str], formats: Sequence[str]) -> dict[
     file = folder / METADATA_FILE
     make = "Make one with `ultr prepare` or `ultr simulate`."
     if folder.is_file():
-        example = "" if LOG_FORMAT in formats else " --format letor"
-        made = "log" if LOG_FORMAT in formats else "collection"
         raise DataError(
             f"expected a prepared folder ({' or '.join(_KINDS[name] for name in formats)}), found a file",
-            fix=f"Prepare it first: `ultr prepare {folder}{example} --out {made}`, and give the folder {made} here.",
+            fix=preparing_hint(
+                folder,
+                log=COLLECTION_FORMAT not in formats or len(formats) > 1,
+                collection=COLLECTION_FORMAT in formats,
+            ),
             file=folder,
         )
     if not folder.is_dir():

@@ -204,7 +204,7 @@ def _of_collection(counts: _Shown, lists: Collection, queries: np.ndarray) -> _C
     kept = np.isin(query, queries)
     document = np.asarray(lists.document)[kept]
     features = lists.features if lists.features is None else lists.features[kept]
-    if features is not None and own.feature_names != names.feature_names:
+    if features is not None and names.feature_names and own.feature_names != names.feature_names:
         features = None
     title = np.asarray(own.document_names.to_pylist())[document - 1]
     return _Candidates(query[kept], own.ids_in(names)[document], title, features)

@@ -19,7 +19,8 @@ from ultr.data.vocabulary import Vocabulary
 from ultr.errors import DataError
 from ultr.ingest.engine import Engine, EngineError
 from ultr.ingest.positions import file_and_row
-from ultr.ingest.readers.qrels import DOCUMENT, LABEL, QUERY
+from ultr.ingest.readers.likely_format import other_format_named
+from ultr.ingest.readers.qrels import graded_columns
 from ultr.ingest.sources import ScannedFiles, expand_inputs, scan_table
 from ultr.ingest.values import as_name, convert_columns, raise_first_bad, trimmed
 
@@ -32,11 +33,13 @@ def read_candidates(
     *,
     graded_by: Vocabulary | None = None,
     max_grade: float | None = None,
+    graded: bool = True,
 ) -> Collection:
     """Reads the candidates of queries as a collection: a row of a CSV, TSV or Parquet table each.
 
     The table has the columns query and document (other usual names are recognised, as in a table of grades), the
-    features, and where it has a column label, the grades. Candidates without a grade are left out.
+    features, and where it has a column label, the grades. Candidates without a grade are left out, unless grades do
+    not matter.
 
     Args:
       path: the file.
@@ -44,6 +47,7 @@ def read_candidates(
       graded_by: a vocabulary with grades, which are taken where the table has no column of its own. Their scale is
         that of the candidates.
       max_grade: the highest grade of the scale; None: that of `graded_by`, or without one the highest grade found.
+      graded: whether grades matter; False: all candidates have the grade 0.
 
     Raises:
       DataError: a column is missing, a feature is not a finite number, a candidate comes twice, a grade is above the
@@ -51,9 +55,12 @@ def read_candidates(
     """
     (file,) = expand_inputs([path])
     with tempfile.TemporaryDirectory(prefix="ultr-") as folder, Engine(beside=Path(folder)) as engine:
-        raw = scan_table(engine, file, 0)
+        with other_format_named(file, collection=True):
+            raw = scan_table(engine, file, 0)
         scanned = ScannedFiles([raw])
-        chosen = _columns(file, list(raw.columns), features)
+        chosen = _columns(file, list(raw.columns), features, graded)
+        if not graded:
+            chosen.pop("label", None)
         table = raw.table.select(
             at=raw.at, **{ours: raw.columns[name] for ours, name in chosen.items()}, **scanned.broken(raw)
         )
@@ -80,7 +87,7 @@ def read_candidates(
         again = np.ones(len(rows), bool)
         again[first] = False
         reject(again, "expected each candidate of a query once, found it twice", chosen["document"])
-    label = _grades(rows, graded_by)
+    label = _grades(rows, graded_by) if graded else np.zeros(len(rows), np.float32)
     there = ~np.isnan(label)
     scale = max_grade or (graded_by.max_grade if graded_by is not None else None) or None
     if scale is not None and (above := there & (label > np.float32(scale))).any():
@@ -116,22 +123,14 @@ def _name(column: Any) -> Any:
     return as_name(trimmed(column) if column.type().is_string() else column)
 
 
-def _columns(file: Path, found: list[str], features: Sequence[str]) -> dict[str, str]:
+def _columns(file: Path, found: list[str], features: Sequence[str], graded: bool) -> dict[str, str]:
     """Finds the columns: ours -> the name in the file."""
-    by_name = {name.lower(): name for name in reversed(found)}
-    chosen: dict[str, str] = {}
-    for ours, known in (("query", QUERY), ("document", DOCUMENT), ("label", LABEL)):
-        if (name := next((by_name[name] for name in known if name in by_name), None)) is not None:
-            chosen[ours] = name
-        elif ours != "label":
-            raise DataError(
-                f"expected a column for the {ours}, one of {list(known)}, found the columns {found}",
-                file=file,
-                field=ours,
-            )
+    with other_format_named(file, collection=True):
+        chosen = graded_columns(file, found, optional=("label",))
     if missing := [name for name in features if name not in found]:
         raise DataError(
-            f"expected the features that the model reads, {list(features)}, found the columns {found}",
+            f"expected the features that {'the model reads' if graded else 'the log has'}, {list(features)}, found the "
+            f"columns {found}",
             fix="Give each candidate every feature, under the name of the training data",
             file=file,
             field=missing[0],

@@ -27,12 +27,15 @@ class AssignedIds:
         the pair), label where there are grades, slot where rows have one; only the pairs that the rows hold.
       parent: the vocabulary whose ids were kept, or None.
       report: what was done to the grades, where there are any.
+      differing: of the first pair that its rows give differing grades: its names, `first` position, label, low and
+        high; and how many `pairs` there are. None without any.
     """
 
     queries: ir.Table
     pairs: ir.Table
     parent: Vocabulary | None
     report: dict[str, int]
+    differing: dict[str, Any] | None = None
 
 
 def assign_ids(
@@ -82,10 +85,16 @@ def assign_ids(
         judged = int(engine.record(pairs.agg(n=pairs.grade.count()))["n"])
         total = int(engine.record(grades.table.agg(n=grades.table.count()))["n"])
         report |= {"pairs_graded": judged, "grades_of_pairs_not_in_the_data": total - judged}
+    differing: dict[str, Any] | None = None
     if "label" in rows.columns and not unique_pairs:
         inline = engine.record(pairs.agg(differing=(pairs.low != pairs.high).sum(), negative=pairs.negative.sum()))
         for name, count in (("negative_read_as_0", "negative"), ("pairs_with_differing_grades", "differing")):
             report[name] = int(inline[count] or 0) + report.get(name, 0)
+        if inline["differing"]:
+            decided = (pairs.low != pairs.high) & (pairs.grade.isnull() if grades is not None else True)
+            of_rows = pairs.filter(decided)
+            first = engine.record(of_rows.order_by("first").limit(1))
+            differing = {**first, "pairs": engine.number(of_rows.count())} if first else None
 
     new = pairs.filter(pairs.known.isnull())
     order = [new[n] for n in ("query_id", "first", "rank", "document") if n in new.columns]
@@ -95,7 +104,7 @@ def assign_ids(
     if parent is not None:
         old = pairs.filter(pairs.known.notnull())
         numbered = numbered.union(old.select(*columns, document_id=old.known, new=ibis.literal(False)))
-    return AssignedIds(queries, engine.stage("pairs", numbered), parent, report)
+    return AssignedIds(queries, engine.stage("pairs", numbered), parent, report, differing)
 
 
 def vocabulary_tables(

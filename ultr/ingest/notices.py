@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from ultr.ingest.packing import Repairs
+from ultr.ingest.positions import FileRow
 from ultr.ingest.view_rules import ViewCounts
 from ultr.ingest.views import FEW
 from ultr.text import counted
 
-NOTICEABLE = 0.02  # share of the grades
+LOST = 0.02  # share of what was read from which on its loss is a warning
 
 
 def log_warnings(
@@ -36,15 +37,22 @@ def log_warnings(
         )
     if not report["clicks"]:
         out.append("the log has not a single click: nothing can be learned from it")
-    rows = ("rows_without_keys", "duplicate_ranks", "duplicate_documents")
-    out += _mostly("rows", shown, dropped, rows)
+    elif report["clicks"] == report["impressions"]:
+        out.append(
+            "every impression of the log was clicked: probably only the clicked rows were exported. Propensities and "
+            "relevance need the documents that were shown and not clicked as well"
+        )
+    if graded_by is not None and report["documents"]["pairs_graded"]:
+        out += _grades_lost(report["documents"], graded_by)
+    # Rows at a repeated rank, and documents twice in a list, have warnings of their own.
+    out += _lost("rows", shown, dropped, ("rows_without_keys",))
     if "events_without_keys" in dropped:
         events = report["rows"] - dropped["other_events"]
-        out += _mostly("impressions and clicks", events, dropped, ("events_without_keys",))
-    out += _mostly("lists", report["sessions"] + dropped["empty_lists"], dropped, ("empty_lists",))
+        out += _lost("impressions and clicks", events, dropped, ("events_without_keys",))
+    out += _lost("lists", report["sessions"] + dropped["empty_lists"], dropped, ("empty_lists",))
     clicks = ("clicks_on_documents_not_shown", "clicks_on_dropped_rows")
     read = report["clicks"] + repaired.get("repeated_clicks", 0) + sum(dropped[name] for name in clicks)
-    out += _mostly("clicks", read, dropped, clicks)
+    out += _lost("clicks", read, dropped, clicks)
     return out + _empty(splits)
 
 
@@ -53,7 +61,44 @@ def collection_warnings(report: Mapping[str, Any], *, splits: Mapping[str, int])
     counts = dict(report) | report.get("dropped", {})
     reasons = ("rows_without_keys", "duplicate_documents", "without_query_document_or_grade", "repeated_pairs")
     read = report["rows"] if "rows" in report else report["grades_read"]
-    return _mostly("rows", read, counts, reasons) + _empty(splits)
+    return _lost("rows", read, counts, reasons) + _empty(splits)
+
+
+def _grades_lost(counts: Mapping[str, int], graded_by: str) -> list[str]:
+    """Warns of grades in a file that are not used."""
+    out = _lost(f"grades in {graded_by}", counts["grades_read"], counts, ("without_query_document_or_grade",))
+    unused = counts["grades_of_pairs_not_in_the_data"]
+    pairs = unused + counts["pairs_graded"]
+    if unused >= LOST * pairs:
+        out.append(
+            f"{unused:,} of the {pairs:,} graded pairs in {graded_by} ({unused / pairs:.0%}) are not in the data, and "
+            f"their grades are not used (from {LOST:.0%} on, this is a warning). That is so where documents were "
+            "judged and never shown; if you expected them, check that both files name queries and documents alike"
+        )
+    return out
+
+
+def differing_grades(pairs: int, first: Mapping[str, Any], where: FileRow) -> str:
+    """Writes the warning about pairs of query and document that have several grades.
+
+    Args:
+      pairs: how many there are.
+      first: query, document and label of the first of them, and the lowest and highest of its grades, low and high.
+      where: where it stands.
+    """
+    several = "a pair of query and document has" if pairs == 1 else f"{pairs:,} pairs of query and document have"
+    return (
+        f"{several} differing grades, of which the first counts: query {first['query']!r} with document "
+        f"{first['document']!r} ({where['file'].name}, row {where['row']}) has {first['low']:g} to {first['high']:g}, "
+        f"and {first['label']:g} counts"
+    )
+
+
+def differing_in_rows(first: Mapping[str, Any] | None, where: Callable[[int], FileRow] | None) -> list[str]:
+    """Writes the warning about pairs whose rows have several grades; `first` is `AssignedIds.differing`."""
+    if first is None or where is None:
+        return []
+    return [differing_grades(first["pairs"], first, where(first["first"]))]
 
 
 def grade_warnings(documents: pa.Table, report: Mapping[str, Any]) -> list[str]:
@@ -74,14 +119,14 @@ def grade_warnings(documents: pa.Table, report: Mapping[str, Any]) -> list[str]:
             f"{left_out:,} of {left_out + len(grades):,} labels are -1 and none is 0: -1 is read as not judged, and "
             "metrics leave these documents out. If -1 means not relevant, write 0 in its place"
         )
-    elif left_out >= NOTICEABLE * (left_out + len(grades)):
+    elif left_out >= LOST * (left_out + len(grades)):
         out.append(
             f"{left_out:,} of {left_out + len(grades):,} labels are -1, which this format (LETOR, SVMlight) has for "
             "documents that are not judged: metrics leave them out. Qrels and tables of labels are read otherwise, a "
             "grade below 0 counts as 0 there. If -1 means not relevant here, write 0 in its place"
         )
     read = counts.get("grades_read") or counts.get("rows", 0)
-    if negative and negative >= NOTICEABLE * read:
+    if negative and negative >= LOST * read:
         out.append(
             f"{negative:,} of {read:,} grades are below 0 and count as 0, not relevant. If they stand for "
             "documents that are not judged, as -1 does in LETOR and SVMlight files, leave these rows out"
@@ -133,7 +178,8 @@ def view_warnings(counts: ViewCounts | None, *, shown: int, lists: int, pages: s
         out.append(
             f"ranks start again with other documents within a session and query: {counts.pages:,} of {lists:,} lists "
             "were made of such rows. If they are further pages of one list, add --pages joined. If they are lists of "
-            "their own, --pages separate keeps them so; --pages first drops them (in Python: pages='joined', ...)"
+            "their own, --pages separate keeps them so; --pages first drops them (in Python: "
+            "pages='joined', ...). It then makes one list of reloads, too"
         )
     if 0 < counts.copies < FEW * shown:
         out.append(f"{counted(counts.copies, 'row')} of {shown:,} were dropped as copies of others")
@@ -211,13 +257,25 @@ _EFFECT = (
 )
 
 
-def _mostly(unit: str, total: int, counts: Mapping[str, int], reasons: tuple[str, ...]) -> list[str]:
+def _lost(unit: str, total: int, counts: Mapping[str, int], reasons: tuple[str, ...]) -> list[str]:
+    """Warns where a share of `LOST` was dropped for any of the reasons."""
     gone = {name: counts.get(name, 0) for name in reasons}
     lost = sum(gone.values())
-    if 2 * lost <= total:
+    if not lost or lost < LOST * total:
         return []
     top = max(gone, key=lambda name: gone[name])
-    return [f"{lost:,} of {total:,} {unit} were dropped, {gone[top]:,} of them as {top.replace('_', ' ')}"]
+    return [
+        f"{lost:,} of {total:,} {unit} ({lost / total:.0%}) were dropped, {gone[top]:,} of them as "
+        f"{_REASONS.get(top, top.replace('_', ' '))} (from {LOST:.0%} on, this is a warning)"
+    ]
+
+
+_REASONS = {
+    "rows_without_keys": "rows without a session, query or document",
+    "events_without_keys": "events without a session or document",
+    "without_query_document_or_grade": "rows without a query, document or grade",
+    "empty_lists": "lists without a document",
+}
 
 
 def _empty(splits: Mapping[str, int]) -> list[str]:

@@ -22,7 +22,7 @@ from ultr.ingest.engine import Engine
 from ultr.ingest.output import Output
 from ultr.ingest.readers import READERS
 from ultr.ingest.readers.base import VIEW, ColumnRequest, GradedPairs, Reader
-from ultr.ingest.readers.qrels import read_grades
+from ultr.ingest.readers.qrels import read_qrels
 from ultr.ingest.sources import expand_inputs, is_parquet
 from ultr.ingest.to_collection import write_graded_lists
 from ultr.ingest.to_log import write_log
@@ -134,7 +134,7 @@ def prepare(
         locked(target),
         Engine(beside=beside, memory_limit=memory_limit) as engine,
     ):
-        grades = None if grades_file is None else read_grades(engine, grades_file, quote=quote)
+        grades = None if grades_file is None else read_qrels(engine, [grades_file], ColumnRequest(quote=quote))
         found = reader.read(engine, files, request)
         if isinstance(found, GradedPairs):
             report |= found.report
@@ -145,7 +145,9 @@ def prepare(
             if grades is not None:
                 raise ConfigError("the files are graded annotations themselves: labels do not apply to them")
             report |= {"rows": rows.read, "dropped": rows.dropped, "warnings": list(rows.warnings)}
-            return write_graded_lists(engine, output, rows.table, found.features, unique_pairs=False, report=report)
+            return write_graded_lists(
+                engine, output, rows.table, found.features, unique_pairs=False, report=report, where=found.where
+            )
         graded_by = None if grades_file is None else grades_file.name
         return write_log(engine, output, found, rows, request, grades=grades, graded_by=graded_by, report=report)
 
@@ -184,7 +186,7 @@ def _check_options(
 
 
 def _check_quote(reader: Reader, files: Sequence[Path], grades: Path | None) -> None:
-    tables = [*(files if reader.columns else []), *([] if grades is None else [grades])]
+    tables = [*(files if reader.columns or reader.may_be_csv else []), *([] if grades is None else [grades])]
     if all(is_parquet(path) for path in tables):
         raise ConfigError("whether quotes enclose values is a question of CSV and TSV: there is none among the files")
 

@@ -95,6 +95,15 @@ def column_names(path: Path) -> list[str]:
     return names
 
 
+def table_columns(path: Path) -> list[str]:
+    """Lists the names of the columns of a table: CSV, TSV or Parquet.
+
+    Raises:
+      DataError: as of `csv_file` and `parquet_schema`.
+    """
+    return column_names(path) if is_parquet(path) else csv_file(path).names
+
+
 def check_once(names: Sequence[str], path: Path) -> None:
     """Checks that each column of a file has a name of its own.
 

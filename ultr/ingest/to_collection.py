@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ibis.expr.types as ir
@@ -15,8 +15,15 @@ from ultr.data.splits import assign_split
 from ultr.data.storage import NAMED_BY_PLACE
 from ultr.ingest.engine import Engine
 from ultr.ingest.ids import assign_ids, vocabulary_tables
-from ultr.ingest.notices import collection_warnings, feature_warnings, grade_warnings, one_grade_warnings
+from ultr.ingest.notices import (
+    collection_warnings,
+    differing_in_rows,
+    feature_warnings,
+    grade_warnings,
+    one_grade_warnings,
+)
 from ultr.ingest.output import Output, split_names
+from ultr.ingest.positions import FileRow
 from ultr.ingest.readers.base import DocumentFeatures
 
 
@@ -28,6 +35,7 @@ def write_graded_lists(
     *,
     unique_pairs: bool,
     report: Mapping[str, Any],
+    where: Callable[[int], FileRow] | None = None,
 ) -> Collection:
     """Writes graded documents as a collection.
 
@@ -38,6 +46,7 @@ def write_graded_lists(
       features: features of the documents.
       unique_pairs: as for `assign_ids`.
       report: the first entries of the collection's report, and "warnings".
+      where: maps a position to the file and row; None where each pair comes once.
 
     Raises:
       DataError: no document has a grade.
@@ -60,6 +69,7 @@ def write_graded_lists(
     counted = split_counts(documents, splits, list(output.split or ()))
     made["warnings"] = [
         *report.get("warnings", ()),
+        *differing_in_rows(ids.differing, where),
         *feature_warnings(counts),
         *collection_warnings(made, splits=counted),
         *grade_warnings(graded, made),

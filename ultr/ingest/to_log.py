@@ -18,7 +18,14 @@ from ultr.ingest.checking import CheckedRows
 from ultr.ingest.engine import Engine
 from ultr.ingest.ids import AssignedIds, assign_ids, vocabulary_tables
 from ultr.ingest.lists import ListTable, TableStream, group_into_lists, list_times
-from ultr.ingest.notices import feature_warnings, grade_warnings, log_warnings, rank_warnings, view_warnings
+from ultr.ingest.notices import (
+    differing_in_rows,
+    feature_warnings,
+    grade_warnings,
+    log_warnings,
+    rank_warnings,
+    view_warnings,
+)
 from ultr.ingest.output import Output, split_names
 from ultr.ingest.packing import Repairs, pack_lists
 from ultr.ingest.readers.base import VIEW, ColumnRequest, GradedPairs, RawRows, column_option
@@ -116,6 +123,7 @@ def write_log(
             *rows.warnings,
             *notes,
             *(grades.warnings if grades is not None else ()),
+            *differing_in_rows(ids.differing, raw.where),
             *feature_warnings(counts),
             *grade_warnings(documents, made),
             *log_warnings(made, shown=rows.found, splits=writer.splits, graded_by=graded_by),

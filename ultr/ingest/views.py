@@ -209,5 +209,6 @@ def pages_help() -> str:
     return (
         "--pages separate makes each page a list, whose ranks count from the top of the page; --pages joined goes on "
         "counting where the page above ended, as for lists that users scroll through; --pages first keeps the first "
-        "row at each rank and drops the others (in Python: pages='separate', ...)"
+        "row at each rank of a session and query and drops the others, those of reloads too (in Python: "
+        "pages='separate', ...)"
     )

@@ -90,7 +90,8 @@ def _rate_sums(counts: ArmCounts, seed: int, max_groups: int) -> QuerySums:
         if not total[k]:
             reasons[k] = "no document was shown there"
         elif not clicked[0]:
-            reasons[k] = "rank 1, which it is compared with, was never clicked" if k else "never clicked"
+            never = "clicked" if total[0] else "shown"
+            reasons[k] = f"rank 1, which it is compared with, was never {never}" if k else "never clicked"
         elif not clicked[k]:
             limits[k] = ZERO_COUNT_LIMIT * total[0] / (clicked[0] * total[k])
 

@@ -234,6 +234,7 @@ def _curve_of_context(counts: ArmCounts, table: Propensities, arms: slice, conte
         standard_error=table.standard_error[arms],
         interval=table.interval[arms],
         impressions=table.impressions[arms],
+        shown=None if table.shown is None else table.shown[arms],
         unsupported={k - first: why for k, why in table.unsupported.items() if first < k <= last},
         warnings=tuple(warnings),
         covariance=None if table.covariance is None else table.covariance[arms, arms],

@@ -23,6 +23,7 @@ from ultr.propensity.conditional import fit_conditional, unbiased_click_variance
 from ultr.propensity.information import profile_laplacian
 
 SMALLEST_EXAMINATION = 0.02  # of the largest; below it 1 / examination is not resolved
+ROUNDING = 1e-9  # a variance per click below it is a rounding error
 LOW, HIGH = 0.1, 0.9  # quantiles of the relevance of clicked documents between which an effect is stated
 
 
@@ -99,8 +100,9 @@ def interactions(main: MainComponent, shapes: np.ndarray) -> list[Interaction]:
     bias = -change[counts.item] * (p2 - q * counts.sum_by_item(p2)[counts.item])
     residual = s[counts.item] * (counts.clicks - q * clicks[counts.item]) - bias
     inverse = np.linalg.pinv(profile_laplacian(counts, clicks[counts.item] * q), hermitian=True)
-    variance = np.maximum(unbiased_click_variance(counts, a), 0.0)
     expected = q * clicks[counts.item]
+    variance = unbiased_click_variance(counts, a)
+    variance = np.where(variance > ROUNDING * expected, variance, 0.0)  # 0 of documents that are always clicked
     low, high = _weighted_quantiles(s, clicks, (LOW, HIGH))
     out = []
     for shape in shapes:

@@ -69,7 +69,12 @@ WEIGHTED = (
     "session of weight w as w sessions"
 )
 TOO_FEW_RANKS = "the log has too few ranks for it"
+ONE_RANK_COMPARED = "no document with clicks connects two ranks"
 TOO_FEW_CLICKS = "too few clicks to notice a doubling"
+ALL_CLICKED = "every impression was clicked"
+ALWAYS_OR_NEVER = "the documents that it compares are always clicked at a rank, or never"
+TOO_FEW_UNCLICKED = "too few impressions without a click to tell chance from a misfit"
+FEWEST_UNCLICKED = 10  # impressions of the compared documents; with fewer, scores are not normal
 NOT_IN_CASCADE = "how far users read depends on the documents above, which no curve by document allows for"
 WITHHELD = (
     "withheld: less is examined below a click, as in a cascade, so that no curve by rank holds (--no-check gives that "
@@ -282,6 +287,8 @@ def goodness_of_fit_of_cells(
     nothing = np.full(looked_at, np.nan)
     whole = (np.mod(cells.impressions, 1) == 0).all() and (np.mod(cells.clicks, 1) == 0).all()
     copies = _weights_are_copies(source)
+    if len(cells.clicks) and (cells.clicks == cells.impressions).all():
+        return GoodnessOfFit(tuple(Check(name, reason=ALL_CLICKED) for name in CHECKS), nothing)
     if not copies or not whole or not cells.clicks.sum():
         reason = WEIGHTED if not copies else TOO_FEW_CLICKS if whole else UNEVEN_WEIGHTS
         return GoodnessOfFit(tuple(Check(name, reason=reason) for name in CHECKS), nothing)
@@ -344,7 +351,8 @@ def _dependence(name: str, cells: ContextCells, contrast: np.ndarray, groups: np
     """Tests a contrast within documents and ranks, and estimates the ratio between its two groups."""
     score = stratified_score(cells, contrast)
     if not DOUBLED * math.sqrt(score.variance) > NOTICED:
-        return Check(name, reason=TOO_FEW_CLICKS)
+        used = np.isfinite(contrast)
+        return Check(name, reason=_too_little(cells.impressions[used], cells.clicks[used]))
     noticed = math.exp(NOTICED / math.sqrt(score.variance))
     return Check(name, score.z, float(2 * ndtr(-abs(score.z))), effect=common_ratio(cells, groups), noticed=noticed)
 
@@ -366,15 +374,25 @@ def _check_relevance(cells: ContextCells, dependent: bool) -> list[Check]:
         tested = main_component(cells.by_last_click())
         shapes = np.repeat(shapes, classes_of(cells.ranks), axis=1)
     compared = np.flatnonzero(np.isfinite(main.log_propensity))
+    impressions, clicks = tested.counts.impressions, tested.counts.clicks
+    certain = impressions.sum() - clicks.sum() < FEWEST_UNCLICKED
     checks, effect = [], None
     for name, test in zip((TRUST, NOISE), interactions(tested, shapes), strict=True):
         if len(compared) < 2:
-            checks.append(Check(name, reason=TOO_FEW_RANKS))
-        elif not NOTICED * test.log_error < DOUBLED:
-            checks.append(Check(name, reason=TOO_FEW_CLICKS))
+            checks.append(Check(name, reason=TOO_FEW_RANKS if cells.ranks < 2 else ONE_RANK_COMPARED))
+        elif certain or not NOTICED * test.log_error < DOUBLED:
+            checks.append(Check(name, reason=_too_little(impressions, clicks)))
         else:
             lowest = int(compared[-1])
             effect = low_over_high(main, lowest, int(compared[0])) if effect is None else effect
             noticed = math.exp(NOTICED * test.log_error)
             checks.append(Check(name, test.z, float(ndtr(-test.z)), effect=effect, rank=lowest + 1, noticed=noticed))
     return checks
+
+
+def _too_little(impressions: np.ndarray, clicks: np.ndarray) -> str:
+    """Says why chance leaves nothing to see in cells, or why it is not known there."""
+    clicked = clicks > 0
+    if clicked.any() and (clicks == impressions)[clicked].all():
+        return ALWAYS_OR_NEVER
+    return TOO_FEW_CLICKS if clicks.sum() <= (impressions - clicks).sum() else TOO_FEW_UNCLICKED

@@ -252,5 +252,5 @@ def _without_value(counts: ArmCounts) -> dict[int, str]:
     if not clicks[0]:
         out.setdefault(0, "never clicked")
         for k in range(1, counts.arms):
-            out.setdefault(k, "rank 1, which it is compared with, was never clicked")
+            out.setdefault(k, f"rank 1, which it is compared with, was never {'clicked' if shown[0] else 'shown'}")
     return out

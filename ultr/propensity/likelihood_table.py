@@ -135,6 +135,7 @@ def tabulate_fit(
         unsupported={k + 1: text for k, text in sorted(reasons.items())},
         warnings=tuple(warnings),
         covariance=covariance,
+        shown=counts.sum_by_arm(counts.impressions),
     )
 
 
@@ -159,12 +160,14 @@ def _unsupported_arms(counts: ArmCounts, fit: LikelihoodFit, reference: int, nam
     for k in range(counts.arms):
         if not shown[k]:
             out[k] = "no document was shown there"
+        elif not shown[reference]:
+            out[k] = f"{name}, which it is compared with, was never shown"
+        elif component[k] != component[reference]:
+            out[k] = f"no document connects it with {name}"
         elif not clicked[k]:
             out[k] = "never clicked"
         elif not clicked[reference]:
             out[k] = f"{name}, which it is compared with, was never clicked"
-        elif component[k] != component[reference]:
-            out[k] = f"no document connects it with {name}"
         elif fit.component[k] != fit.component[reference]:
             out[k] = ONE_SIDED.format(name)
     return out

@@ -37,6 +37,7 @@ class Propensities:
       warnings: what to know before using the numbers.
       covariance: [K, K] float64, of log(value); NaN where there is none, None where the estimator computes none.
       context: the value of each context column by its name, for a curve of one context.
+      shown: [K] float64, impressions of the log, compared or not; None: the same as `impressions`.
     """
 
     method: str
@@ -49,6 +50,7 @@ class Propensities:
     warnings: tuple[str, ...] = ()
     covariance: np.ndarray | None = None
     context: dict[str, str] = dataclasses.field(default_factory=dict)
+    shown: np.ndarray | None = None
 
     @property
     def log_standard_error(self) -> np.ndarray:
@@ -75,8 +77,12 @@ class Propensities:
         return np.asarray(np.log(p) - np.log1p(-p))
 
     def to_json(self) -> dict[str, Any]:
-        """Converts to numbers, lists and dictionaries for `json.dumps`; numbers that are not finite become None."""
-        columns = zip(self.rank, self.value, self.standard_error, self.interval, self.impressions, strict=True)
+        """Converts to numbers, lists and dictionaries for `json.dumps`; numbers that are not finite become None.
+
+        `impressions` of a rank are those of the log, `compared` those behind the estimate.
+        """
+        shown = self.impressions if self.shown is None else self.shown
+        columns = zip(self.rank, self.value, self.standard_error, self.interval, shown, self.impressions, strict=True)
         out: dict[str, Any] = {
             "method": self.method,
             "ranks": [
@@ -86,9 +92,10 @@ class Propensities:
                     "standard_error": error,
                     "interval": interval,
                     "impressions": impressions,
+                    "compared": compared,
                     "unsupported": self.unsupported.get(int(rank)),
                 }
-                for rank, value, error, interval, impressions in columns
+                for rank, value, error, interval, impressions, compared in columns
             ],
             "warnings": self.warnings,
         }
@@ -111,7 +118,8 @@ class Propensities:
         def number(x: float) -> str:
             return f"{x:.4f}" if math.isfinite(x) else "-"
 
-        out = [["rank", "propensity", "standard error", "95 % interval", "impressions", ""]]
+        out = [["rank", "propensity", "standard error", "95 % interval", "impressions", "compared", ""]]
+        shown = self.impressions if self.shown is None else self.shown
         for i, rank in enumerate(self.rank.tolist()):
             low, high = self.interval[i]
             interval = f"{low:.4f} to {high:.4f}" if math.isfinite(low) and math.isfinite(high) else "-"
@@ -123,6 +131,7 @@ class Propensities:
                     number(self.value[i]),
                     number(self.standard_error[i]),
                     interval,
+                    f"{shown[i]:,.0f}",
                     f"{self.impressions[i]:,.0f}",
                     self.unsupported.get(rank, ""),
                 ]
@@ -131,14 +140,14 @@ class Propensities:
 
 
 def warn_of_one_rank(found: Propensities, shown: np.ndarray) -> Propensities:
-    """Adds a warning, and the impressions, where the log shows one rank only; returns other curves as they are.
+    """Adds the impressions of the log, and a warning where it shows one rank only.
 
     Args:
       shown: [K] impressions of the log.
     """
     if np.count_nonzero(shown) != 1:
-        return found
-    return dataclasses.replace(found, impressions=shown, warnings=(ONE_RANK, *found.warnings))
+        return dataclasses.replace(found, shown=shown)
+    return dataclasses.replace(found, shown=shown, impressions=shown, warnings=(ONE_RANK, *found.warnings))
 
 
 def log_scale_interval(value: np.ndarray, log_error: np.ndarray) -> np.ndarray:

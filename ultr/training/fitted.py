@@ -17,7 +17,7 @@ class TrainedOn:
       statistics: "rank" or "last-click": counts by these; "list": lists.
       collapsed: whether `fit` made these statistics of the log.
       rows: number of cells of counts, or of lists.
-      sessions: number of sessions behind them, by weight.
+      sessions: number of lists behind them, by weight; a session may have several.
       queries, documents: number of distinct queries and documents behind them; None: not known.
     """
 
@@ -59,13 +59,13 @@ class TrainedOn:
     @property
     def text(self) -> str:
         """Says it in a few words."""
-        sessions = f"{self.sessions:,.0f} sessions"
+        lists = f"{self.sessions:,.0f} {'list' if self.sessions == 1 else 'lists'}"
         if self.statistics == "query":
-            what = f"what {sessions} showed and clicked, by query"
+            what = f"what {lists} showed and clicked, by query"
         elif self.statistics != "list":
-            what = f"counts by {self.statistics.replace('-', ' ')} of {sessions} ({self.rows:,} cells)"
+            what = f"counts by {self.statistics.replace('-', ' ')} of {lists} ({self.rows:,} cells)"
         else:
-            what = f"{self.rows:,} distinct lists of {sessions}" if self.collapsed else sessions
+            what = f"{self.rows:,} distinct ones of {lists}" if self.collapsed else lists
         if self.queries is None:
             return what
         return f"{what}, on {self.queries:,} queries and {self.documents:,} documents"

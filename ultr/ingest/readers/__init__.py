@@ -67,6 +67,12 @@ READERS: Mapping[str, Reader] = {
             "letor:read_letor",
             counts_features=True,
         ),
-        Reader("qrels", "graded lists", "TREC qrels: query, iteration, document, grade", "qrels:read_qrels"),
+        Reader(
+            "qrels",
+            "graded lists",
+            "TREC qrels (query, iteration, document, grade), or a table with the columns query, document and label",
+            "qrels:read_qrels",
+            may_be_csv=True,
+        ),
     )
 }

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from ultr.errors import DataError
 from ultr.ingest.engine import Engine
 from ultr.ingest.positions import file_start
-from ultr.ingest.readers.base import ColumnRequest, DocumentFeatures, RawRows, missing_column
+from ultr.ingest.readers.base import ColumnRequest, DocumentFeatures, RawRows, missing_columns
 from ultr.ingest.sources import check_once, is_parquet, parquet_schema
 
 EMBEDDING = "query_document_embedding"
@@ -62,9 +62,9 @@ class _File:
         """
         lists = names["document"] in self.schema.names and self.listed(names["document"])
         wanted = names if lists else names | {"": LIST_NUMBER}
+        if missing := {ours: theirs for ours, theirs in wanted.items() if theirs not in self.schema.names}:
+            raise missing_columns(self.path, missing, self.schema.names)
         for ours, theirs in wanted.items():
-            if theirs not in self.schema.names:
-                raise missing_column(self.path, ours, theirs, self.schema.names)
             per_list = ours in ("session", "query", "time") or ours.startswith("context.")
             if self.listed(theirs) != (lists and not per_list):
                 found = self.schema.field(theirs).type
@@ -251,7 +251,7 @@ def _embeddings(files: list[_File], document: str) -> DocumentFeatures | None:
         return None
     if not all(having):
         bad = files[having.index(False)]
-        raise missing_column(bad.path, "", EMBEDDING, bad.schema.names)
+        raise missing_columns(bad.path, {"": EMBEDDING}, bad.schema.names)
     width = next((len(matrix[0]) for file in files for _, matrix in _matrices(file, document, None) if len(matrix)), 0)
 
     def fill(slots: np.ndarray, targets: np.ndarray, out: np.ndarray) -> None:

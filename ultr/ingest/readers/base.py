@@ -40,6 +40,7 @@ class Reader:
       features, context: columns that can be asked for as features of impressions or as context of lists; None for
         any column of the files.
       counts_features: whether a document has the features 1 to N, of which the files leave out those that are 0.
+      may_be_csv: whether files with fixed fields may be CSV or TSV.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Reader:
     features: tuple[str, ...] | None = ()
     context: tuple[str, ...] | None = ()
     counts_features: bool = False
+    may_be_csv: bool = False
 
     def check(self, request: ColumnRequest) -> None:
         """Checks that files of the format can have the requested columns.
@@ -209,26 +211,44 @@ class DocumentFeatures:
 ReadFunction = Callable[["Engine", "list[Path]", ColumnRequest], "RawRows | GradedPairs"]
 
 
-def column_option(name: str) -> str:
-    """Says how to choose the column of the files that holds one of our columns."""
-    return f"Name it with --{name} COLUMN (in Python: columns={{'{name}': ...}})."
+def column_option(*names: str) -> str:
+    """Says how to choose the columns of the files that hold some of our columns."""
+    options = " and ".join(f"--{name} COLUMN" for name in names)
+    ours = ", ".join(f"'{name}': ..." for name in names)
+    return f"Name {'it' if len(names) == 1 else 'them'} with {options} (in Python: columns={{{ours}}})."
 
 
-def missing_column(path: Path, name: str, in_file: str, found: Sequence[str]) -> DataError:
-    """Makes the error about a column that a file does not have.
+def missing_columns(path: Path, names: Mapping[str, str], found: Sequence[str]) -> DataError:
+    """Makes the error about columns that a file does not have, all of them.
 
     Args:
       path: the file.
-      name: our name of the column, "feature.<name>" or "context.<name>"; empty where its name in the file is fixed.
-      in_file: the name that it should have in the file.
+      names: our names of the columns, "feature.<name>" or "context.<name>", or empty where the name in the file is
+        fixed -> the names that they should have in the file.
       found: names of the columns of the file.
     """
-    ours = bool(name) and not name.startswith(("feature.", "context."))
-    wanted = f"a column '{in_file}'" + (f" for '{name}'" if ours and name != in_file else "")
-    fix = column_option(name) if ours else "Check its name."
+    from ultr.data.raw_files import is_graded_header
+
+    ours = [name for name in names if name and not name.startswith(("feature.", "context."))]
+    wanted = ", ".join(
+        f"'{theirs}'" + (f" for '{name}'" if name in ours and name != theirs else "") for name, theirs in names.items()
+    )
+    if len(ours) == len(names):
+        fix = column_option(*ours)
+    else:
+        fix = f"{column_option(*ours)} Check the other names." if ours else "Check its name."
     if found and all(_is_number(column) or not column for column in found[-2:]):
         fix = "The first line seems to hold data: put a line with the names of the columns above it."
-    return DataError(f"expected {wanted}, found the columns {names_text(found)}", fix=fix, file=path, field=in_file)
+    elif is_graded_header(found):
+        fix = (
+            "It looks like a table of grades: --format qrels makes a collection of it, and --labels FILE gives its "
+            "grades to a log of clicks (in Python: format='qrels', labels=...)."
+        )
+    columns = "a column" if len(names) == 1 else "the columns"
+    field = ", ".join(names.values())
+    return DataError(
+        f"expected {columns} {wanted}, found the columns {names_text(found)}", fix=fix, file=path, field=field
+    )
 
 
 def _is_number(text: str) -> bool:

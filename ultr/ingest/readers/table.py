@@ -7,7 +7,7 @@ from pathlib import Path
 import ibis.expr.types as ir
 
 from ultr.ingest.engine import Engine
-from ultr.ingest.readers.base import COLUMNS, REQUIRED_COLUMNS, VIEW, ColumnRequest, RawRows, missing_column
+from ultr.ingest.readers.base import COLUMNS, REQUIRED_COLUMNS, VIEW, ColumnRequest, RawRows, missing_columns
 from ultr.ingest.readers.likely_format import other_format_named
 from ultr.ingest.sources import ScannedFiles, ScannedTable, is_parquet, scan_table
 from ultr.ingest.values import trimmed
@@ -36,10 +36,9 @@ def read_table(engine: Engine, files: list[Path], request: ColumnRequest) -> Raw
     untidy = {path for path in files if not is_parquet(path)}  # files of which texts are trimmed, in one pass
 
     def part(table: ScannedTable) -> ir.Table:
-        for ours, theirs in names.items():
-            if theirs not in table.columns:
-                with other_format_named(table.path):
-                    raise missing_column(table.path, ours, theirs, list(table.columns))
+        if missing := {ours: theirs for ours, theirs in names.items() if theirs not in table.columns}:
+            with other_format_named(table.path):
+                raise missing_columns(table.path, missing, list(table.columns))
         columns = {ours: table.columns[theirs] for ours, theirs in names.items()}
         texts = {ours: x for ours, x in columns.items() if ours.startswith(TEXTS) and x.type().is_string()}
         if table.path in untidy or scanned.has_padding(engine, table, texts):

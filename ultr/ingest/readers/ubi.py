@@ -14,7 +14,7 @@ import ibis.expr.types as ir
 from ultr.errors import DataError
 from ultr.ingest.engine import Engine, EngineError
 from ultr.ingest.positions import file_start
-from ultr.ingest.readers.base import ColumnRequest, RawRows, missing_column
+from ultr.ingest.readers.base import ColumnRequest, RawRows, missing_columns
 from ultr.ingest.readers.lines import unnest_ranked
 from ultr.ingest.sources import ScannedFiles, ScannedTable, is_parquet, scan_table
 from ultr.ingest.text_files import line_blocks, open_bytes, plain_file
@@ -63,7 +63,7 @@ def read_ubi(engine: Engine, files: list[Path], request: ColumnRequest) -> RawRo
             queries.append(_query_columns(raw, paths, scanned))
         else:
             found = engine.json_fields(raw.read) if _is_json(path) else list(raw.columns)
-            raise missing_column(path, "action", paths["action"], found)
+            raise missing_columns(path, {"action": paths["action"]}, found)
     if not events:
         raise DataError(
             "expected a file of UBI events, found only queries",
@@ -192,11 +192,14 @@ def _event_columns(
     raw: ScannedTable, paths: Mapping[str, str], extra: Mapping[str, str], scanned: ScannedFiles
 ) -> ir.Table:
     columns: dict[str, Any] = {}
+    missing: dict[str, str] = {}
     for ours, path in (dict(paths) | dict(extra)).items():
         found = _resolve(raw, path)
         if found is None and ours not in ("query", "time"):
-            raise missing_column(raw.path, ours, path, list(raw.columns))
+            missing[ours] = path
         columns[ours] = _text(found)
+    if missing:
+        raise missing_columns(raw.path, missing, list(raw.columns))
     return raw.table.select(at=raw.at, **columns, **scanned.broken(raw))
 
 
