@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any, get_args
@@ -168,3 +169,15 @@ def test_compare_keeps_the_checks_with_the_log(ultr: Ultr, logs: dict[str, Click
     assert about["ubm"]["models"] == ["ubm"]
     table = (tmp_path / "out" / "table.md").read_text()
     assert table.count("licks do not fit the position-based model") == 1
+
+
+def test_a_misfit_that_hardly_moves_the_curve_is_said_to_be_one(logs: dict[str, ClickLog]) -> None:
+    found = goodness_of_fit(logs["ubm"])
+    (other,) = found.alternatives
+    assert "`ultr propensity` widens its intervals" in found.text()
+    assert found.text().endswith("Train with --model ubm.")
+    close = dataclasses.replace(other, value=found.curve * np.where(np.arange(len(found.curve)) == 2, 1.012, 1.0))
+    text = dataclasses.replace(found, alternatives=(close,)).text()
+    assert text.startswith(MISFIT)
+    assert "That hardly matters to the curve, which is off by 1.2% at most, at rank 3" in text
+    assert text.endswith("To predict clicks, --model ubm may do better.")

@@ -15,6 +15,7 @@ _TESTED = {
     "trust": "trust in high ranks",
     "noise": "clicks at random",
 }
+NEGLIGIBLE = 0.02  # share by which a curve may be off without a warning to train another model
 _CURVES = {"ubm": "a curve that depends on the last click", "trust": "a curve with false clicks taken out"}
 
 
@@ -67,7 +68,10 @@ def verdict_lines(found: GoodnessOfFit) -> list[str]:
         )
         return [fits, power, *withheld]
     failed = [check.sentence for check in found.checks if check.failed]
-    return ["The position-based model does not fit this log.", *failed, _trust(found), _advice(found.models), *withheld]
+    advice = _advice(found.models)
+    if not found.cascade and found.off is not None and abs(found.off[0]) < NEGLIGIBLE:
+        advice = f"To predict clicks, --model {found.models[0]} may do better."
+    return ["The position-based model does not fit this log.", *failed, _trust(found), advice, *withheld]
 
 
 def model_lines(found: GoodnessOfFit, checks: Collection[str]) -> list[str]:
@@ -95,9 +99,15 @@ def _trust(found: GoodnessOfFit) -> str:
         return "How far the curve is off cannot be estimated: `ultr propensity` withholds its intervals."
     others = " and ".join(_CURVES[other.model] for other in found.alternatives)
     (off, rank), curve = found.off, found.curve
+    there = f"{others} has {curve[rank - 1] * (1 + off):.3f} there in place of {curve[rank - 1]:.3f}"
+    if abs(off) < NEGLIGIBLE:
+        return (
+            f"That hardly matters to the curve, which is off by {abs(off):.1%} at most, at rank {rank}: {there}. "
+            "It can be used, and the model kept."
+        )
     return (
-        f"The curve may be off by {abs(off):.0%}, most at rank {rank}: {others} has {curve[rank - 1] * (1 + off):.3f} "
-        f"there in place of {curve[rank - 1]:.3f}. `ultr propensity` widens its intervals to hold both."
+        f"The curve may be off by {abs(off):.0%}, most at rank {rank}: {there}. `ultr propensity` widens its intervals "
+        "to hold both."
     )
 
 
