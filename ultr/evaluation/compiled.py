@@ -23,6 +23,8 @@ from ultr.sessions import Array, Sessions
 from ultr.towers import InputCheck, check_bounds, input_match
 from ultr.towers.base import still
 
+PROGRAMS = 48  # functions of models that stay compiled
+
 
 class CompiledModel:
     """Applies functions of (model, batch) to batches, compiled once per shape where the model is a Flax module.
@@ -80,7 +82,7 @@ class CompiledModel:
         # Scores do not depend on positions, so lists of candidates may be longer than the tables over ranks.
         check = self._check or partial(check_bounds, self.model, source="evaluation data")
         check(batch.unbiased() if function is _scores else batch)
-        return _compiled(function, self._split[0], options, self._split[1], batch)
+        return _compiled(function, self._split[0], options)(self._split[1], batch)
 
     def scores(self, batch: Sessions) -> np.ndarray:
         """Computes the scores [B, K] of the documents.
@@ -114,11 +116,14 @@ class CompiledModel:
         return found[0]
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _compiled(
-    function: Callable[..., Any], graph: Any, options: tuple[Hashable, ...], state: Any, batch: Sessions
-) -> Any:
-    return function(nnx.merge(graph, state), batch, *options)
+@functools.lru_cache(maxsize=PROGRAMS)
+def _compiled(function: Callable[..., Any], graph: Any, options: tuple[Hashable, ...]) -> Callable[..., Any]:
+    """Compiles a function for models of one structure; those used last are found again, older ones are let go of."""
+
+    def apply(state: Any, batch: Sessions) -> Any:
+        return function(nnx.merge(graph, state), batch, *options)
+
+    return jax.jit(apply)
 
 
 def _scores(model: Scorer, batch: Sessions) -> Array:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from functools import partial
+from collections.abc import Callable
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
@@ -21,6 +22,7 @@ from ultr.training.rows import RowRule, RowSparse, materialised, representatives
 from ultr.training.weight_report import WEIGHT_SUMS, weight_sums
 
 State = dict[str, Any]
+PROGRAMS = 12  # that stay compiled for trainings of equal structure
 
 
 class Trainer:
@@ -51,20 +53,21 @@ class Trainer:
         self._shapes = [x.shape for x in jax.tree.leaves(self._parts[0])]
         decides = (self._graph, paths, _names(self._parts[0]), self._rule, self._optax, weighs)
         try:
-            self._steps = _Steps(*decides)
-            hash(self._steps)
+            steps = _Steps(*decides)
+            hash(steps)
         except TypeError:  # a module has an attribute that cannot be compared
-            self._steps = _OwnSteps(*decides)
+            steps = _OwnSteps(*decides)
+        self._block, self._evaluate = _programs(steps)
 
     def block(
         self, state: State, scratch: jax.Array, sums: jax.Array, batches: StackedBatches, count: Any, facts: Any
     ) -> Any:
         """Makes one step on each of the first `count` of the stacked batches; uses up what it is given before them."""
-        return _block(self._steps, state, scratch, sums, batches, count, facts)
+        return self._block(state, scratch, sums, batches, count, facts)
 
     def evaluate(self, parameters: Any, sums: jax.Array, batches: StackedBatches, count: Any) -> jax.Array:
         """Adds the losses of the first `count` batches to sums [3], which are used up (`evaluation_sums`)."""
-        found: jax.Array = _evaluate(self._steps, parameters, sums, batches, count)
+        found: jax.Array = self._evaluate(parameters, sums, batches, count)
         return found
 
     def init(self) -> State:
@@ -226,14 +229,13 @@ class _OwnSteps(_Steps):
     __hash__ = object.__hash__
 
 
-@partial(jax.jit, static_argnums=0, donate_argnums=(1, 2, 3))
-def _block(steps: _Steps, *arguments: Any) -> Any:
-    return steps.block(*arguments)
-
-
-@partial(jax.jit, static_argnums=0, donate_argnums=2)
-def _evaluate(steps: _Steps, *arguments: Any) -> jax.Array:
-    return evaluation_sums(steps.graph, *arguments)
+@lru_cache(maxsize=PROGRAMS)
+def _programs(steps: _Steps) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Compiles steps and evaluation; those of the last trainings are found again, older ones are let go of."""
+    return (
+        jax.jit(steps.block, donate_argnums=(0, 1, 2)),
+        jax.jit(partial(evaluation_sums, steps.graph), donate_argnums=(1,)),
+    )
 
 
 @jax.jit
