@@ -96,7 +96,7 @@ def test_a_network_is_judged_on_graded_lists(ultr: Ultr, log: Path, collection: 
     assert trained.code == 0, trained.err
     judged = ultr("evaluate", run, collection, "--metrics", "ndcg@10,mrr@10", "--json")
     assert judged.code == 0, judged.err
-    assert set(judged.json) == {"ndcg@10", "mrr@10"}
+    assert set(judged.json) == {"ndcg@10", "mrr@10", "judged", "notes"}
     assert 0.5 < judged.json["ndcg@10"]["value"] <= 1
     low, high = judged.json["ndcg@10"]["interval"]
     assert low < judged.json["ndcg@10"]["value"] < high
@@ -104,13 +104,17 @@ def test_a_network_is_judged_on_graded_lists(ultr: Ultr, log: Path, collection: 
 
 @pytest.mark.slow
 def test_the_same_seed_gives_the_same_run_and_resume_goes_on(ultr: Ultr, log: Path, tmp_path: Path) -> None:
-    options = ("--hidden", "4", "--batch-size", "256", "--seed", "5", "--json")
-    whole = ultr("train", log, "--out", tmp_path / "a", "--epochs", 3, *options).json
+    options = ("--batch-size", "256", "--seed", "5", "--json")
     ultr("train", log, "--out", tmp_path / "b", "--epochs", 1, *options)
+    chosen = json.loads((tmp_path / "b" / "run.json").read_text())["config"]
+    given = ("--relevance", chosen["relevance"], "--l2", chosen["l2"])
+    whole = ultr("train", log, "--out", tmp_path / "a", "--epochs", 3, *given, *options).json
     rest = ultr("train", log, "--out", tmp_path / "b", "--epochs", 3, "--resume", *options)
     assert rest.code == 0, rest.err
     assert [h["loss"] for h in rest.json["history"]] == [h["loss"] for h in whole["history"]]
     assert rest.json["propensity"] == whole["propensity"]
+    first = json.loads((tmp_path / "b" / "state" / "meta.json").read_text())["settings"]["tower"]
+    assert rest.json["tower"] == first  # it is not chosen again by more epochs
 
 
 @pytest.mark.slow
@@ -146,7 +150,7 @@ def test_a_solver_trains_tables(solver: str, ultr: Ultr, log: Path, tmp_path: Pa
 def test_options_that_a_solver_does_not_heed_are_rejected(ultr: Ultr, log: Path, tmp_path: Path) -> None:
     given: dict[str, tuple[str, ...]] = {"l2_unit": ("session",), "collapse": ("never",), "resume": ()}
     given |= {"patience": ("2",), "batch_size": ("64",), "optimizer": ("adam",), "learning_rate": ("0.1",)}
-    given |= {"l2": ("1",), "epochs": ("3",), "prior": ("1",)}
+    given |= {"l2": ("1",), "epochs": ("3",), "prior": ("1",), "folds": ("3",)}
     for solver, unheeded in train.WITHOUT_EFFECT.items():
         for name in unheeded:
             option = f"--{name.replace('_', '-')}"

@@ -244,7 +244,7 @@ def test_auto_says_the_gain_of_every_candidate(tmp_path: Path, pbm_log: ClickLog
     values = chosen.facts["values"]
     assert {value["settings"]["model"] for value in values} == set(AUTO_MODELS)
     assert {value["settings"]["relevance"] for value in values} == {"linear", "mlp"}
-    assert len({value["settings"]["l2"] for value in values}) == 2
+    assert {value["settings"]["l2"] for value in values} == {3.0, 10.0, 30.0}
     assert chosen.facts["settings"] in [value["settings"] for value in values]
     assert chosen.facts["reason"]
     assert all(math.isfinite(value["lower"]) for value in values)

@@ -21,6 +21,7 @@ from ultr.cli.training_data import (
     has_network,
     hidden_widths,
     judging_folds,
+    kept_choice,
     split_sessions,
     tower_choice,
     unseen_splits,
@@ -233,7 +234,7 @@ def command(
     from ultr.study.steps import learnt_from, steps_for
     from ultr.study.support import check_support
     from ultr.study.tower_choice import tower_settings
-    from ultr.study.tower_factory import ModelConfig, resolve_relevance
+    from ultr.study.tower_factory import ModelConfig, check_rows, resolve_relevance
     from ultr.towers import row_tables, withheld_ranks
     from ultr.training import fit, save, solve
     from ultr.training.checkpoint import facts_of
@@ -282,6 +283,7 @@ def command(
     refuse_in_vain([*_in_vain(spec, train, found, judged=is_judged), InVain("l2_unit", l2 is None, "without --l2")])
     if found in TABLES and spec.reads_documents and (apart := unseen_splits(log, train, split)) is not None:
         click.echo(f"note: {apart}", err=True)
+    check_rows(rows, found)
     choice = None
     if has_network(spec, found) and solver == "gradient":
         method = StudyMethod(
@@ -295,7 +297,9 @@ def command(
             learning_rate=learning_rate,
             options=chosen,
         )
-        choice = tower_choice(method, tower_settings(relevance, found, l2), train, seed=seed)
+        choice = kept_choice(out) if resume else None
+        if choice is None:
+            choice = tower_choice(method, tower_settings(relevance, found, l2), train, seed=seed)
         found = choice.setting.relevance
         if l2 is None:
             l2, l2_unit = choice.setting.l2, "query"
@@ -338,6 +342,7 @@ def command(
         by_rows = kind.startswith("lazy") and not row_tables(untrained)
         refuse_in_vain([InVain("optimizer", by_rows, f"as {kind}: this model has no document table. Choose adam")])
         settings = options | {"optimizer": kind, "learning_rate": learning_rate}
+        settings |= {"tower": choice.facts} if choice is not None and choice.facts else {}
         loop: dict[str, Any] = {"epochs": epochs or 20, "batch_size": batch_size, "patience": patience}
         loop |= {
             "l2": l2 or 0.0,
@@ -352,7 +357,7 @@ def command(
             )
             loop |= {name: value for name, value in steps._asdict().items() if not is_given(name)}
             click.echo(f"note: {data.never_shown_text()}", err=True)
-        options = settings | loop | {"collapse": collapse}
+        options = options | {"optimizer": kind, "learning_rate": learning_rate} | loop | {"collapse": collapse}
         fitted = fit(
             untrained,
             data,

@@ -205,6 +205,16 @@ def _shows_two_queries(log: ClickLog) -> bool:
     return False
 
 
+def kept_choice(out: Path) -> TowerChoice | None:
+    """Returns the choice of an interrupted run, which more epochs do not change; None where it made or kept none."""
+    from ultr.study.tower_choice import TowerChoice, TowerSetting
+    from ultr.training.checkpoint import read_meta
+
+    state = out / "state"
+    facts = read_meta(state).get("settings", {}).get("tower") if (state / "meta.json").exists() else None
+    return TowerChoice(TowerSetting(**facts["settings"]), facts, []) if facts else None
+
+
 def tower_choice(method: StudyMethod, settings: Sequence[TowerSetting], train: ClickLog, *, seed: int) -> TowerChoice:
     """Chooses the tower of a method and the strength of its prior, where there is a choice.
 

@@ -87,6 +87,17 @@ def resolve_relevance(name: str, data: ClickLog | Collection) -> str:
     return name
 
 
+def check_rows(rows: int | None, relevance: str) -> None:
+    """Checks that shared rows are asked for of a compressed table alone.
+
+    Raises:
+      ConfigError: they are not.
+    """
+    if rows is not None and relevance not in COMPRESSED_TABLES:
+        known = ", ".join(COMPRESSED_TABLES)
+        raise ConfigError(f"rows belong to a compressed table ({known}); the relevance is '{relevance}'")
+
+
 def stored_features(log: ClickLog) -> np.ndarray | None:
     """Returns the features [V + 1, F] of a log by document id, where they are few enough to lie in every model."""
     values: np.ndarray | None = log.vocabulary.features
@@ -125,9 +136,7 @@ class TowerFactory:
         if config.transform not in towers.Scaler.transforms:
             known = ", ".join(towers.Scaler.transforms)
             raise ConfigError(f"unknown transform '{config.transform}'; known: {known}")
-        if config.rows is not None and self.relevance not in COMPRESSED_TABLES:
-            known = ", ".join(COMPRESSED_TABLES)
-            raise ConfigError(f"rows belong to a compressed table ({known}); the relevance is '{self.relevance}'")
+        check_rows(config.rows, self.relevance)
 
     def again(self) -> TowerFactory:
         """Returns a factory that makes the same towers from the first on."""
