@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import json
 import os
@@ -21,6 +22,19 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_num_cpu_devices", 2)
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+MOST_MAPPINGS = 20_000  # of memory, of which compiled programs take some each; Linux allows 65,530 to a process
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compiled_programs_let_go_of() -> Iterator[None]:
+    """Frees what was compiled for the tests of a module where a process has come to hold much."""
+    yield
+    mappings = Path("/proc/self/maps")
+    if mappings.exists() and mappings.read_text().count("\n") > MOST_MAPPINGS:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture
