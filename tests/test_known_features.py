@@ -101,7 +101,7 @@ def test_files_without_features_take_those_of_the_vocabulary(tmp_path: Path, nam
     parent = prepare_collection(letor(tmp_path / "a.txt", first, named=named), tmp_path / "a", format="letor")
     bare = letor(tmp_path / "b.txt", first, named=named, width=0)
     lists = prepare_collection(bare, tmp_path / "b", format="letor", vocabulary=parent)
-    rows = "".join(f"s,{query},{'d' * named}{place},{place},1\n" for query in (1, 2) for place in (1, 2))
+    rows = "".join(f"s,{query},{'d' * named}{place},{place},{place - 1}\n" for query in (1, 2) for place in (1, 2))
     (tmp_path / "log.csv").write_text("session,query,document,rank,click\n" + rows)
     log = prepare_log(tmp_path / "log.csv", tmp_path / "log", vocabulary=parent)
     for found in (lists, ClickLog.open(log.path)):

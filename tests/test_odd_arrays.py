@@ -67,7 +67,7 @@ FIELDS: dict[str, np.ndarray] = {
 # What means the same numbers, or others that the field may hold.
 VALID: dict[str, set[str]] = {
     "clicks": {"whole floats", "half floats"},
-    "labels": {"nan", "fractional", "negative", "huge", "unsigned", "whole floats", "half floats"},
+    "labels": {"nan", "fractional", "negative", "whole floats", "half floats"},
     "query": {"whole floats", "half floats"},
     "weight": {"fractional", "huge", "unsigned", "whole floats", "half floats"},
     "document": {
@@ -280,7 +280,8 @@ def test_numbers_that_float32_cannot_hold_are_refused(field: str, given: Any) ->
     values = replaced(FIELDS[field], given, type(given))
     with pytest.raises(DataError, match=rf"{field}\]?': expected finite"):
         sessions(field, values).validate()
-    assert sessions(field, replaced(FIELDS[field], 1e30)).validate()
+    large = 31.0 if field == "labels" else 1e30  # grades end there
+    assert sessions(field, replaced(FIELDS[field], large)).validate()
 
 
 @pytest.mark.parametrize("initial", [1e300, 10**400, "a", [1e300, 0.0], [math.nan, 0.0], [[0.0, 0.0]]])

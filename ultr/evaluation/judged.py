@@ -94,7 +94,8 @@ def judged_documents(compiled: CompiledModel, graded: GradedLists, batch_size: i
             where &= np.isin(batch.query, graded.queries)[:, None]
         never = np.zeros(1, bool)
         if by_table:
-            ids = np.asarray(whole_feature(bound.matched(batch).features[DOCUMENT])).astype(np.int64)[where]
+            with np.errstate(invalid="ignore"):  # what is no id is refused where the model looks it up
+                ids = np.asarray(whole_feature(bound.matched(batch).features[DOCUMENT])).astype(np.int64)[where]
             never = ids == 0 if shown is None else ~shown.holds(np.maximum(ids, 0))
         highest = np.max(labels, axis=1, where=where, initial=-np.inf)
         relevant = highest > 0
