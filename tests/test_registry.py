@@ -31,9 +31,9 @@ TRAINED = {name: spec for name, spec in METHODS.items() if spec.trained_on_log}
 def test_rows_name_what_is_made(tmp_path: Path) -> None:
     rows = [
         {"session": str(i), "query": 0, "documents": list(d), "ranks": [1, 2, 3], "clicks": [1, 1, 1]}
-        for i, d in enumerate([(1, 2, 3), (2, 3, 1), (3, 1, 2)] * 20)
+        for i, d in enumerate([(1, 2, 3), (2, 3, 1), (3, 1, 2)] * 2000)
     ]
-    log = write_log(tmp_path / "log", rows)
+    log = write_log(tmp_path / "log", rows, step=2000)
     built = {
         name: build_model(ModelConfig(model=name, relevance="table"), log)
         for name in TRAINED
